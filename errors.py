@@ -1,0 +1,25 @@
+"""Bad input: one clear line on stderr and exit status 2, never a traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class BadInput(Exception):
+    """The user's input cannot be used. The message says what, where and what to do, in one line."""
+
+
+def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
+    """A phrase naming the valid names closest to ``name``, to end an error message with."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, count, cutoff=0.5) or valid[:count]
+    return "nearest: " + ", ".join(close)
+
+
+def exit_on_bad_input(main: Callable[[], None]) -> None:
+    """Run ``main``; turn `BadInput` into its line on stderr and exit status 2."""
+    try:
+        main()
+    except BadInput as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

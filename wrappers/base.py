@@ -1,0 +1,93 @@
+"""What the environments of all suites have in common: pixels, action range, repeat, seeds, information."""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict
+
+
+class SimulatorStep(NamedTuple):
+    """One step of a simulator: ``discount`` is 0 only where the task truly ended."""
+
+    reward: float
+    discount: float = 1.0
+    success: float | None = None  # None where the suite does not define success
+
+
+class PixelEnv(gymnasium.Env):
+    """A simulator seen through its camera, with actions in [-1, 1].
+
+    Observations are a dict: ``image`` (size, size, 3) uint8, and the suite's low-dimensional entries, each a
+    1-D float32 array. The frame is drawn once an agent step, whatever the action repeat.
+    ``info`` has ``discount`` and, only in suites that define it, ``success`` (1.0 on a step that succeeds).
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
+    render_mode = "rgb_array"
+    has_success = False
+
+    def __init__(self, description: dict[str, Any], low: np.ndarray, high: np.ndarray):
+        """Take ``description`` (see `wrappers.make_env`) and the simulator's own action bounds, each (A,)."""
+        self.description = description
+        self._action_low, self._action_high = low.astype(np.float64), high.astype(np.float64)
+        self.action_space = Box(-1.0, 1.0, low.shape, np.float32)
+        size = description["size"]
+        spaces = {"image": Box(0, 255, (size, size, 3), np.uint8)}
+        for name, value in self._low_dimensional().items():
+            spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)
+        self.observation_space = Dict(spaces)
+
+    @abstractmethod
+    def _begin(self, seed: int) -> None:
+        """Start an episode of the simulator that depends on ``seed`` alone."""
+
+    @abstractmethod
+    def _advance(self, action: np.ndarray) -> SimulatorStep:
+        """Step the simulator once with an action (A,) in its own range."""
+
+    @abstractmethod
+    def _draw(self) -> np.ndarray:
+        """The camera's frame, (size, size, 3) uint8, a new array."""
+
+    @abstractmethod
+    def _low_dimensional(self) -> dict[str, np.ndarray]:
+        """The suite's own observation entries, of any shape."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start an episode: `seed` determines all of it; without one, the seeds of earlier resets go on."""
+        super().reset(seed=seed)
+        # A new simulator seed an episode, drawn here: nothing left in the simulator from before can matter.
+        self._begin(int(self.np_random.integers(2**31)))
+        info = {"discount": 1.0}
+        if self.has_success:
+            info["success"] = 0.0
+        return self._observation(), info
+
+    def step(self, action: np.ndarray):
+        """Repeat ``action`` (A,), in [-1, 1]; the reward is the sum over the repeat."""
+        action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        action = self._action_low + (action + 1.0) * 0.5 * (self._action_high - self._action_low)
+        reward, discount, success = 0.0, 1.0, 0.0
+        for _ in range(self.description["action_repeat"]):
+            result = self._advance(action)
+            reward += float(result.reward)
+            discount *= float(result.discount)
+            success = max(success, float(result.success or 0.0))
+            if discount == 0.0:
+                break
+        info = {"discount": discount}
+        if self.has_success:
+            info["success"] = success
+        return self._observation(), reward, discount == 0.0, False, info
+
+    def render(self) -> np.ndarray:
+        """The present frame, (size, size, 3) uint8, as the agent sees it."""
+        image = self._draw()
+        # Copied: renderers hand out views of their own buffers, some read-only or with negative strides.
+        return np.array(image[::-1] if self.description["flip"] else image, order="C")
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        low = {name: np.array(value, np.float32).ravel() for name, value in self._low_dimensional().items()}
+        return {"image": self.render(), **low}

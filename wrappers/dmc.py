@@ -17,12 +17,24 @@ from wrappers.rendering import FrameRenderer, camera_name
 # isort: split
 from dm_control import suite
 from dm_control.rl.control import Environment
-from dm_control.suite import common
+from dm_control.suite import common, quadruped
 
 ACTION_REPEAT = 2
 FLIP = False
 OVERLAYS = Path(__file__).resolve().parent.parent / "modified_dmc_xml"
 _ORIENTATIONS = ("quat", "axisangle", "xyaxes", "zaxis", "euler")
+
+
+class _NumpyWithIn1d:
+    """NumPy, with the alias that left it in 2.4 and that dm_control 1.0.28's quadruped still calls."""
+
+    in1d = staticmethod(np.isin)
+
+    def __getattr__(self, name: str):
+        return getattr(np, name)
+
+
+quadruped.np = _NumpyWithIn1d()
 
 
 def default_camera(domain: str) -> int:

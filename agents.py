@@ -1,0 +1,206 @@
+"""The two agents: a DreamerV2 learner each, and what ties them together. The peer is an argument, never an attribute."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import models
+from models import ActorCritic, Config, Seen, WorldModel
+from networks import State
+from tools import linear_schedule
+
+Batch = dict[str, Tensor]
+Metrics = dict[str, Tensor | float]
+
+
+class Optimizer:
+    """AdamW with a clipped gradient norm, over the parameters of the modules it is given and no others."""
+
+    def __init__(self, modules: Iterable[nn.Module], lr: float, config: Config):
+        self.parameters = [p for module in modules for p in module.parameters()]
+        self.clip = config.grad_clip
+        self.adam = torch.optim.AdamW(
+            self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=True
+        )
+
+    def step(self, loss: Tensor, retain_graph: bool = False) -> Tensor:
+        """One update. Gradients are computed for the own parameters alone, so nothing else has to be frozen."""
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward(inputs=self.parameters, retain_graph=retain_graph)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.adam.step()
+        return norm
+
+
+class Agent:
+    """DreamerV2: a world model (phi), and an actor (psi) and a critic (xi) that learn in its imagination.
+
+    ``action_dim`` is the agent's own action size, that of its actor and its data; ``model_action_dim`` the larger
+    of the two domains', to which the world model pads. The actor's entropy counts its own actions only.
+    """
+
+    def __init__(self, config: Config, action_dim: int, model_action_dim: int, device: torch.device):
+        self.config, self.device, self.action_dim = config, device, action_dim
+        self.world = WorldModel(config, model_action_dim).to(device)
+        self.behaviour = ActorCritic(config, self.world.rssm.feat_size, action_dim).to(device)
+        self.model_opt = Optimizer([self.world], config.model_lr, config)
+        self.actor_opt = Optimizer([self.behaviour.actor], config.actor_lr, config)
+        self.critic_opt = Optimizer([self.behaviour.critic], config.value_lr, config)
+        self.behaviour_updates = 0
+        self.scales = {"image": 1.0, "reward": config.reward_scale, "kl": config.kl_scale}
+        if config.pred_discount:
+            self.scales["discount"] = config.discount_scale
+
+    @torch.no_grad()
+    def act(self, image: np.ndarray, state: State | None, first: np.ndarray, sample: bool) -> tuple[np.ndarray, State]:
+        """One policy step for N environments: image (N, H, W, 3) uint8, first (N,) bool where an episode begins.
+
+        Returns the actions (N, own A) float32, sampled or the mode, and the state to pass in at the next step.
+        """
+        rssm, n = self.world.rssm, len(image)
+        if state is None:
+            state = {**rssm.initial(n), "action": torch.zeros(n, self.action_dim, device=self.device)}
+        keep = torch.as_tensor(~first, device=self.device).float().unsqueeze(-1)  # (N, 1)
+        state = {k: v * keep for k, v in state.items()}
+        with self.autocast():
+            seen = self.world.observe(torch.as_tensor(image, device=self.device)[:, None], state.pop("action")[:, None], state)
+            policy = self.behaviour.actor(seen.feat[:, -1])
+            action = policy.sample() if sample else policy.mode
+        return action.cpu().numpy(), {"stoch": seen.post["stoch"][:, -1], "deter": seen.post["deter"][:, -1], "action": action}
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def update_behaviour(self, post: State, constraint: Callable[[Tensor, Tensor], Tensor] | None = None) -> Metrics:
+        """One update of the actor (Eq. 7, 10) and the critic (Eq. 6, 11) on rollouts from ``post``, (B, T, ...)."""
+        config, behaviour = self.config, self.behaviour
+        if self.behaviour_updates % config.slow_target_update == 0:
+            behaviour.slow_critic.load_state_dict(behaviour.critic.state_dict())
+        self.behaviour_updates += 1
+        with self.autocast():
+            rolled = behaviour.imagine(self.world, models.start_states(post), config.imag_horizon)
+            reward = self.world.reward(rolled.feat[:-1])  # (H, N)
+            discount = self.world.predicted_discount(rolled.feat[:-1], config.discount)
+            slow_value = behaviour.slow_critic(rolled.feat)  # (H + 1, N)
+            returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
+            ones = torch.ones_like(discount[:1])
+            weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # the chance, discounted, to get to s_t
+            actor_loss = behaviour.actor_loss(rolled, returns, slow_value[:-1], weight, config)
+            critic_loss, constrained = behaviour.critic_loss(rolled.feat[:-1], returns, weight, constraint)
+        metrics = {
+            "actor_loss": actor_loss,
+            "critic_loss": critic_loss,
+            "value_constraint": constrained,
+            "imagined_return": returns.mean(),
+            "imagined_reward": reward.mean(),
+            "value": slow_value.mean(),
+            "actor_entropy": rolled.entropy.mean(),
+            "actor_grad_norm": self.actor_opt.step(actor_loss),
+            "critic_grad_norm": self.critic_opt.step(critic_loss),
+        }
+        return {k: v.detach() for k, v in metrics.items()}
+
+    def _step_model(self, losses: dict[str, Tensor], plain_kl: Tensor, scales: dict[str, float]) -> Metrics:
+        total = models.weighted_sum(losses, scales)
+        metrics = {f"{name}_loss": loss for name, loss in losses.items()}
+        metrics |= {"model_loss": total, "kl": plain_kl, "model_grad_norm": self.model_opt.step(total)}
+        return {k: v.detach() for k, v in metrics.items()}
+
+    def state_dict(self) -> dict:
+        return {
+            "world": self.world.state_dict(),
+            "behaviour": self.behaviour.state_dict(),
+            **{name: getattr(self, name).adam.state_dict() for name in ("model_opt", "actor_opt", "critic_opt")},
+            "behaviour_updates": self.behaviour_updates,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.world.load_state_dict(state["world"])
+        self.behaviour.load_state_dict(state["behaviour"])
+        for name in ("model_opt", "actor_opt", "critic_opt"):
+            getattr(self, name).adam.load_state_dict(state[name])
+        self.behaviour_updates = state["behaviour_updates"]
+
+
+class SourceAgent(Agent):
+    """The online agent of the source simulator: phi', psi', xi'. Stage B trains its world model."""
+
+    def eta(self, step: int) -> float:
+        """Eq. 5's eta after ``step`` agent steps of stage B: from ``eta_start`` to ``eta_end`` over ``eta_steps``."""
+        return linear_schedule(step, self.config.eta_start, self.config.eta_end, self.config.eta_steps)
+
+    def update(self, batch: Batch, target_batch: Batch | None = None, *, step: int) -> Metrics:
+        """One update of world model, actor and critic on source data; with ``target_batch``, stage B (Eq. 4, 5).
+
+        Both batches hold image (B, T, H, W, 3) uint8, action (B, T, own A), reward and discount (B, T). ``step``
+        counts the source agent steps since stage B began.
+        """
+        with self.autocast():
+            if target_batch is None:
+                seen = self.world.observe(batch["image"], batch["action"])
+                losses, kl = self.world.losses(seen, batch, self.config)
+                extra = {}
+            else:
+                seen, losses, kl, extra = self._aligned_losses(batch, target_batch, self.eta(step))
+        metrics = self._step_model(losses, kl, self.scales)
+        return {**metrics, **extra, **self.update_behaviour(seen.post)}
+
+    def _aligned_losses(self, batch: Batch, target_batch: Batch, eta: float) -> tuple[Seen, dict, Tensor, Metrics]:
+        """Eq. 2 with its reward term replaced by Eq. 5. One scan filters both domains' sequences side by side."""
+        actions = [models.pad_action(b["action"], self.world.action_dim) for b in (batch, target_batch)]
+        both = self.world.observe(torch.cat([batch["image"], target_batch["image"]]), torch.cat(actions))
+        seen, seen_target = both.split(len(batch["image"]))
+        losses, kl = self.world.losses(seen, batch, self.config)
+        predicted = self.world.reward(seen_target.feat)  # (B, T)
+        relabelled = models.relabel_reward(predicted, target_batch["reward"], self.config.target_informed_factor)
+        target_nll = models.scalar_nll(predicted, relabelled).mean()
+        losses["reward"] = models.reward_alignment(losses["reward"], target_nll, eta)
+        return seen, losses, kl, {"reward_alignment": target_nll.detach(), "eta": eta}
+
+
+class TargetAgent(Agent):
+    """The offline agent of the dataset: phi, psi, xi. Stage A trains its world model, stage C its critic."""
+
+    def __init__(self, config: Config, action_dim: int, model_action_dim: int, device: torch.device):
+        super().__init__(config, action_dim, model_action_dim, device)
+        self.aligned_scales = {**self.scales, "state_alignment": config.state_alignment_scale}
+
+    def update(self, batch: Batch, source: SourceAgent | None = None) -> Metrics:
+        """One update of world model (Eq. 3), critic (Eq. 6) and actor (Eq. 7) on the dataset's ``batch``."""
+        seen, metrics = self._update_model(batch, source)
+        constraint = None
+        if source is not None and self.config.value_constraint != "off":
+            constraint = self._constraint(source)
+        return {**metrics, **self.update_behaviour(seen.post, constraint)}
+
+    def update_model(self, batch: Batch, source: SourceAgent | None = None) -> Metrics:
+        """One update of the world model alone (Eq. 3): the warm-up."""
+        return self._update_model(batch, source)[1]
+
+    def _update_model(self, batch: Batch, source: SourceAgent | None) -> tuple[Seen, Metrics]:
+        scales = self.scales
+        with self.autocast():
+            seen = self.world.observe(batch["image"], batch["action"])
+            losses, kl = self.world.losses(seen, batch, self.config)
+            if source is not None and self.config.state_alignment:
+                scales = self.aligned_scales
+                with torch.no_grad():
+                    source_embed = source.world.encoder(batch["image"])
+                losses["state_alignment"] = models.state_alignment(source_embed, seen.embed)
+        metrics = self._step_model(losses, kl, scales)
+        if "state_alignment_loss" in metrics:
+            metrics["state_alignment"] = metrics.pop("state_alignment_loss")
+        return seen, metrics
+
+    def _constraint(self, source: SourceAgent) -> Callable[[Tensor, Tensor], Tensor]:
+        """Eq. 6's alpha term: the source critic, a constant, reads the target's features."""
+        config = self.config
+
+        def constraint(value: Tensor, feat: Tensor) -> Tensor:
+            with torch.no_grad():
+                source_value = source.behaviour.critic(feat)
+            return config.value_constraint_scale * models.value_constraint(value, source_value, config.value_constraint)
+
+        return constraint

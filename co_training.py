@@ -1,0 +1,167 @@
+"""CoWorld: co-train an online agent in a source simulator and an offline agent on a target dataset (Algorithm 1).
+
+python co_training.py --source_task walker_walk --target_task walker_downhill --offline_traindir DIR --configs defaults dmc
+"""
+
+import csv
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import config as settings
+from agents import Agent
+from driver import Scores
+from errors import BadInput, exit_on_bad_input
+from run import Interrupted, Phase, Run
+from wrappers import parse_task
+
+
+def algorithm_1(config: SimpleNamespace) -> list[Phase]:
+    """The phases of a run in order: pretraining, warm-up, then rounds of offline and online phases."""
+    phases = [Phase("evaluate_random"), *source_agent_alone(config, config.pretrain_steps)]
+    for _ in range(config.warmup_rounds):
+        phases.append(Phase("target_model", config.warmup_updates))
+        phases.append(Phase("source", config.warmup_steps, aligned=config.reward_alignment))
+    for r in range(1, config.rounds + 1):
+        phases.append(Phase("evaluate_target", round=r))
+        phases.append(Phase("target", config.target_iterations, round=r))
+        if r < config.rounds:
+            phases.append(Phase("source", config.source_iterations, round=r, aligned=config.reward_alignment))
+    return [*phases, Phase("evaluate_target", round=config.rounds)]
+
+
+def source_agent_alone(config: SimpleNamespace, steps: int) -> list[Phase]:
+    """DreamerV2 online: random steps, the first updates, then ``steps`` agent steps."""
+    return [Phase("prefill", config.prefill), Phase("source_updates", config.pretrain), Phase("source", steps)]
+
+
+# One function a phase. Each counts its iterations through `run.iterations`, which also resumes, saves and logs.
+
+
+def prefill(run: Run, phase: Phase) -> None:
+    """Random steps in the source simulator, so that there is something to learn from."""
+    for _ in run.iterations(phase):
+        run.collector.step()
+        run.progress.source_steps += 1
+
+
+def source_updates(run: Run, phase: Phase) -> None:
+    """Updates of the source agent without stepping its simulator."""
+    for _ in run.iterations(phase):
+        update_source(run, aligned=False)
+
+
+def source(run: Run, phase: Phase) -> None:
+    """Online phase: step the source simulator; train the source agent (Eq. 2, with Eq. 5 where aligned)."""
+    policy = run.policy(run.source, sample=True)
+    for _ in run.iterations(phase):
+        run.collector.step(policy)
+        run.progress.source_steps += 1
+        run.progress.aligned_steps += phase.aligned
+        if run.progress.source_steps % run.config.train_every == 0:
+            update_source(run, phase.aligned)
+
+
+def update_source(run: Run, aligned: bool) -> None:
+    batch, target_batch = run.batch("source"), run.batch("target") if aligned else None
+    run.logger.add("source", run.source.update(batch, target_batch, step=run.progress.aligned_steps))
+    run.progress.source_updates += 1
+
+
+def target_model(run: Run, phase: Phase) -> None:
+    """Warm-up: the target's world model alone (Eq. 3)."""
+    for _ in run.iterations(phase):
+        run.logger.add("target", run.target.update_model(run.batch("target"), run.source))
+        run.progress.target_updates += 1
+
+
+def target(run: Run, phase: Phase) -> None:
+    """Offline phase: train the target agent on the dataset (Eq. 3, imagine, Eq. 6, Eq. 7)."""
+    for _ in run.iterations(phase):
+        run.progress.target_iterations += 1
+        if run.progress.target_iterations % run.config.train_every == 0:
+            run.logger.add("target", run.target.update(run.batch("target"), run.source))
+            run.progress.target_updates += 1
+
+
+def evaluate_random(run: Run, phase: Phase) -> None:
+    """The random policy's score in the target simulator: what learning has to beat."""
+    record_score(run, phase, "target", run.score(None, "target"))
+
+
+def evaluate_target(run: Run, phase: Phase) -> None:
+    """Score the target agent, acting with its mode, in its simulator, which nothing else steps."""
+    evaluate(run, phase, "target", run.target)
+
+
+def evaluate_source(run: Run, phase: Phase) -> None:
+    evaluate(run, phase, "source", run.source)
+
+
+def evaluate(run: Run, phase: Phase, domain: str, agent: Agent) -> None:
+    scores = run.score(run.policy(agent, sample=False), domain)
+    record_score(run, phase, domain, scores)
+    run.logger.video(f"{domain}/evaluation", scores.frames, run.progress.step)
+    run.last_score = scores.mean
+
+
+def record_score(run: Run, phase: Phase, domain: str, scores: Scores) -> None:
+    """A line of scores.csv, and a point of the evaluation curves."""
+    counts = {k: getattr(run.progress, k) for k in ("step", "source_steps", "target_updates")}
+    success = "" if scores.success is None else scores.success
+    results = {"mean": scores.mean, "std": scores.std, "success": success, "episodes": len(scores.returns)}
+    run.logger.score(domain=domain, phase=phase.kind, round=phase.round, **counts, **results)
+
+
+PHASES = {
+    f.__name__: f
+    for f in (prefill, source_updates, source, target_model, target, evaluate_random, evaluate_target, evaluate_source)
+}
+
+
+def train(run: Run) -> None:
+    """Every phase that is left, in order. `Interrupted` once Ctrl-C or SIGTERM has been heeded."""
+    for phase in run.phases[run.progress.phase :]:
+        PHASES[phase.kind](run, phase)
+        run.finish_phase(phase)
+
+
+def summary(run: Run) -> str:
+    """The scores of a finished run as a short table."""
+    with (run.logdir / "scores.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["domain"] == "target"]
+    names = {"evaluate_random": "random policy", "evaluate_target": "before round"}
+    lines = [f"{run.tasks['target']:32} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
+    for i, row in enumerate(rows):
+        name = "CoWorld, end" if i == len(rows) - 1 else names[row["phase"]] + f" {row['round'].strip('0')}"
+        success = f"{float(row['success']):.0%}" if row["success"] else "-"
+        lines.append(f"{name:32} {float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}")
+    return "\n".join([*lines, f"run directory: {run.logdir}"])
+
+
+def default_logdir(config: SimpleNamespace) -> Path:
+    """Determined by the command, so that the same command finds its run again."""
+    tasks = [str(parse_task(t)) for t in (config.source_task, config.target_task)]
+    return Path("runs") / "-".join([tasks[0], "to", tasks[1], *config.configs, f"seed{config.seed}"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config, _ = settings.parse(settings.parser(__doc__), arguments)
+    for key in ("source_task", "target_task", "offline_traindir"):
+        if not getattr(config, key):
+            raise BadInput(f"--{key} is missing (see --help)")
+    config.logdir = config.logdir or str(default_logdir(config))
+    run = Run(config, algorithm_1(config))
+    run.handle_signals()
+    try:
+        train(run)
+        print(summary(run))
+    except Interrupted:
+        print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)
+        sys.exit(128 + run.stop_signal)
+    finally:
+        run.close()
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

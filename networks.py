@@ -1,0 +1,244 @@
+"""The networks of DreamerV2: encoder, decoder, recurrent state-space model, heads and their distributions.
+
+Symbols used in the shapes: B sequences, T steps, S latent variables, K classes of each (categorical latent),
+D deterministic units, E embedding, A actions (padded to the larger domain), F = S * K + D features.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough
+
+State = dict[str, Tensor]  # deter, stoch and the parameters of the distribution that stoch was drawn from
+
+
+def mlp(inputs: int, outputs: int, layers: int, units: int, act: str) -> nn.Sequential:
+    """``layers`` hidden layers of ``units`` with the activation named ``act``, and a linear output."""
+    sizes = [inputs] + [units] * layers
+    hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), getattr(nn, act)())]
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
+
+
+def scale_image(image: Tensor) -> Tensor:
+    """uint8 (..., H, W, 3) in 0..255 to float (..., H, W, 3) in -0.5..0.5."""
+    return image.to(torch.float32) / 255.0 - 0.5
+
+
+class ConvEncoder(nn.Module):
+    """Images to embeddings, by 4x4 convolutions of stride 2 until fewer than 4 pixels are left.
+
+    64 pixels take the four layers of DreamerV2 (64, 31, 14, 6, 2), 32 pixels three, 128 pixels five.
+    """
+
+    def __init__(self, size: int, depth: int, act: str):
+        super().__init__()
+        layers, channels = [], 3
+        while size >= 4:
+            width = depth * 2 ** (len(layers) // 2)
+            layers += [nn.Conv2d(channels, width, 4, stride=2), getattr(nn, act)()]
+            channels, size = width, (size - 4) // 2 + 1
+        self.layers = nn.Sequential(*layers)
+        self.embed = channels * size * size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, T, H, W, 3) uint8 -> (B, T, E)."""
+        x = scale_image(image).flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, 3, H, W)
+        return self.layers(x).reshape(*image.shape[:2], -1)
+
+
+def decoder_sizes(size: int) -> list[tuple[int, int]]:
+    """(kernel, output pixels) of each stride-2 transposed convolution from 1 pixel up to ``size``.
+
+    64 pixels give the kernels 5, 5, 6, 6 of DreamerV2; the first acts on one pixel, so its kernel is its output.
+    """
+    stages = []
+    while size > 6:
+        kernel = 6 if size % 2 == 0 else 5
+        stages.append((kernel, size))
+        size = (size - kernel) // 2 + 1
+    return [(size, size), *reversed(stages)]
+
+
+class ConvDecoder(nn.Module):
+    """Features to the mean of a unit Gaussian over the image, by transposed convolutions of stride 2."""
+
+    def __init__(self, feat: int, size: int, depth: int, act: str):
+        super().__init__()
+        (first, _), *stages = decoder_sizes(size)
+        widths = [depth * 2 ** max(len(stages) - 1 - i, 0) for i in range(len(stages))] + [3]
+        # A transposed convolution of one pixel is a matrix product, and much faster as one.
+        self.dense = nn.Linear(feat, 32 * depth)
+        self.first = nn.Linear(32 * depth, widths[0] * first * first)
+        self.shape = (widths[0], first, first)
+        layers = []
+        for (kernel, _), a, b in zip(stages, widths[:-1], widths[1:], strict=True):
+            layers += [getattr(nn, act)(), nn.ConvTranspose2d(a, b, kernel, stride=2)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """(B, T, F) -> (B, T, H, W, 3), in the scale of `scale_image`."""
+        x = self.first(self.dense(feat.flatten(0, 1))).unflatten(-1, self.shape)
+        return self.layers(x).permute(0, 2, 3, 1).unflatten(0, feat.shape[:2])
+
+
+class NormGRUCell(nn.Module):
+    """The GRU of DreamerV2: one layer norm over the three gates, and an update gate that starts half closed."""
+
+    def __init__(self, inputs: int, deter: int):
+        super().__init__()
+        self.gates = nn.Linear(inputs + deter, 3 * deter, bias=False)
+        self.norm = nn.LayerNorm(3 * deter)
+
+    def forward(self, x: Tensor, deter: Tensor) -> Tensor:
+        """x (N, I), deter (N, D) -> the next deter (N, D)."""
+        reset, cand, update = self.norm(self.gates(torch.cat([x, deter], -1))).chunk(3, -1)
+        cand = torch.tanh(torch.sigmoid(reset) * cand)
+        return torch.lerp(deter, cand, torch.sigmoid(update - 1))
+
+
+class RSSM(nn.Module):
+    """The recurrent state-space model: h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), posterior q(z_t | h_t, e_t), prior p(z_t | h_t).
+
+    ``discrete`` classes make the latent categorical (the paper: 32 x 32); 0 makes it Gaussian (the release).
+    Only what is recurrent runs step by step: the projections of embeddings and actions come before the scan and
+    the prior after it, each as one matrix product over all steps.
+    """
+
+    def __init__(self, embed: int, action: int, *, stoch: int, deter: int, hidden: int, discrete: int, min_std: float, act: str):
+        super().__init__()
+        self.stoch, self.deter, self.discrete, self.min_std = stoch, deter, discrete, min_std
+        self.stoch_size = stoch * (discrete or 1)
+        self.feat_size = self.stoch_size + deter
+        stats = stoch * (discrete or 2)
+        self.act = getattr(nn, act)()
+        self.action_in = nn.Linear(action, hidden)
+        self.stoch_in = nn.Linear(self.stoch_size, hidden, bias=False)
+        self.cell = NormGRUCell(hidden, deter)
+        self.prior_hidden, self.prior_out = nn.Linear(deter, hidden), nn.Linear(hidden, stats)
+        self.post_embed = nn.Linear(embed, hidden)
+        self.post_deter, self.post_out = nn.Linear(deter, hidden, bias=False), nn.Linear(hidden, stats)
+
+    def initial(self, batch: int) -> State:
+        """The zero state before an episode's first action: stoch (batch, S * K), deter (batch, D)."""
+        zeros = self.action_in.weight.new_zeros
+        return {"stoch": zeros(batch, self.stoch_size), "deter": zeros(batch, self.deter)}
+
+    def observe(self, embed: Tensor, action: Tensor, state: State | None = None) -> tuple[State, State]:
+        """Filter a sequence: embed (B, T, E), action (B, T, A), where action t led to embedding t.
+
+        Returns (posterior, prior): dicts of deter (B, T, D), stoch (B, T, S * K) and the distribution's
+        parameters (B, T, ...).
+        """
+        state = state or self.initial(embed.shape[0])
+        stoch, deter = state["stoch"], state["deter"]
+        action_part, embed_part = self.action_in(action).unbind(1), self.post_embed(embed).unbind(1)
+        deters, stats, stochs = [], [], []
+        for a, e in zip(action_part, embed_part, strict=True):
+            deter = self.cell(self.act(a + self.stoch_in(stoch)), deter)
+            stat = self.post_out(self.act(self.post_deter(deter) + e))
+            stoch = self._sample(self._split(stat))
+            deters.append(deter), stats.append(stat), stochs.append(stoch)
+        deter = torch.stack(deters, 1)
+        post = {"deter": deter, "stoch": torch.stack(stochs, 1), **self._split(torch.stack(stats, 1))}
+        return post, {"deter": deter, **self._prior(deter)}
+
+    def imagine_step(self, state: State, action: Tensor) -> State:
+        """One step of the prior: state of (N, ...), action (N, A) -> the next state, with a sampled stoch."""
+        deter = self.cell(self.act(self.action_in(action) + self.stoch_in(state["stoch"])), state["deter"])
+        prior = self._prior(deter)
+        return {"deter": deter, "stoch": self._sample(prior), **prior}
+
+    def dist(self, state: State) -> Distribution:
+        """The latent's distribution: event (S, K) one-hot for a categorical latent, (S,) for a Gaussian one."""
+        if self.discrete:
+            return Independent(OneHotCategoricalStraightThrough(logits=state["logit"], validate_args=False), 1)
+        return Independent(Normal(state["mean"], state["std"], validate_args=False), 1)
+
+    @staticmethod
+    def feat(state: State) -> Tensor:
+        """(..., F): what every head reads."""
+        return torch.cat([state["stoch"], state["deter"]], -1)
+
+    def _prior(self, deter: Tensor) -> State:
+        return self._split(self.prior_out(self.act(self.prior_hidden(deter))))
+
+    def _split(self, stat: Tensor) -> State:
+        stat = stat.float()  # distributions stay in float32 under autocast
+        if self.discrete:
+            return {"logit": stat.unflatten(-1, (self.stoch, self.discrete))}
+        mean, std = stat.chunk(2, -1)
+        return {"mean": mean, "std": 2 * torch.sigmoid(std / 2) + self.min_std}
+
+    def _sample(self, parameters: State) -> Tensor:
+        sample = self.dist(parameters).rsample()
+        return sample.flatten(-2) if self.discrete else sample
+
+
+class TruncatedNormal(Distribution):
+    """A normal of the given mean and std (before truncation), truncated to [-1, 1]; event per element.
+
+    torch has none. Sampling inverts the distribution function, so that gradients reach mean and std.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = True
+    edge = 1e-6
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__(mean.shape, validate_args=False)
+        self.loc, self.scale = mean, std
+        self.low, self.high = (-1 - mean) / std, (1 - mean) / std
+        self.cdf_low = torch.special.ndtr(self.low)
+        self.mass = torch.special.ndtr(self.high) - self.cdf_low
+
+    @property
+    def mode(self) -> Tensor:
+        return self.loc.clamp(-1, 1)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        uniform = torch.rand(self._extended_shape(sample_shape), device=self.loc.device)
+        cdf = (self.cdf_low + uniform * self.mass).clamp(self.edge, 1 - self.edge)
+        return (self.loc + self.scale * torch.special.ndtri(cdf)).clamp(-1 + self.edge, 1 - self.edge)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        z = (value - self.loc) / self.scale
+        return -0.5 * z**2 - 0.5 * math.log(2 * math.pi) - (self.scale * self.mass).log()
+
+    def entropy(self) -> Tensor:
+        def density(x: Tensor) -> Tensor:
+            return torch.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
+
+        edges = (self.low * density(self.low) - self.high * density(self.high)) / (2 * self.mass)
+        return 0.5 * math.log(2 * math.pi * math.e) + (self.scale * self.mass).log() + edges
+
+
+class Actor(nn.Module):
+    """Features to a truncated normal over the agent's own A actions, before any padding."""
+
+    def __init__(self, feat: int, action: int, *, layers: int, units: int, act: str, min_std: float):
+        super().__init__()
+        self.layers, self.min_std = mlp(feat, 2 * action, layers, units, act), min_std
+
+    def forward(self, feat: Tensor) -> TruncatedNormal:
+        """(..., F) -> a distribution over (..., A)."""
+        mean, std = self.layers(feat).float().chunk(2, -1)
+        return TruncatedNormal(torch.tanh(mean), 2 * torch.sigmoid(std / 2) + self.min_std)
+
+
+class ScalarHead(nn.Module):
+    """Features to one number: the mean of a unit Gaussian (reward, value) or a logit (discount)."""
+
+    def __init__(self, feat: int, *, layers: int, units: int, act: str):
+        super().__init__()
+        self.layers = mlp(feat, 1, layers, units, act)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """(..., F) -> (...)."""
+        return self.layers(feat).float().squeeze(-1)
+
+
+def pad_action(action: Tensor, size: int) -> Tensor:
+    """Zeros after the last action, (..., A) -> (..., size): both domains' models take the larger action size."""
+    return F.pad(action, (0, size - action.shape[-1]))

@@ -1,0 +1,319 @@
+"""One run: its agents, data, simulators and records, how they are saved, and how a phase counts its iterations."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import driver
+import tools
+from agents import Agent, SourceAgent, TargetAgent
+from config import ARCHITECTURE, to_yaml
+from errors import BadInput
+from replay import OfflineDataset, OnlineReplay
+from wrappers import make_env, parse_task
+
+CHECKPOINT = "checkpoint.pt"
+SAME_RUN = ("source_task", "target_task", "seed", *ARCHITECTURE)  # what must not change when a run resumes
+EVALUATION_SEED = 10_000  # apart from the seeds of training episodes
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run: ``kind`` names its loop in co_training.py, ``iterations`` its length."""
+
+    kind: str
+    iterations: int = 1
+    round: int = 0
+    aligned: bool = False  # stage B (reward alignment) is on
+
+
+@dataclass
+class Progress:
+    """Every counter of a run; all of it is saved."""
+
+    phase: int = 0  # phases finished
+    iteration: int = 0  # iterations finished of the phase under way
+    step: int = 0  # iterations of all phases: the curves' axis
+    source_steps: int = 0  # agent steps in the source simulator
+    aligned_steps: int = 0  # those since stage B began, eta's clock
+    source_updates: int = 0
+    target_iterations: int = 0
+    target_updates: int = 0
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; the run has been saved."""
+
+
+def environment(config: SimpleNamespace, task: str) -> gymnasium.Env:
+    """The simulator of ``task`` under the run's settings."""
+    repeat = getattr(config, f"{parse_task(task).suite}_action_repeat")
+    return make_env(
+        task, size=config.size[0], action_repeat=repeat, time_limit=config.time_limit, render=config.render
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """auto, cpu or cuda to a device. BadInput if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"device {name!r} is not known; give auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"device {name}: torch {torch.__version__} finds no GPU here; use --device cpu")
+    return device
+
+
+class Run:
+    """Everything a run holds. With a target it co-trains; without one it is the source agent alone, online.
+
+    Attributes: config, phases, progress, source, target (agents, target may be None), replay, dataset, collector,
+    logger, last_score. Building one resumes from ``logdir`` if it holds a checkpoint.
+    """
+
+    def __init__(self, config: SimpleNamespace, phases: list[Phase]):
+        self.config, self.phases = config, phases
+        self.logdir = Path(config.logdir).expanduser()
+        self.device = pick_device(config.device)
+        self.tasks = {"source": str(parse_task(config.source_task))}
+        self.dataset = None
+        if config.target_task:
+            self.tasks["target"] = str(parse_task(config.target_task))
+            if not config.offline_traindir:
+                raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
+            self.dataset = OfflineDataset(config.offline_traindir, size=config.size[0], length=config.batch_length)
+        self._check_schedule()
+        saved = self._read_saved()
+        tools.seed_everything(config.seed)
+        self.envs: dict[tuple[str, str], gymnasium.Env] = {}
+        self._build_agents()
+        self.replay = OnlineReplay(self.logdir / "source_replay", capacity=config.replay_size)
+        self.collector = driver.Collector(self.env("source", "collection"), self._episode_finished, config.seed)
+        self.sampling = {name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("source", "target"), 1)}
+        self.progress, self.last_score = Progress(), None
+        self.stop_signal: int | None = None
+        self._restore(saved)
+
+    # Parts
+
+    def env(self, domain: str, use: str) -> gymnasium.Env:
+        """The domain's simulator for ``use``, collection or evaluation, made when first asked for."""
+        if (domain, use) not in self.envs:
+            self.envs[domain, use] = environment(self.config, self.tasks[domain])
+        return self.envs[domain, use]
+
+    def batch(self, domain: str) -> dict[str, torch.Tensor]:
+        """A batch of the domain's data on the device: image, action, reward, discount, (B, T, ...)."""
+        store = self.replay if domain == "source" else self.dataset
+        arrays = store.sample(self.config.batch_size, self.config.batch_length, self.sampling[domain])
+        return tools.to_device(arrays, self.device)
+
+    def policy(self, agent: Agent, sample: bool) -> driver.Policy:
+        return lambda image, state, first: agent.act(image, state, first, sample)
+
+    def _build_agents(self) -> None:
+        action = {"source": self.env("source", "collection").action_space.shape[0]}
+        if self.dataset is not None:
+            action["target"] = self.dataset.action_dim
+            expected = self.env("target", "evaluation").action_space.shape[0]
+            if expected != self.dataset.action_dim:
+                raise BadInput(
+                    f"--offline_traindir {self.config.offline_traindir}: its actions have {self.dataset.action_dim} "
+                    f"dimensions, those of {self.tasks['target']} have {expected}; give that task's dataset"
+                )
+        largest = max(action.values())
+        self.source = SourceAgent(self.config, action["source"], largest, self.device)
+        self.target = None
+        if self.dataset is not None:
+            self.target = TargetAgent(self.config, action["target"], largest, self.device)
+
+    def _check_schedule(self) -> None:
+        config = self.config
+        if config.prefill < config.time_limit:
+            raise BadInput(f"prefill {config.prefill} is shorter than an episode, time_limit {config.time_limit}; raise it")
+        if config.time_limit + 1 < config.batch_length:
+            raise BadInput(f"batch_length {config.batch_length} is longer than an episode of {config.time_limit} steps; lower it")
+        if config.eta_steps == 0:
+            config.eta_steps = sum(p.iterations for p in self.phases if p.kind == "source" and p.aligned)
+
+    def _episode_finished(self, episode: dict[str, np.ndarray]) -> None:
+        self.replay.add_episode(episode)
+        metrics = {"episode_return": float(episode["reward"].sum()), "episode_length": len(episode["reward"]) - 1}
+        if "success" in episode:
+            metrics["episode_success"] = float(episode["success"].max())
+        self.logger.add("source", metrics)
+
+    # The count of iterations
+
+    def iterations(self, phase: Phase) -> Iterator[int]:
+        """Count the iterations of ``phase`` that are left, with what goes on beside them: the bar, points of the
+        curves, videos, checkpoints, and the stop that Ctrl-C or SIGTERM asks for."""
+        config, progress = self.config, self.progress
+        name = f"{phase.kind.replace('_', ' ')}{f' {phase.round}/{config.rounds}' if phase.round else ''}"
+        with tqdm(total=phase.iterations, initial=progress.iteration, desc=name, dynamic_ncols=True) as bar:
+            while progress.iteration < phase.iterations:
+                yield progress.iteration
+                progress.iteration += 1
+                progress.step += 1
+                bar.update()
+                if progress.step % config.log_every == 0:
+                    self.write_point(phase)
+                    bar.set_postfix(self._postfix(phase))
+                if config.video_every and progress.step % config.video_every == 0:
+                    self.draw_predictions()
+                if self.stop_signal is not None or progress.step % config.checkpoint_every == 0:
+                    self.save()
+                self.stop_if_asked()
+
+    def finish_phase(self, phase: Phase) -> None:
+        self.write_point(phase)
+        self.progress.phase += 1
+        self.progress.iteration = 0
+        self.save()
+
+    def write_point(self, phase: Phase) -> None:
+        p = self.progress
+        counts = {"source_steps": p.source_steps, "target_updates": p.target_updates}
+        self.logger.write(p.step, phase=phase.kind, round=phase.round, **counts)
+
+    def _postfix(self, phase: Phase) -> dict[str, str]:
+        domain = "target" if phase.kind.startswith("target") else "source"
+        shown = {"image": "image_loss", "kl": "kl", "value": "value", "return": "episode_return"}
+        latest = self.logger.latest
+        bar = {k: f"{latest[f'{domain}/{v}']:.3g}" for k, v in shown.items() if f"{domain}/{v}" in latest}
+        return bar | ({} if self.last_score is None else {"score": f"{self.last_score:.1f}"})
+
+    def draw_predictions(self) -> None:
+        """Videos of both domains: the truth, the prediction from 5 frames and the actions, and the difference."""
+        with torch.random.fork_rng():
+            for domain, agent in (("source", self.source), ("target", self.target)):
+                store = self.replay if domain == "source" else self.dataset
+                if agent is None or store.episodes == 0:
+                    continue
+                rng = np.random.default_rng([self.config.seed, self.progress.step])
+                batch = tools.to_device(store.sample(4, self.config.batch_length, rng), self.device)
+                frames = prediction_frames(agent, batch)
+                self.logger.video(f"{domain}/open_loop", frames, self.progress.step)
+
+    def score(self, policy: driver.Policy | None, domain: str) -> driver.Scores:
+        """`driver.evaluate` with a bar, for ``eval_episodes``; no policy is the random one."""
+        env, seed = self.env(domain, "evaluation"), EVALUATION_SEED + self.config.seed
+        policy = policy or driver.RandomPolicy(env.action_space, np.random.default_rng(seed))
+        steps = self.config.eval_episodes * self.config.time_limit
+        with tqdm(total=steps, desc=f"evaluate {domain}", dynamic_ncols=True, leave=False) as bar:
+
+            def between(_: int) -> None:
+                bar.update()
+                self.stop_if_asked()
+
+            return driver.evaluate(policy, env, self.config.eval_episodes, seed, between)
+
+    # Stopping, saving, resuming
+
+    def handle_signals(self) -> None:
+        """Let the first Ctrl-C or SIGTERM save before the run ends; a second one ends it at once."""
+
+        def remember(number: int, _: Any) -> None:
+            self.stop_signal = number
+            signal.signal(number, signal.SIG_DFL)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, remember)
+
+    def stop_if_asked(self) -> None:
+        if self.stop_signal is not None:
+            raise Interrupted
+
+    def save(self) -> None:
+        """Write the whole state of the run, atomically."""
+        state = {
+            "config": dict(vars(self.config)),
+            "progress": asdict(self.progress),
+            "last_score": self.last_score,
+            "agents": {name: agent.state_dict() for name, agent in self._agents()},
+            "replay": self.replay.state_dict(),
+            "collector": self.collector.state_dict(),
+            "sampling": {name: tools.generator_state(rng) for name, rng in self.sampling.items()},
+            "random": tools.torch_random_state(),
+            "logger": self.logger.state(),
+            "environments": {d: env.get_wrapper_attr("description") for (d, _), env in self.envs.items()},
+        }
+        tools.save_checkpoint(self.logdir / CHECKPOINT, state)
+        self.replay.forget_dropped()
+
+    def _agents(self) -> list[tuple[str, Agent]]:
+        return [("source", self.source)] + ([("target", self.target)] if self.target else [])
+
+    def _read_saved(self) -> dict[str, Any] | None:
+        """The checkpoint of the run directory, if any; BadInput if it belongs to another run."""
+        try:
+            self.logdir.mkdir(parents=True, exist_ok=True)
+            probe = self.logdir / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadInput(f"--logdir {self.logdir} cannot be written: {error.strerror}; choose another") from None
+        for leftover in self.logdir.glob(f".{CHECKPOINT}.*tmp"):
+            leftover.unlink()
+        if not (self.logdir / CHECKPOINT).exists():
+            return None
+        saved = tools.load_checkpoint(self.logdir / CHECKPOINT)
+        old, new = saved["config"], {**vars(self.config), **{f"{d}_task": t for d, t in self.tasks.items()}}
+        for domain in ("source", "target"):
+            if old.get(f"{domain}_task"):
+                old[f"{domain}_task"] = str(parse_task(old[f"{domain}_task"]))
+        for key in SAME_RUN:
+            if old.get(key) != new[key]:
+                raise BadInput(
+                    f"{self.logdir} holds a run with {key} {old.get(key)}, not {new[key]}: "
+                    f"give the old value to resume it, or another --logdir"
+                )
+        return saved
+
+    def _restore(self, saved: dict[str, Any] | None) -> None:
+        if saved is None:
+            self.replay.load_state_dict({"episodes": [], "added": 0})  # clears what a run killed early left
+            self.logger = tools.Logger(self.logdir)
+            (self.logdir / "config.yaml").write_text(to_yaml(self.config))
+            return
+        self.progress = Progress(**saved["progress"])
+        self.last_score = saved["last_score"]
+        for name, agent in self._agents():
+            agent.load_state_dict(saved["agents"][name])
+        self.replay.load_state_dict(saved["replay"])
+        self.logger = tools.Logger(self.logdir, saved["logger"]["sizes"], self.progress.step)
+        self.logger.load_state(saved["logger"])
+        held = saved["collector"]["policy_state"]
+        saved["collector"]["policy_state"] = held and {k: v.to(self.device) for k, v in held.items()}
+        self.collector.load_state_dict(saved["collector"])
+        for name, rng in self.sampling.items():
+            tools.restore_generator(rng, saved["sampling"][name])
+        tools.restore_torch_random(saved["random"])
+        (self.logdir / "config.yaml").write_text(to_yaml(self.config))
+        print(f"resuming {self.logdir} at step {self.progress.step}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close simulators and records; a simulator left to the interpreter's exit would complain there."""
+        self.logger.close()
+        for env in self.envs.values():
+            env.close()
+
+
+def prediction_frames(agent: Agent, batch: dict[str, torch.Tensor], context: int = 5) -> np.ndarray:
+    """Truth, open-loop prediction and their difference in three rows, a column a sequence: uint8 (T, H', W', 3)."""
+    truth = batch["image"]
+    predicted = agent.world.open_loop(truth, batch["action"], min(context, truth.shape[1] - 1))
+    error = ((predicted.float() - truth.float()) / 2 + 127.5).to(torch.uint8)
+    rows = torch.cat([truth, predicted, error], 2)  # (B, T, 3 H, W, 3)
+    return rows.permute(1, 2, 0, 3, 4).flatten(2, 3).cpu().numpy()

@@ -1,0 +1,168 @@
+"""The run's records: curves, scores, videos, checkpoints; and schedules and seeding."""
+
+import csv
+import io
+import json
+import math
+import pickle
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from errors import BadInput
+from formats.npz import write_atomically
+
+
+def linear_schedule(step: int, start: float, end: float, steps: int) -> float:
+    """From ``start`` at step 0 to ``end`` at ``steps`` and after."""
+    share = min(max(step / steps, 0.0), 1.0) if steps > 0 else 1.0
+    return start + (end - start) * share
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (every device), numpy and Python's own generator, for code that draws from the global ones."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def generator_state(generator: np.random.Generator) -> str:
+    """A numpy generator's state as text, which a checkpoint can hold."""
+    return json.dumps(generator.bit_generator.state)
+
+
+def restore_generator(generator: np.random.Generator, state: str) -> None:
+    generator.bit_generator.state = json.loads(state)
+
+
+def torch_random_state() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def restore_torch_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """A sampled batch as tensors on ``device``; images stay uint8, a quarter of the traffic."""
+    tensors = {k: torch.from_numpy(v) for k, v in batch.items()}
+    if device.type == "cuda":
+        return {k: v.pin_memory().to(device, non_blocking=True) for k, v in tensors.items()}
+    return tensors
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A checkpoint's state. It is data only: nothing in it is executed. BadInput if it is no whole checkpoint."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"no checkpoint at {path}; train first, or give the run's directory") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise BadInput(f"checkpoint {path} cannot be read ({reason}); remove it to start the run anew") from None
+
+
+def encode_gif(frames: np.ndarray, fps: int) -> bytes:
+    """uint8 (T, H, W, 3) -> the bytes of a looping GIF."""
+    images = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=1000 // fps, loop=0)
+    return buffer.getvalue()
+
+
+class Logger:
+    """Curves and videos of one run: TensorBoard events and metrics.jsonl under the same names, and scores.csv.
+
+    Metrics may be tensors on any device. They are summed there and read once, when `write` draws the point.
+    """
+
+    SCORES = ("step", "domain", "phase", "round", "source_steps", "target_updates", "mean", "std", "success", "episodes")
+
+    def __init__(self, directory: Path, sizes: dict[str, int] | None = None, step: int | None = None):
+        """``sizes`` and ``step``, from a checkpoint's `state`, cut off what a killed run wrote after it."""
+        self.metrics_file, self.scores_file = directory / "metrics.jsonl", directory / "scores.csv"
+        self.videos = directory / "videos"
+        self.videos.mkdir(exist_ok=True)
+        for file in (self.metrics_file, self.scores_file):
+            with file.open("ab") as handle:
+                handle.truncate((sizes or {}).get(file.name, 0))
+        if not self.scores_file.stat().st_size:
+            self._append(self.scores_file, ",".join(self.SCORES) + "\n")
+        self.writer = SummaryWriter(str(directory), purge_step=None if step is None else step + 1)
+        self.sums: dict[str, Tensor | float] = {}
+        self.counts: dict[str, int] = {}
+        self.latest: dict[str, float] = {}
+        self.warned = False
+
+    def add(self, prefix: str, metrics: dict[str, Tensor | float]) -> None:
+        """Count values towards the mean of ``prefix/name`` at the next `write`."""
+        for name, value in metrics.items():
+            key = f"{prefix}/{name}"
+            self.sums[key] = self.sums.get(key, 0.0) + value
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def write(self, step: int, **context: int | str) -> None:
+        """One point of every curve that has values, at ``step``; ``context`` goes into the line of metrics.jsonl."""
+        if not self.sums:
+            return
+        point = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
+        self.sums.clear(), self.counts.clear()
+        for key, value in point.items():
+            self.writer.add_scalar(key, value, step)
+        wrong = [key for key, value in point.items() if not math.isfinite(value)]
+        if wrong and not self.warned:
+            print(f"warning: {wrong[0]} is not finite at step {step}; lower the learning rates", file=sys.stderr)
+            self.warned = True
+        finite = {key: value if math.isfinite(value) else str(value) for key, value in point.items()}
+        self._append(self.metrics_file, json.dumps({"step": step, **context, **finite}) + "\n")
+        self.latest.update(point)
+
+    def score(self, **row: Any) -> None:
+        """One line of scores.csv; ``success`` is empty where the suite has none."""
+        text = io.StringIO()
+        csv.DictWriter(text, self.SCORES, lineterminator="\n").writerow(row)
+        self._append(self.scores_file, text.getvalue())
+        for name in ("mean", "success"):
+            if row[name] != "":
+                self.writer.add_scalar(f"{row['domain']}/eval_{'return' if name == 'mean' else name}", row[name], row["step"])
+
+    def video(self, name: str, frames: np.ndarray, step: int, fps: int = 20) -> None:
+        """uint8 (T, H, W, 3) as a GIF, in TensorBoard and as videos/NAME-STEP.gif."""
+        gif = encode_gif(frames, fps)
+        path = self.videos / f"{name.replace('/', '-')}-{step:07d}.gif"
+        write_atomically(path, lambda file: file.write(gif))
+        _, height, width, _ = frames.shape
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        self.writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def state(self) -> dict[str, Any]:
+        """What `Logger` needs to go on after this moment: file sizes, and the sums of the point under way."""
+        self.writer.flush()
+        sums = {k: float(v) for k, v in self.sums.items()}
+        sizes = {f.name: f.stat().st_size for f in (self.metrics_file, self.scores_file)}
+        return {"sizes": sizes, "sums": sums, "counts": dict(self.counts), "latest": dict(self.latest)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.sums, self.counts, self.latest = dict(state["sums"]), dict(state["counts"]), dict(state["latest"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+    @staticmethod
+    def _append(path: Path, text: str) -> None:
+        with path.open("a") as file:
+            file.write(text)

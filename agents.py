@@ -49,7 +49,7 @@ class Agent:
         self.actor_opt = Optimizer([self.behaviour.actor], config.actor_lr, config)
         self.critic_opt = Optimizer([self.behaviour.critic], config.value_lr, config)
         self.behaviour_updates = 0
-        self.scales = {"image": 1.0, "reward": config.reward_scale, "kl": config.kl_scale}
+        self.scales = {"image": config.image_scale, "reward": config.reward_scale, "kl": config.kl_scale}
         if config.pred_discount:
             self.scales["discount"] = config.discount_scale
 
@@ -80,7 +80,7 @@ class Agent:
             behaviour.slow_critic.load_state_dict(behaviour.critic.state_dict())
         self.behaviour_updates += 1
         with self.autocast():
-            rolled = behaviour.imagine(self.world, models.start_states(post), config.imag_horizon)
+            rolled = behaviour.imagine(self.world, models.start_states(post, config.imag_starts), config.imag_horizon)
             reward = self.world.reward(rolled.feat[:-1])  # (H, N)
             discount = self.world.predicted_discount(rolled.feat[:-1], config.discount)
             slow_value = behaviour.slow_critic(rolled.feat)  # (H + 1, N)

@@ -9,10 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import config as settings
-from agents import Agent
 from driver import Scores
 from errors import BadInput, exit_on_bad_input
-from run import Interrupted, Phase, Run
+from run import Interrupted, Phase, Run, agent_policy
 from wrappers import parse_task
 
 
@@ -23,11 +22,11 @@ def algorithm_1(config: SimpleNamespace) -> list[Phase]:
         phases.append(Phase("target_model", config.warmup_updates))
         phases.append(Phase("source", config.warmup_steps, aligned=config.reward_alignment))
     for r in range(1, config.rounds + 1):
-        phases.append(Phase("evaluate_target", round=r))
+        phases.append(Phase("evaluate", round=r))
         phases.append(Phase("target", config.target_iterations, round=r))
         if r < config.rounds:
             phases.append(Phase("source", config.source_iterations, round=r, aligned=config.reward_alignment))
-    return [*phases, Phase("evaluate_target", round=config.rounds)]
+    return [*phases, Phase("evaluate", round=config.rounds)]
 
 
 def source_agent_alone(config: SimpleNamespace, steps: int) -> list[Phase]:
@@ -53,7 +52,7 @@ def source_updates(run: Run, phase: Phase) -> None:
 
 def source(run: Run, phase: Phase) -> None:
     """Online phase: step the source simulator; train the source agent (Eq. 2, with Eq. 5 where aligned)."""
-    policy = run.policy(run.source, sample=True)
+    policy = agent_policy(run.source, sample=True)
     for _ in run.iterations(phase):
         run.collector.step(policy)
         run.progress.source_steps += 1
@@ -85,37 +84,29 @@ def target(run: Run, phase: Phase) -> None:
 
 
 def evaluate_random(run: Run, phase: Phase) -> None:
-    """The random policy's score in the target simulator: what learning has to beat."""
-    record_score(run, phase, "target", run.score(None, "target"))
+    """The random policy's score in the domain's simulator: what learning has to beat."""
+    record_score(run, phase, run.score(None, phase.domain))
 
 
-def evaluate_target(run: Run, phase: Phase) -> None:
-    """Score the target agent, acting with its mode, in its simulator, which nothing else steps."""
-    evaluate(run, phase, "target", run.target)
-
-
-def evaluate_source(run: Run, phase: Phase) -> None:
-    evaluate(run, phase, "source", run.source)
-
-
-def evaluate(run: Run, phase: Phase, domain: str, agent: Agent) -> None:
-    scores = run.score(run.policy(agent, sample=False), domain)
-    record_score(run, phase, domain, scores)
-    run.logger.video(f"{domain}/evaluation", scores.frames, run.progress.step)
+def evaluate(run: Run, phase: Phase) -> None:
+    """Score the domain's agent, acting with its mode. Of the target's simulator there is no other use."""
+    agent = {"source": run.source, "target": run.target}[phase.domain]
+    scores = run.score(agent_policy(agent, sample=False), phase.domain)
+    record_score(run, phase, scores)
+    run.logger.video(f"{phase.domain}/evaluation", scores.frames, run.progress.step)
     run.last_score = scores.mean
 
 
-def record_score(run: Run, phase: Phase, domain: str, scores: Scores) -> None:
+def record_score(run: Run, phase: Phase, scores: Scores) -> None:
     """A line of scores.csv, and a point of the evaluation curves."""
     counts = {k: getattr(run.progress, k) for k in ("step", "source_steps", "target_updates")}
     success = "" if scores.success is None else scores.success
     results = {"mean": scores.mean, "std": scores.std, "success": success, "episodes": len(scores.returns)}
-    run.logger.score(domain=domain, phase=phase.kind, round=phase.round, **counts, **results)
+    run.logger.score(domain=phase.domain, phase=phase.kind, round=phase.round, **counts, **results)
 
 
 PHASES = {
-    f.__name__: f
-    for f in (prefill, source_updates, source, target_model, target, evaluate_random, evaluate_target, evaluate_source)
+    f.__name__: f for f in (prefill, source_updates, source, target_model, target, evaluate_random, evaluate)
 }
 
 
@@ -130,7 +121,7 @@ def summary(run: Run) -> str:
     """The scores of a finished run as a short table."""
     with (run.logdir / "scores.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["domain"] == "target"]
-    names = {"evaluate_random": "random policy", "evaluate_target": "before round"}
+    names = {"evaluate_random": "random policy", "evaluate": "before round"}
     lines = [f"{run.tasks['target']:32} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
     for i, row in enumerate(rows):
         name = "CoWorld, end" if i == len(rows) - 1 else names[row["phase"]] + f" {row['round'].strip('0')}"
@@ -145,6 +136,18 @@ def default_logdir(config: SimpleNamespace) -> Path:
     return Path("runs") / "-".join([tasks[0], "to", tasks[1], *config.configs, f"seed{config.seed}"])
 
 
+def carry_out(run: Run) -> None:
+    """Train ``run`` to its end; if Ctrl-C or SIGTERM breaks it off, say how to go on and exit."""
+    run.handle_signals()
+    try:
+        train(run)
+    except Interrupted:
+        print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)
+        sys.exit(128 + run.stop_signal)
+    finally:
+        run.close()
+
+
 def main(arguments: list[str] | None = None) -> None:
     config, _ = settings.parse(settings.parser(__doc__), arguments)
     for key in ("source_task", "target_task", "offline_traindir"):
@@ -152,15 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise BadInput(f"--{key} is missing (see --help)")
     config.logdir = config.logdir or str(default_logdir(config))
     run = Run(config, algorithm_1(config))
-    run.handle_signals()
-    try:
-        train(run)
-        print(summary(run))
-    except Interrupted:
-        print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)
-        sys.exit(128 + run.stop_signal)
-    finally:
-        run.close()
+    carry_out(run)
+    print(summary(run))
 
 
 if __name__ == "__main__":

@@ -248,6 +248,14 @@ class ActorCritic(nn.Module):
         return loss, extra.detach().mean()
 
 
-def start_states(post: State) -> State:
-    """Every posterior state of a batch as a start, cut from its history: (B, T, ...) -> (B * T, ...)."""
-    return {k: v.detach().flatten(0, 1) for k, v in post.items()}
+def start_states(post: State, count: int = 0) -> State:
+    """Posterior states of a batch as starts, cut from their history: (B, T, ...) -> (N, ...).
+
+    N is B * T, or ``count`` of them drawn at random without replacement.
+    """
+    flat = {k: v.detach().flatten(0, 1) for k, v in post.items()}
+    deter = flat["deter"]
+    if not 0 < count < len(deter):
+        return flat
+    chosen = torch.randperm(len(deter), device=deter.device)[:count]
+    return {k: v[chosen] for k, v in flat.items()}

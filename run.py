@@ -33,6 +33,7 @@ class Phase:
     kind: str
     iterations: int = 1
     round: int = 0
+    domain: str = "target"  # whose agent an evaluation scores
     aligned: bool = False  # stage B (reward alignment) is on
 
 
@@ -60,6 +61,11 @@ def environment(config: SimpleNamespace, task: str) -> gymnasium.Env:
     return make_env(
         task, size=config.size[0], action_repeat=repeat, time_limit=config.time_limit, render=config.render
     )
+
+
+def agent_policy(agent: Agent, sample: bool) -> driver.Policy:
+    """The agent acting with samples of its policy, or with its mode."""
+    return lambda image, state, first: agent.act(image, state, first, sample)
 
 
 def pick_device(name: str) -> torch.device:
@@ -118,9 +124,6 @@ class Run:
         store = self.replay if domain == "source" else self.dataset
         arrays = store.sample(self.config.batch_size, self.config.batch_length, self.sampling[domain])
         return tools.to_device(arrays, self.device)
-
-    def policy(self, agent: Agent, sample: bool) -> driver.Policy:
-        return lambda image, state, first: agent.act(image, state, first, sample)
 
     def _build_agents(self) -> None:
         action = {"source": self.env("source", "collection").action_space.shape[0]}
@@ -247,6 +250,7 @@ class Run:
             "sampling": {name: tools.generator_state(rng) for name, rng in self.sampling.items()},
             "random": tools.torch_random_state(),
             "logger": self.logger.state(),
+            "actions": {name: agent.action_dim for name, agent in self._agents()},
             "environments": {d: env.get_wrapper_attr("description") for (d, _), env in self.envs.items()},
         }
         tools.save_checkpoint(self.logdir / CHECKPOINT, state)
@@ -308,6 +312,18 @@ class Run:
         self.logger.close()
         for env in self.envs.values():
             env.close()
+
+
+def load_agent(logdir: Path, domain: str, device: torch.device) -> tuple[Agent, SimpleNamespace]:
+    """The ``source`` or ``target`` agent of a run's checkpoint, and the run's settings. BadInput if there is none."""
+    saved = tools.load_checkpoint(Path(logdir).expanduser() / CHECKPOINT)
+    if domain not in saved["agents"]:
+        raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}; give --agent")
+    config = SimpleNamespace(**saved["config"])
+    kind = {"source": SourceAgent, "target": TargetAgent}[domain]
+    agent = kind(config, saved["actions"][domain], max(saved["actions"].values()), device)
+    agent.load_state_dict(saved["agents"][domain])
+    return agent, config
 
 
 def prediction_frames(agent: Agent, batch: dict[str, torch.Tensor], context: int = 5) -> np.ndarray:

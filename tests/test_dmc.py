@@ -1,16 +1,8 @@
 """dm_control: task names, the six modified bodies, seeds, drawing."""
 
-import os
-import subprocess
-import sys
-import warnings
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
-from rollouts import assert_same, rollout
+from rollouts import assert_same, in_worker, rollout, run_python
 
 from errors import BadInput
 from wrappers import Task, backend, dmc, make_env, parse_task, tasks
@@ -137,14 +129,7 @@ def test_unknown_task_names_the_nearest():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_gymnasium_check(task):
-    env = make_env(task)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that joint angles have no bounds, and that there is no registry entry
-        check_env(env)
-        check_env(env.unwrapped)
-    env.close()
+    check_with_gymnasium(task)
 
 
 @pytest.mark.parametrize(
@@ -158,11 +143,6 @@ def test_other_tasks_of_the_suite(task):
     assert image.shape == (32, 32, 3) and image.std() > 1
     np.testing.assert_array_equal(first["image"], env.reset(seed=1)[0]["image"])
     env.close()
-
-
-def in_worker(function, *arguments):
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def test_seed_determines_the_episode_here_and_in_a_worker():
@@ -281,14 +261,6 @@ def test_osmesa_is_next_when_egl_fails(monkeypatch):
     adopted = []
     monkeypatch.setattr(backend, "_adopt", adopted.append)
     assert backend.choose_backend() == "osmesa" and adopted == ["osmesa"]
-
-
-def run_python(code, **environment):
-    kept = {
-        k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", backend._CHECKED, "PYOPENGL_PLATFORM")
-    }
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, timeout=120)
 
 
 def test_users_choice_that_cannot_draw_is_one_clear_line():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from wrappers.base import PixelEnv, SimulatorStep
+from wrappers.patches import NumpyWith
 from wrappers.rendering import FrameRenderer, camera_name
 
 # dm_control reads which OpenGL library to use when it is imported; the import above has chosen it.
@@ -23,18 +24,8 @@ ACTION_REPEAT = 2
 FLIP = False
 OVERLAYS = Path(__file__).resolve().parent.parent / "modified_dmc_xml"
 _ORIENTATIONS = ("quat", "axisangle", "xyaxes", "zaxis", "euler")
-
-
-class _NumpyWithIn1d:
-    """NumPy, with the alias that left it in 2.4 and that dm_control 1.0.28's quadruped still calls."""
-
-    in1d = staticmethod(np.isin)
-
-    def __getattr__(self, name: str):
-        return getattr(np, name)
-
-
-quadruped.np = _NumpyWithIn1d()
+# An alias that left NumPy in 2.4, and that dm_control 1.0.28 still calls there.
+quadruped.np = NumpyWith(in1d=np.isin)
 
 
 def default_camera(domain: str) -> int:

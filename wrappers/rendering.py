@@ -65,8 +65,8 @@ class FrameRenderer:
     It keeps one OpenGL context for its life: use it in the thread that made it, and close it.
     """
 
-    def __init__(self, model: mujoco.MjModel, size: int, camera: str | int, quality: str):
-        self._camera = camera_id(model, camera)
+    def __init__(self, model: mujoco.MjModel, size: int, camera: str | int | mujoco.MjvCamera, quality: str):
+        self._camera = camera if isinstance(camera, mujoco.MjvCamera) else camera_id(model, camera)
         with _drawing_settings(model, size, quality):
             self._renderer = mujoco.Renderer(model, size, size)
         if quality == "fast":

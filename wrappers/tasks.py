@@ -18,6 +18,20 @@ _NAMES = {
         quadruped_fetch reacher_easy reacher_hard stacker_stack_2 stacker_stack_4 swimmer_swimmer6
         swimmer_swimmer15 walker_stand walker_walk walker_run walker_downhill walker_uphill
         walker_nofoot cheetah_downhill cheetah_uphill cheetah_nopaw""",
+    "metaworld": """
+        assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall
+        button-press button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble
+        door-close door-lock door-open door-unlock drawer-close drawer-open faucet-close faucet-open
+        hammer hand-insert handle-press-side handle-press handle-pull-side handle-pull lever-pull
+        peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall
+        plate-slide-back-side plate-slide-back plate-slide-side plate-slide push-back push push-wall
+        reach reach-wall shelf-place soccer stick-pull stick-push sweep-into sweep window-close
+        window-open""",
+    "robodesk": """
+        open_slide open_drawer push_green stack upright_block_off_table flat_block_in_bin
+        flat_block_in_shelf lift_upright_block lift_ball push_blue push_red flat_block_off_table
+        ball_off_table upright_block_in_bin ball_in_bin upright_block_in_shelf ball_in_shelf
+        lift_flat_block""",
 }
 SUITES = {suite: tuple(names.split()) for suite, names in _NAMES.items()}
 

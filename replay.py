@@ -33,7 +33,7 @@ class SequenceStore:
 
     def __init__(self, directory: Path | str):
         self.directory = Path(directory).expanduser()
-        self.description = _description(self.directory)
+        self.description = read_description(self.directory)
         self._held: list[Stored] = []
         self._starts: dict[int, np.ndarray] = {}
         self._steps = 0
@@ -149,6 +149,7 @@ class OfflineDataset(SequenceStore):
     ):
         super().__init__(directory)
         sources = find_sources(self.directory, format)
+        self.description = self.description or read_description(sources[0].path)
         cache = Cache(self.directory, sources, size, cache_dir)
         self.problems = cache.problems
         self._hold(cache.episodes)
@@ -287,9 +288,18 @@ def _warn(problems: list[str]) -> None:
         print(f"warning: left out: {problem}", file=sys.stderr)
 
 
-def _description(directory: Path) -> dict:
-    try:
-        described = json.loads((directory / "dataset.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return described if isinstance(described, dict) else {}
+def read_description(place: Path) -> dict:
+    """A dataset's ``dataset.json`` (task, render setting, ...), or {} where there is none.
+
+    Args:
+        place: the dataset's folder, or one of its files, whose folder or the one above may have it.
+    """
+    folders = [place] if place.is_dir() else [place.parent, place.parent.parent]
+    for folder in folders:
+        try:
+            described = json.loads((folder / "dataset.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(described, dict):
+            return described
+    return {}

@@ -176,12 +176,16 @@ def _folder(directory: Path, cache_dir: Path | str | None) -> Path:
     directory = directory.resolve()
     if cache_dir is None:
         beside = directory.parent if directory.is_file() else directory
-        # root may write anywhere; a directory without any write bit is still meant to be left alone
-        if os.access(beside, os.W_OK) and beside.stat().st_mode & 0o222:
-            return beside / FOLDER
+        if may_write(beside):
+            return beside / FOLDER / directory.name if directory.is_file() else beside / FOLDER
         home = os.environ.get("XDG_CACHE_HOME")
         cache_dir = (Path(home) if home else Path.home() / ".cache") / "coworld"
     return Path(cache_dir).expanduser() / f"{directory.name}-{_digest(str(directory))}"
+
+
+def may_write(directory: Path) -> bool:
+    """Whether to write beside the data. Root could anywhere, but no write bit means: leave it alone."""
+    return os.access(directory, os.W_OK) and bool(directory.stat().st_mode & 0o222)
 
 
 def _digest(text: str) -> str:

@@ -15,9 +15,6 @@ KEYS = ("image", "action", "reward", "discount")
 # Actions are written as float32 by programs that clip in float64, so a hair outside [-1, 1] is rounding.
 ACTION_ROUNDING = 1e-3
 
-# No single episode of any suite comes near this; a file that claims more is damaged or hostile.
-MAX_EPISODE_BYTES = 4 << 30
-
 
 def checked(episode: dict, where: object) -> dict:
     """The episode with the four keys in their standard form and any extra keys as they were.

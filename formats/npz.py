@@ -4,9 +4,7 @@ import contextlib
 import hashlib
 import os
 import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -15,29 +13,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from errors import BadInput
-from formats.episode import KEYS, MAX_EPISODE_BYTES, checked
-
-# All that zipfile, zlib and numpy's header parser are seen to raise on damaged files.
-DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    tokenize.TokenError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-)
-
-# Deflate cannot expand by more than this, so a member that claims to is damaged or a decompression bomb.
-DEFLATE_RATIO = 1040
+from formats.damage import DAMAGE, refuse_bomb, reported
+from formats.episode import KEYS, checked
 
 
 class Column(NamedTuple):
@@ -48,31 +25,27 @@ class Column(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_npz(path: Path, *, extras: bool = False) -> dict[str, np.ndarray]:
+def read_npz(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
     """The episode of one ``.npz`` file, checked.
 
     Args:
         path: the file. Nothing in it is ever unpickled.
-        extras: also return arrays other than image, action, reward and discount.
+        raw: return all arrays exactly as they are in the file, instead of the four in their standard form.
 
     Raises:
         BadInput: the file is truncated, no zip archive, or not a valid episode.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [info.filename for info in archive.infolist() if info.filename.endswith(".npy")]
-            wanted = [name for name in names if extras or name[:-4] in KEYS]
-            episode = {name[:-4]: _member(archive, name, path) for name in wanted}
-    except DAMAGE as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise BadInput(f"{path}: not a readable npz file ({reason}); copy it again or remove it") from error
-    return checked(episode, path)
+    with reported(path, "npz"), zipfile.ZipFile(path) as archive:
+        names = [info.filename for info in archive.infolist() if info.filename.endswith(".npy")]
+        wanted = [name for name in names if raw or name[:-4] in KEYS]
+        episode = {name[:-4]: _member(archive, name, path) for name in wanted}
+    standard = checked(episode, path)
+    return episode if raw else standard
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
     info = archive.getinfo(name)
-    if info.file_size > min(MAX_EPISODE_BYTES, DEFLATE_RATIO * info.compress_size + 1024):
-        raise ValueError(f"{name} claims {info.file_size} bytes")
+    refuse_bomb(name, info.file_size, info.compress_size)
     with archive.open(info) as file:
         shape, fortran, dtype = _header(file)
         if dtype.hasobject:

@@ -32,13 +32,14 @@ def test_gymnasium_check(task):
     check_with_gymnasium(f"robodesk_{task}")
 
 
-@pytest.mark.parametrize("task", tasks.SUITES["robodesk"])
-def test_every_task_steps(task):
-    env = blind_env(f"robodesk_{task}")
-    env.reset(seed=0)
-    _, reward, terminated, truncated, info = env.step(env.action_space.high)
-    assert 0 <= reward <= 1 and not terminated and not truncated
-    assert info == {"discount": 1.0, "success": 0.0} and env.action_space.shape == (5,)
+def test_every_task_steps():
+    env = blind_env("robodesk_push_green")
+    for task in tasks.SUITES["robodesk"]:
+        env.unwrapped._desk.task = task  # the model is one for all tasks, and slow to compile
+        env.reset(seed=0)
+        _, reward, terminated, truncated, info = env.step(env.action_space.high)
+        assert 0 <= reward <= 1 and not terminated and not truncated
+        assert info == {"discount": 1.0, "success": 0.0} and env.action_space.shape == (5,)
     env.close()
 
 

@@ -1,0 +1,78 @@
+"""Draw the documentation's pictures of the simulators: docs/tasks.png and docs/render_full_fast.png.
+
+python benchmarks/pictures.py
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
+
+from wrappers import make_env, parse_task
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = (
+    *("metaworld_door-close", "metaworld_button-press", "metaworld_window-close"),
+    *("metaworld_handle-press", "metaworld_drawer-close", "metaworld_button-press-topdown"),
+    *("robodesk_push_green", "robodesk_open_slide", "robodesk_open_drawer"),
+    *("robodesk_upright_block_off_table", "dmc_walker_walk", "dmc_walker_downhill", "dmc_walker_uphill"),
+    *(
+        "dmc_walker_nofoot",
+        "dmc_cheetah_run",
+        "dmc_cheetah_downhill",
+        "dmc_cheetah_uphill",
+        "dmc_cheetah_nopaw",
+    ),
+)
+COMPARED = ("metaworld_door-close", "metaworld_drawer-close", "robodesk_push_green", "dmc_walker_walk")
+TITLE, GAP = 30, 6  # pixels
+
+
+def first_frame(task: str, size: int, render: str, seed: int = 0) -> np.ndarray:
+    """The frame after the reset, (size, size, 3) uint8."""
+    env = make_env(task, size=size, render=render)
+    image = env.reset(seed=seed)[0]["image"]
+    env.close()
+    return image
+
+
+def sheet(images: list[np.ndarray], titles: list[str], columns: int) -> Image.Image:
+    """A grid of equally large pictures, each below its title."""
+    size = images[0].shape[0]
+    cell = size + GAP, size + TITLE + GAP
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+    for index, (image, title) in enumerate(zip(images, titles, strict=True)):
+        x, y = GAP + index % columns * cell[0], GAP + index // columns * cell[1]
+        pen.text((x, y), title, fill="black", font=font)
+        page.paste(Image.fromarray(image), (x, y + TITLE))
+    return page
+
+
+def tasks_sheet() -> Image.Image:
+    """Each task's first frame, drawn at 144 pixels for a person to look at."""
+    names = {"metaworld": "Meta-World", "robodesk": "RoboDesk", "dmc": "DMC"}
+    titles = [f"{names[parse_task(task).suite]}\n{parse_task(task).name}" for task in TASKS]
+    return sheet([first_frame(task, 144, "full") for task in TASKS], titles, columns=6)
+
+
+def render_sheet() -> Image.Image:
+    """What the agent sees with each render setting: 64 pixels, enlarged without smoothing."""
+    images, titles = [], []
+    for render in ("full", "fast"):
+        for task in COMPARED:
+            images.append(first_frame(task, 64, render).repeat(3, 0).repeat(3, 1))
+            titles.append(f"{render}\n{task}")
+    return sheet(images, titles, columns=len(COMPARED))
+
+
+if __name__ == "__main__":
+    (ROOT / "docs").mkdir(exist_ok=True)
+    for name, page in (("tasks", tasks_sheet()), ("render_full_fast", render_sheet())):
+        path = ROOT / "docs" / f"{name}.png"
+        page.save(path, optimize=True)
+        print(f"{path.relative_to(ROOT)}: {page.width}x{page.height}, {path.stat().st_size / 1000:.0f} KB")

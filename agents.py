@@ -1,6 +1,6 @@
 """The two agents: a DreamerV2 learner each, and what ties them together. The peer is an argument, never an attribute."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Agent:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
-    def update_behaviour(self, post: State, constraint: Callable[[Tensor, Tensor], Tensor] | None = None) -> Metrics:
+    def update_behaviour(self, post: State, constraint: models.Constraint | None = None) -> Metrics:
         """One update of the actor (Eq. 7, 10) and the critic (Eq. 6, 11) on rollouts from ``post``, (B, T, ...)."""
         config, behaviour = self.config, self.behaviour
         if self.behaviour_updates % config.slow_target_update == 0:
@@ -88,11 +88,12 @@ class Agent:
             ones = torch.ones_like(discount[:1])
             weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # the chance, discounted, to get to s_t
             actor_loss = behaviour.actor_loss(rolled, returns, slow_value[:-1], weight, config)
-            critic_loss, constrained = behaviour.critic_loss(rolled.feat[:-1], returns, weight, constraint)
+            critic_loss, constrained = behaviour.critic_loss(
+                rolled.feat[:-1], returns, weight, constraint, config.value_constraint_scale
+            )
         metrics = {
             "actor_loss": actor_loss,
             "critic_loss": critic_loss,
-            "value_constraint": constrained,
             "imagined_return": returns.mean(),
             "imagined_reward": reward.mean(),
             "value": slow_value.mean(),
@@ -100,6 +101,8 @@ class Agent:
             "actor_grad_norm": self.actor_opt.step(actor_loss),
             "critic_grad_norm": self.critic_opt.step(critic_loss),
         }
+        if constraint is not None:
+            metrics["value_constraint"] = constrained
         return {k: v.detach() for k, v in metrics.items()}
 
     def _step_model(self, losses: dict[str, Tensor], plain_kl: Tensor, scales: dict[str, float]) -> Metrics:
@@ -194,13 +197,12 @@ class TargetAgent(Agent):
             metrics["state_alignment"] = metrics.pop("state_alignment_loss")
         return seen, metrics
 
-    def _constraint(self, source: SourceAgent) -> Callable[[Tensor, Tensor], Tensor]:
+    def _constraint(self, source: SourceAgent) -> models.Constraint:
         """Eq. 6's alpha term: the source critic, a constant, reads the target's features."""
-        config = self.config
 
         def constraint(value: Tensor, feat: Tensor) -> Tensor:
             with torch.no_grad():
                 source_value = source.behaviour.critic(feat)
-            return config.value_constraint_scale * models.value_constraint(value, source_value, config.value_constraint)
+            return models.value_constraint(value, source_value, self.config.value_constraint)
 
         return constraint

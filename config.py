@@ -7,13 +7,13 @@ import argparse
 import io
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from errors import BadInput, nearest
+from errors import BadInput, Parser, nearest
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 
@@ -119,15 +119,10 @@ def check(key: str, value: Any) -> None:
         raise ValueError("is not between 0 and 1")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message} (see --help)")
-
-
 def parser(description: str) -> argparse.ArgumentParser:
     """A command's parser, to which it may add its own arguments before `parse`."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    return _Parser(description=description, formatter_class=formatter, allow_abbrev=False)
+    return Parser(description=description, formatter_class=formatter, allow_abbrev=False)
 
 
 def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) -> tuple[SimpleNamespace, argparse.Namespace]:

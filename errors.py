@@ -1,12 +1,21 @@
 """Bad input: one clear line on stderr and exit status 2, never a traceback."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class BadInput(Exception):
     """The user's input cannot be used. The message says what, where and what to do, in one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `BadInput`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see --help)")
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:

@@ -17,6 +17,7 @@ from torch.distributions import kl_divergence
 from networks import RSSM, Actor, ConvDecoder, ConvEncoder, ScalarHead, State, pad_action, scale_image
 
 Config = SimpleNamespace
+Constraint = Callable[[Tensor, Tensor], Tensor]  # (value, feat) -> Eq. 6's alpha term of each state
 
 
 # Losses ---------------------------------------------------------------------------------------------------------
@@ -235,16 +236,16 @@ class ActorCritic(nn.Module):
         return -(weight[:-1] * objective).mean()
 
     def critic_loss(
-        self, feat: Tensor, returns: Tensor, weight: Tensor, constraint: Callable[[Tensor, Tensor], Tensor] | None = None
+        self, feat: Tensor, returns: Tensor, weight: Tensor, constraint: Constraint | None, alpha: float
     ) -> tuple[Tensor, Tensor]:
-        """Eq. 11, and Eq. 6 where ``constraint(value, feat)`` gives the alpha term of each state.
+        """Eq. 11, and Eq. 6 where ``constraint(value, feat)`` gives the term of each state that alpha weighs.
 
         feat (H, N, F), returns and weight (H, N) -> (loss, mean constraint), scalars.
         """
         feat = feat.detach()
         value = self.critic(feat)
         extra = torch.zeros_like(value) if constraint is None else constraint(value, feat)
-        loss = (weight * (scalar_nll(value, returns.detach()) + extra)).mean()
+        loss = (weight * (scalar_nll(value, returns.detach()) + alpha * extra)).mean()
         return loss, extra.detach().mean()
 
 

@@ -93,7 +93,7 @@ class NormGRUCell(nn.Module):
 
     def forward(self, x: Tensor, deter: Tensor) -> Tensor:
         """x (N, I), deter (N, D) -> the next deter (N, D)."""
-        reset, cand, update = self.norm(self.gates(torch.cat([x, deter], -1))).chunk(3, -1)
+        reset, cand, update = self.norm(self.gates(torch.cat([x, deter], -1)).float()).chunk(3, -1)
         cand = torch.tanh(torch.sigmoid(reset) * cand)
         return torch.lerp(deter, cand, torch.sigmoid(update - 1))
 

@@ -167,17 +167,23 @@ class Run:
         with tqdm(total=phase.iterations, initial=progress.iteration, desc=name, dynamic_ncols=True) as bar:
             while progress.iteration < phase.iterations:
                 yield progress.iteration
-                progress.iteration += 1
-                progress.step += 1
+                self.count()
                 bar.update()
                 if progress.step % config.log_every == 0:
                     self.write_point(phase)
                     bar.set_postfix(self._postfix(phase))
                 if config.video_every and progress.step % config.video_every == 0:
                     self.draw_predictions()
-                if self.stop_signal is not None or progress.step % config.checkpoint_every == 0:
+                stop = self.stop_signal is not None
+                if stop or progress.step % config.checkpoint_every == 0:
                     self.save()
-                self.stop_if_asked()
+                if stop:
+                    raise Interrupted
+
+    def count(self) -> None:
+        """One iteration more."""
+        self.progress.iteration += 1
+        self.progress.step += 1
 
     def finish_phase(self, phase: Phase) -> None:
         self.write_point(phase)
@@ -205,7 +211,7 @@ class Run:
                 if agent is None or store.episodes == 0:
                     continue
                 rng = np.random.default_rng([self.config.seed, self.progress.step])
-                batch = tools.to_device(store.sample(4, self.config.batch_length, rng), self.device)
+                batch = tools.to_device(store.sample(min(4, self.config.batch_size), self.config.batch_length, rng), self.device)
                 frames = prediction_frames(agent, batch)
                 self.logger.video(f"{domain}/open_loop", frames, self.progress.step)
 
@@ -218,7 +224,8 @@ class Run:
 
             def between(_: int) -> None:
                 bar.update()
-                self.stop_if_asked()
+                if self.stop_signal is not None:
+                    raise Interrupted  # the phase before was saved, and this one will be done again
 
             return driver.evaluate(policy, env, self.config.eval_episodes, seed, between)
 
@@ -233,10 +240,6 @@ class Run:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, remember)
-
-    def stop_if_asked(self) -> None:
-        if self.stop_signal is not None:
-            raise Interrupted
 
     def save(self) -> None:
         """Write the whole state of the run, atomically."""

@@ -1,0 +1,34 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up .venv when it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m wrappers.rendering
+	touch $@
+
+# Collects a small dataset, then co-trains on it: pretraining, warm-up and two rounds on real simulators.
+demo: setup
+	test -e $(RUN)/data/dataset.json || $(BIN)/python collect.py --task walker_downhill --out $(RUN)/data \
+		--episodes 20 --configs defaults dmc demo
+	$(BIN)/python co_training.py --source_task walker_walk --target_task walker_downhill \
+		--offline_traindir $(RUN)/data --logdir $(RUN)/run --configs defaults dmc demo
+	$(BIN)/python evaluate.py --logdir $(RUN)/run --episodes 3
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(RUN)

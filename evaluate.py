@@ -1,0 +1,51 @@
+"""Score a run's checkpoint in its simulator and write a video of the first episode.
+
+python evaluate.py --logdir RUN --episodes 10
+"""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+import driver
+import tools
+from errors import BadInput, Parser, exit_on_bad_input
+from formats.npz import write_atomically
+from run import EVALUATION_SEED, agent_policy, environment, load_agent, pick_device
+from wrappers import parse_task
+
+
+def command() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--logdir", required=True, type=Path, help="run directory that holds the checkpoint")
+    parser.add_argument("--agent", choices=("target", "source"), default="target", help="which agent (default: target)")
+    parser.add_argument("--episodes", type=int, default=10, help="how many episodes (default: 10)")
+    parser.add_argument("--task", help="another task to score it on (default: the agent's own)")
+    parser.add_argument("--seed", type=int, help="of the episodes (default: that of the run's own evaluations)")
+    parser.add_argument("--video", type=Path, help="the GIF to write (default: RUN/videos/evaluate-AGENT.gif)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    own = command().parse_args(arguments)
+    if own.episodes < 1:
+        raise BadInput(f"--episodes {own.episodes}: give 1 or more")
+    agent, config = load_agent(own.logdir, own.agent, pick_device(own.device))
+    task = parse_task(own.task or getattr(config, f"{own.agent}_task"))
+    env = environment(config, str(task))
+    if env.action_space.shape[0] != agent.action_dim:
+        raise BadInput(f"--task {task} has {env.action_space.shape[0]} actions, the agent {agent.action_dim}; choose another")
+    seed = EVALUATION_SEED + config.seed if own.seed is None else own.seed
+    with tqdm(total=own.episodes * config.time_limit, desc=f"evaluate {own.agent}") as bar:
+        scores = driver.evaluate(agent_policy(agent, sample=False), env, own.episodes, seed, lambda _: bar.update())
+    env.close()
+    video = own.video or own.logdir / "videos" / f"evaluate-{own.agent}.gif"
+    write_atomically(video, lambda file: file.write(tools.encode_gif(scores.frames, fps=20)))
+    success = "" if scores.success is None else f", success {scores.success:.0%}"
+    print(f"{task}: return {scores.mean:.1f} +- {scores.std:.1f}{success} over {own.episodes} episodes; video {video}")
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

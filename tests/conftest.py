@@ -1,0 +1,45 @@
+"""Shared by all tests: tiny settings, a tiny real dataset, and the commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import collect
+import config as settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny(*blocks: str, **flags: object) -> SimpleNamespace:
+    """The `debug` settings of a suite's block, with flags."""
+    names = [*(blocks or ("dmc",)), "debug"]
+    values = settings.merge(settings.read_blocks(), names, {k: str(v) for k, v in flags.items()})
+    return SimpleNamespace(**values, configs=names)
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """``python ARGUMENTS`` in the repository, with its output as text."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def co_training(dataset: Path, logdir: Path, *more: object, blocks: tuple[str, ...] = ("dmc", "debug")) -> list[str]:
+    """Arguments of `co_training.py` for a tiny run."""
+    tasks = ["--source_task", "walker_walk", "--target_task", "walker_downhill"]
+    folders = ["--offline_traindir", dataset, "--logdir", logdir]
+    return [str(a) for a in (*tasks, *folders, "--configs", "defaults", *blocks, *more)]
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three real episodes of walker_downhill, 12 steps each, by a random policy."""
+    folder = tmp_path_factory.mktemp("data") / "walker_downhill"
+    arguments = ["--task", "walker_downhill", "--out", folder, "--episodes", 3, "--configs", "defaults", "dmc", "debug"]
+    collect.main([str(a) for a in arguments])
+    return folder

@@ -1,0 +1,280 @@
+"""The two agents: what each update trains and what it must leave alone."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny
+from torch import Tensor, nn
+
+import models
+from agents import Optimizer, SourceAgent, TargetAgent
+
+CPU = torch.device("cpu")
+
+
+def batch(actions: int = 6, seed: int = 0, size: int = 32) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return {
+        "image": torch.randint(0, 256, (3, 8, size, size, 3), dtype=torch.uint8),
+        "action": torch.rand(3, 8, actions) * 2 - 1,
+        "reward": torch.rand(3, 8),
+        "discount": torch.ones(3, 8),
+    }
+
+
+def agents(source_actions: int = 6, target_actions: int = 6, **flags: object) -> tuple[SourceAgent, TargetAgent]:
+    config = tiny(size="32,32", eta_steps=100, **flags)
+    largest = max(source_actions, target_actions)
+    return SourceAgent(config, source_actions, largest, CPU), TargetAgent(config, target_actions, largest, CPU)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    return {k for k, v in module.state_dict().items() if not torch.equal(before[k], v)}
+
+
+@pytest.mark.parametrize("flags", [{}, {"dyn_discrete": 0}, {"pred_discount": True}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize("grad", ["dynamics", "reinforce", "both"])
+def test_updates_are_finite_in_every_setting(flags: dict, grad: str):
+    source, target = agents(actor_grad=grad, **flags)
+    for metrics in (source.update(batch(), batch(seed=1), step=0), target.update(batch(), source)):
+        assert all(torch.isfinite(torch.as_tensor(v)) for v in metrics.values())
+
+
+@pytest.mark.parametrize("grad", ["dynamics", "reinforce"])
+def test_the_actor_loss_trains_the_actor_by_either_gradient(grad: str):
+    source, _ = agents(actor_grad=grad, actor_entropy=0)
+    before = weights(source.behaviour.actor)
+    source.update(batch(), step=0)
+    assert changed(before, source.behaviour.actor) == set(before)
+
+
+def test_every_weight_learns():
+    source, _ = agents(kl_free=0)
+    before, behaviour = weights(source.world), weights(source.behaviour)
+    for seed in range(2):
+        source.update(batch(seed=seed), batch(seed=9), step=0)
+    assert changed(before, source.world) == set(before)
+    learned = changed(behaviour, source.behaviour)
+    assert {k for k in behaviour if k.startswith(("actor.", "critic."))} <= learned
+
+
+def test_an_update_of_the_target_leaves_the_source_alone():
+    source, target = agents()
+    before = weights(source.world), weights(source.behaviour)
+    target.update(batch(), source)
+    assert not changed(before[0], source.world) and not changed(before[1], source.behaviour)
+    assert all(p.grad is None for p in [*source.world.parameters(), *source.behaviour.parameters()])
+    assert all(p.requires_grad for p in source.world.parameters())
+
+
+def test_an_update_of_the_behaviour_leaves_the_world_model_alone():
+    source, _ = agents()
+    seen = source.world.observe(batch()["image"], batch()["action"])
+    before = weights(source.world)
+    source.update_behaviour(seen.post)
+    assert not changed(before, source.world)
+    assert all(p.grad is None for p in source.world.parameters())
+
+
+def test_the_warm_up_trains_the_world_model_alone():
+    source, target = agents()
+    before = weights(target.behaviour)
+    metrics = target.update_model(batch(), source)
+    assert not changed(before, target.behaviour)
+    assert metrics["state_alignment"] > 0
+
+
+def test_no_agent_holds_the_other():
+    """Defect 7 of the release: each world model was a submodule of the other's."""
+    source, target = agents()
+    target.update(batch(), source)
+    source.update(batch(), batch(seed=1), step=0)
+    for one, other in ((source, target), (target, source)):
+        own = {id(p) for m in (one.world, one.behaviour) for p in m.parameters()}
+        assert not own & {id(p) for m in (other.world, other.behaviour) for p in m.parameters()}
+        assert not any(value is other or value is other.world for value in vars(one).values())
+    assert source.world.state_dict().keys() == target.world.state_dict().keys()
+
+
+def test_state_alignment_draws_the_target_encoder_to_the_source():
+    source, target = agents(model_lr=0.01, state_alignment_scale=1000)
+    data = batch()
+    first = target.update_model(data, source)["state_alignment"]
+    for _ in range(20):
+        last = target.update_model(data, source)["state_alignment"]
+    assert last < 0.5 * first
+
+
+def test_the_three_ties_can_be_switched_off():
+    source, target = agents(state_alignment=False, value_constraint="off")
+    metrics = target.update(batch(), source)
+    assert "state_alignment" not in metrics and "value_constraint" not in metrics
+    assert "reward_alignment" not in source.update(batch(), step=0)
+
+
+def test_eta_follows_the_live_step():
+    """Defect 2 of the release: eta read a counter that was copied at construction and stood still."""
+    source, _ = agents()
+    etas = [float(source.update(batch(), batch(seed=1), step=step)["eta"]) for step in (0, 50, 100, 1000)]
+    assert etas == pytest.approx([1.0, 0.55, 0.1, 0.1])
+
+
+def test_reward_alignment_replaces_the_reward_loss_by_both_domains_share():
+    """Eq. 5 from its parts, with a deterministic posterior so that both ways see the same states."""
+    source, _ = agents(dyn_discrete=0, dyn_min_std=0.0, target_informed_factor=0.25)
+    with torch.no_grad():
+        source.world.rssm.post_out.bias[source.config.dyn_stoch :] = -100.0  # standard deviation 0
+        source.world.rssm.post_out.weight[source.config.dyn_stoch :] = 0.0
+        source.world.rssm.prior_out.bias.zero_()
+    own, other = batch(), batch(seed=1)
+    seen, losses, _, extra = source._aligned_losses(own, other, eta=0.6)
+    with torch.no_grad():
+        own_reward = source.world.reward(source.world.observe(own["image"], own["action"]).feat)
+        other_reward = source.world.reward(source.world.observe(other["image"], other["action"]).feat)
+    relabelled = 0.75 * other_reward + 0.25 * other["reward"]
+    own_nll = (0.5 * (own_reward - own["reward"]) ** 2).mean()
+    other_nll = (0.5 * (other_reward - relabelled) ** 2).mean()
+    torch.testing.assert_close(losses["reward"], 0.6 * own_nll + 0.4 * other_nll)
+    torch.testing.assert_close(extra["reward_alignment"], other_nll)
+    assert len(seen.embed) == 3
+
+
+def test_reward_alignment_trains_the_source_encoder_through_the_target_images():
+    source, _ = agents()
+    _, losses, _, _ = source._aligned_losses(batch(), batch(seed=1), eta=0.0)  # the target's term alone
+    losses["reward"].backward()
+    assert source.world.encoder.layers[0].weight.grad.abs().sum() > 0
+    assert source.world.rssm.cell.gates.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("higher", ["source", "target"])
+def test_the_value_constraint_pushes_down_only_values_above_the_sources(higher: str):
+    """Eq. 6 as the critic sees it: the gradient of alpha's term on the target critic's output bias."""
+    source, target = agents()
+    with torch.no_grad():
+        for agent, value in ((source, 1.0 if higher == "source" else -1.0), (target, 0.0)):
+            agent.behaviour.critic.layers[-1].weight.zero_()
+            agent.behaviour.critic.layers[-1].bias.fill_(value)
+    feat = torch.randn(4, 5, target.world.rssm.feat_size)
+    value = target.behaviour.critic(feat)
+    constrained = target._constraint(source)(value, feat)
+    target.critic_opt.adam.zero_grad()
+    constrained.mean().backward()
+    bias = target.behaviour.critic.layers[-1].bias
+    assert bias.grad.item() == pytest.approx(0.0 if higher == "source" else 1.0)
+    assert all(p.grad is None for p in source.behaviour.critic.parameters())
+
+
+def test_a_return_is_paired_with_the_state_it_begins_at():
+    """Defect 1 of the release: returns came out in reversed order. Here the reward is 1 at the last step alone."""
+    source, _ = agents(discount_lambda=1.0, discount=0.5)
+    seen = {}
+    original = models.lambda_return
+
+    def reward_at_the_end(reward: Tensor, next_value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
+        reward = torch.zeros_like(reward)
+        reward[-1] = 1.0
+        seen["returns"] = original(reward, torch.zeros_like(next_value), discount, lambda_)
+        return seen["returns"]
+
+    models.lambda_return = reward_at_the_end
+    try:
+        source.update(batch(), step=0)
+    finally:
+        models.lambda_return = original
+    assert seen["returns"][:, 0].tolist() == [0.125, 0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("sizes", [(4, 5), (5, 4), (6, 4)])
+def test_action_sizes_may_differ_both_ways(sizes: tuple[int, int]):
+    """Defect 4 of the release: 5 actions of the target into a source model built for 4."""
+    source, target = agents(*sizes)
+    own, other = batch(sizes[0]), batch(sizes[1])
+    source.update(own, other, step=1)
+    target.update(other, source)
+    for agent, actions in zip((source, target), sizes, strict=True):
+        assert agent.world.rssm.action_in.in_features == max(sizes)
+        image = batch()["image"][:2, 0].numpy()
+        action, _ = agent.act(image, None, torch.ones(2).bool().numpy(), sample=True)
+        assert action.shape == (2, actions) and abs(action).max() <= 1
+
+
+def test_padding_leaves_the_entropy_of_the_policy_alone():
+    padded, plain = agents(4, 6)[0], agents(4, 4)[0]
+    padded.behaviour.actor.load_state_dict(plain.behaviour.actor.state_dict())
+    feat = torch.randn(5, plain.world.rssm.feat_size)
+    torch.testing.assert_close(padded.behaviour.actor(feat).entropy(), plain.behaviour.actor(feat).entropy())
+
+
+def test_acting_carries_its_state_and_forgets_it_where_an_episode_begins():
+    source, _ = agents(dyn_discrete=0, dyn_min_std=0.0)
+    with torch.no_grad():
+        source.world.rssm.post_out.weight[source.config.dyn_stoch :] = 0.0
+        source.world.rssm.post_out.bias[source.config.dyn_stoch :] = -100.0
+    images = batch()["image"][0].numpy()
+    first = torch.tensor([True]).numpy()
+    action_0, state = source.act(images[:1], None, first, sample=False)
+    action_1, _ = source.act(images[1:2], state, ~first, sample=False)
+    again, _ = source.act(images[:1], state, first, sample=False)
+    assert (again == action_0).all() and (action_1 != action_0).any()
+    with torch.no_grad():
+        action = torch.stack([torch.zeros(6), torch.from_numpy(action_0[0])])[None]
+        feat = source.world.observe(torch.from_numpy(images[None, :2]), action).feat[0, 1]
+        torch.testing.assert_close(torch.from_numpy(action_1[0]), source.behaviour.actor(feat).mode)
+
+
+def test_the_slow_critic_is_copied_every_so_many_updates():
+    source, _ = agents(slow_target_update=3)
+    post = source.world.observe(batch()["image"], batch()["action"]).post
+    copies = []
+    for _ in range(5):
+        source.update_behaviour(post)
+        copies.append(source.behaviour.slow_critic.layers[0].weight.clone())
+    assert [torch.equal(a, b) for a, b in zip(copies, copies[1:], strict=False)] == [True, True, False, True]
+
+
+def test_weight_decay_decays():
+    """Defect 11 of the release: clipping used up the generator of parameters, so decay acted on none."""
+    shrunk = []
+    for decay in (0.0, 0.5):
+        layer = nn.Linear(3, 3)
+        nn.init.ones_(layer.weight)
+        optimizer = Optimizer([layer], 0.1, tiny(weight_decay=decay))
+        optimizer.step(0 * layer.weight.sum() + 0 * layer.bias.sum())
+        shrunk.append(layer.weight[0, 0].item())
+    assert shrunk == pytest.approx([1.0, 1 - 0.1 * 0.5])
+
+
+def test_gradients_are_clipped():
+    layer = nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer([layer], 0.1, tiny(grad_clip=2.0))
+    norm = optimizer.step(layer(torch.tensor([[50.0]])).sum())
+    assert norm.item() == pytest.approx(50.0)
+    assert layer.weight.grad.norm().item() == pytest.approx(2.0, rel=1e-4)
+
+
+def test_state_dict_restores_everything():
+    source, target = agents()
+    target.update(batch(), source)
+    saved = copy.deepcopy(target.state_dict())
+    other = TargetAgent(target.config, 6, 6, CPU)
+    other.load_state_dict(saved)
+    results = []
+    for agent in (target, other):
+        torch.manual_seed(5)
+        agent.update(batch(seed=3), source)
+        results.append(weights(agent.world) | weights(agent.behaviour))
+    assert all(torch.equal(results[0][k], v) for k, v in results[1].items())
+
+
+def test_imagining_from_a_subset_of_states():
+    source, _ = agents(imag_starts=5)
+    post = source.world.observe(batch()["image"], batch()["action"]).post
+    assert models.start_states(post, 5)["deter"].shape == (5, source.config.dyn_deter)
+    assert models.start_states(post)["deter"].shape == (24, source.config.dyn_deter)
+    source.update_behaviour(post)

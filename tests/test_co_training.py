@@ -1,0 +1,260 @@
+"""The whole of Algorithm 1 on real simulators, at `debug` size: what it writes, and how it stops and resumes."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, co_training, command, tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import co_training as program
+import driver
+import run as run_module
+import tools
+
+SMALL = ("--size", "32,32")
+
+
+def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -> None:
+    """The program in this process; ``stop_at`` lets a SIGTERM arrive at that step."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    write_point = run_module.Run.count
+
+    def count(run: run_module.Run) -> None:
+        write_point(run)
+        if run.progress.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run_module.Run.count = count
+    try:
+        program.main(co_training(dataset, logdir, *SMALL, *more))
+    finally:
+        run_module.Run.count = write_point
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run that nothing interrupted."""
+    logdir = tmp_path_factory.mktemp("runs") / "whole"
+    train(dataset, logdir)
+    return logdir
+
+
+def metrics(logdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def scores(logdir: Path) -> list[dict]:
+    with (logdir / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    assert scores(one) == scores(other)
+    a, b = (tools.load_checkpoint(d / "checkpoint.pt") for d in (one, other))
+    assert a["progress"] == b["progress"]
+
+    def compare(x: object, y: object, where: str) -> None:
+        if isinstance(x, dict):
+            assert x.keys() == y.keys(), where
+            for key in x:
+                compare(x[key], y[key], f"{where}/{key}")
+        elif isinstance(x, list):
+            for i, (p, q) in enumerate(zip(x, y, strict=True)):
+                compare(p, q, f"{where}/{i}")
+        else:
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, where
+
+    for part in ("agents", "sampling", "random", "collector"):
+        compare(a[part], b[part], part)
+
+
+def test_the_phases_are_those_of_algorithm_1():
+    config = tiny(pretrain_steps=7, warmup_rounds=2, rounds=3)
+    kinds = [(p.kind, p.round) for p in program.algorithm_1(config) if p.kind != "evaluate"]
+    start = ["evaluate_random", "prefill", "source_updates", "source", *["target_model", "source"] * 2]
+    rounds = [("target", 1), ("source", 1), ("target", 2), ("source", 2), ("target", 3)]
+    assert kinds == [(kind, 0) for kind in start] + rounds
+    assert program.algorithm_1(config)[-1].kind == "evaluate"
+
+
+def test_the_default_schedule_is_the_papers():
+    values = tiny()
+    blocks = program.settings.read_blocks()
+    for key, value in program.settings.merge(blocks, ["dmc"], {}).items():
+        setattr(values, key, value)
+    phases = program.algorithm_1(values)
+    assert sum(p.iterations for p in phases if p.kind == "source") == 30_000 + 2 * 10_000 + 5 * 20_000
+    assert sum(p.iterations for p in phases if p.kind == "target") == 6 * 20_000
+    assert [p.aligned for p in phases if p.kind == "source"] == [False] + [True] * 7
+
+
+def test_a_run_writes_what_the_readme_says(finished: Path):
+    rows = scores(finished)
+    assert [row["phase"] for row in rows] == ["evaluate_random", "evaluate", "evaluate", "evaluate"]
+    assert [int(row["target_updates"]) for row in rows] == [0, 4, 8, 12]
+    assert all(row["success"] == "" and row["episodes"] == "2" for row in rows)  # DMC has no success
+    assert (finished / "config.yaml").read_text().count("source_task: walker_walk") == 1
+    assert sorted(p.name.rsplit("-", 1)[0] for p in (finished / "videos").glob("*0120.gif")) == [
+        "source-open_loop",
+        "target-open_loop",
+    ]
+
+
+def test_every_tie_is_logged_and_eta_falls(finished: Path):
+    points = metrics(finished)
+    values = [v for p in points for v in p.values() if not isinstance(v, str)]
+    assert np.isfinite(values).all()
+    for key in ("target/state_alignment", "source/reward_alignment", "target/value_constraint", "source/eta"):
+        assert any(key in point for point in points), key
+    etas = [point["source/eta"] for point in points if "source/eta" in point]
+    assert etas == sorted(etas, reverse=True) and etas[0] > 0.8 and etas[-1] < 0.2
+
+
+def test_tensorboards_own_reader_finds_the_curves_and_videos(finished: Path):
+    events = EventAccumulator(str(finished), size_guidance={"images": 0, "scalars": 0}).Reload()
+    tags = events.Tags()
+    for domain in ("source", "target"):
+        for name in ("image_loss", "reward_loss", "kl", "actor_loss", "critic_loss", "value"):
+            assert f"{domain}/{name}" in tags["scalars"]
+        assert f"{domain}/open_loop" in tags["images"]
+    assert {"source/eta", "source/reward_alignment", "source/episode_return"} <= set(tags["scalars"])
+    assert {"target/state_alignment", "target/value_constraint", "target/eval_return"} <= set(tags["scalars"])
+    gif = events.Images("target/open_loop")[0]
+    assert gif.encoded_image_string[:4] == b"GIF8" and (gif.width, gif.height) == (3 * 32, 3 * 32)  # a batch of three
+    logged = {p["step"]: p["target/image_loss"] for p in metrics(finished) if "target/image_loss" in p}
+    for event in events.Scalars("target/image_loss"):
+        assert event.value == pytest.approx(logged[event.step])
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(attempt: int, dataset: Path, finished: Path, tmp_path: Path):
+    last = metrics(finished)[-1]["step"]
+    stop_at = random.SystemRandom().randrange(1, last)
+    print(f"stopping at step {stop_at}")  # shown when the test fails
+    with pytest.raises(SystemExit) as stopped:
+        train(dataset, tmp_path, stop_at=stop_at)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert tools.load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] in (stop_at, stop_at + 1)
+    train(dataset, tmp_path)
+    assert_same_results(finished, tmp_path)
+    steps = [p["step"] for p in metrics(tmp_path)]
+    assert steps == sorted(set(steps)) and steps == [p["step"] for p in metrics(finished)]
+
+
+def test_a_finished_run_is_only_summarised(dataset: Path, finished: Path, capsys: pytest.CaptureFixture):
+    before = (finished / "checkpoint.pt").read_bytes()
+    train(dataset, finished)
+    assert (finished / "checkpoint.pt").read_bytes() == before
+    table = capsys.readouterr().out
+    assert "random policy" in table and "CoWorld, end" in table and str(finished) in table
+
+
+def test_the_target_simulator_is_stepped_by_evaluation_alone(
+    dataset: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Defect 3 of the release. A target simulator that raises outside evaluation does not disturb a run."""
+    evaluating, steps = [], []
+    environment, evaluate = run_module.environment, driver.evaluate
+
+    class Guarded(gymnasium.Wrapper):
+        def step(self, action):
+            assert evaluating, "the target simulator was stepped outside evaluation"
+            steps.append(1)
+            return super().step(action)
+
+    def guarded(config, task):
+        env = environment(config, task)
+        return Guarded(env) if "downhill" in task else env
+
+    def marked(*arguments):
+        evaluating.append(1)
+        try:
+            return evaluate(*arguments)
+        finally:
+            evaluating.pop()
+
+    monkeypatch.setattr(run_module, "environment", guarded)
+    monkeypatch.setattr(driver, "evaluate", marked)
+    train(dataset, tmp_path)
+    assert len(steps) == 4 * 2 * 12  # four evaluations of two episodes
+    assert_same_results(finished, tmp_path)
+
+
+def test_a_checkpoint_holds_each_agent_once(finished: Path):
+    state = tools.load_checkpoint(finished / "checkpoint.pt")
+    names = {n: set(agent["world"]) for n, agent in state["agents"].items()}
+    assert names["source"] == names["target"]
+    assert not any("source" in name or "target" in name for name in names["target"])
+
+
+def test_killed_in_the_middle_of_a_checkpoint_it_continues(dataset: Path, finished: Path, tmp_path: Path):
+    arguments = co_training(dataset, tmp_path, *SMALL)
+    script = f"""
+        import os, signal, torch, co_training
+        save, count = torch.save, []
+        def half(state, file):
+            count.append(1)
+            if len(count) == 4:
+                file.write(b"half a checkpoint")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(state, file)
+        torch.save = half
+        co_training.main({arguments!r})
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".checkpoint*"))  # the half that was written
+    resumed = command("co_training.py", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming" in resumed.stderr
+    assert not list(tmp_path.glob(".checkpoint*"))
+    assert_same_results(finished, tmp_path)
+
+
+def test_ctrl_c_saves_first(dataset: Path, tmp_path: Path):
+    arguments = co_training(dataset, tmp_path, *SMALL, "--pretrain_steps", 100000)
+    process = subprocess.Popen([sys.executable, "co_training.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "the same command continues" in errors and "Traceback" not in errors
+    assert tools.load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] > 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--dyn_discrete", "0", "--pred_discount", "True", "--size", "32,32"),
+        ("--state_alignment", "False", "--reward_alignment", "False", "--value_constraint", "off", "--size", "32,32"),
+        ("--value_constraint", "brute", "--warmup_rounds", "0", "--actor_grad", "both", "--size", "128,128"),
+    ],
+)
+def test_variants_run_through(more: tuple[str, ...], dataset: Path, tmp_path: Path):
+    train(dataset, tmp_path, "--rounds", "1", "--pretrain_steps", "10", "--video_every", "0", *more)
+    assert scores(tmp_path)[-1]["target_updates"] != "0"
+
+
+def test_evaluate_agrees_with_the_runs_own_score(finished: Path, tmp_path: Path):
+    video = tmp_path / "episode.gif"
+    result = command("evaluate.py", "--logdir", finished, "--episodes", 2, "--video", video)
+    assert result.returncode == 0, result.stderr
+    assert f"return {float(scores(finished)[-1]['mean']):.1f} " in result.stdout
+    assert video.read_bytes()[:4] == b"GIF8"

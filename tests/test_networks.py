@@ -1,0 +1,103 @@
+"""Networks: shapes at every image size, the scan against single steps, and the truncated normal against scipy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import tiny
+
+from models import WorldModel
+from networks import RSSM, ConvDecoder, ConvEncoder, NormGRUCell, TruncatedNormal, decoder_sizes
+
+
+@pytest.mark.parametrize("size", [32, 64, 84, 96, 128])
+def test_images_of_any_size_are_encoded_and_decoded(size: int):
+    encoder, decoder = ConvEncoder(size, 2, "ELU"), ConvDecoder(7, size, 2, "ELU")
+    image = torch.randint(0, 256, (2, 3, size, size, 3), dtype=torch.uint8)
+    assert encoder(image).shape == (2, 3, encoder.embed)
+    assert decoder(torch.randn(2, 3, 7)).shape == image.shape
+
+
+def test_64_pixels_have_the_layers_of_dreamer():
+    assert [kernel for kernel, _ in decoder_sizes(64)] == [5, 5, 6, 6]
+    encoder = ConvEncoder(64, 32, "ELU")
+    assert [m.out_channels for m in encoder.layers if hasattr(m, "out_channels")] == [32, 64, 128, 256]
+    assert encoder.embed == 1024
+
+
+def test_gru_by_hand():
+    cell = NormGRUCell(2, 1)
+    torch.nn.init.constant_(cell.norm.weight, 0.0)
+    with torch.no_grad():
+        cell.norm.bias.copy_(torch.tensor([0.0, 2.0, 1.0]))  # reset gate 1/2, candidate 2, update gate 1 - 1
+    deter = cell(torch.randn(1, 2), torch.tensor([[0.5]]))
+    assert deter.item() == pytest.approx(0.5 * 0.5 + 0.5 * np.tanh(0.5 * 2.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_the_scan_is_the_step_by_step_filter(discrete: int):
+    """One sequence of T steps, and T sequences of one step carried on by hand, agree for the same random numbers."""
+    rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=discrete, min_std=0.1, act="ELU")
+    embed, action = torch.randn(2, 4, 6), torch.randn(2, 4, 2)
+    torch.manual_seed(1)
+    post, prior = rssm.observe(embed, action)
+    torch.manual_seed(1)
+    state = rssm.initial(2)
+    for t in range(4):
+        one, one_prior = rssm.observe(embed[:, t : t + 1], action[:, t : t + 1], state)
+        for whole, part in ((post, one), (prior, one_prior)):
+            for key, value in part.items():
+                torch.testing.assert_close(whole[key][:, t], value[:, 0])
+        state = {"stoch": one["stoch"][:, 0], "deter": one["deter"][:, 0]}
+    assert rssm.feat(post).shape == (2, 4, rssm.feat_size)
+
+
+def test_imagination_follows_the_prior_of_the_scan():
+    rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=0, min_std=0.1, act="ELU")
+    action = torch.randn(2, 2, 2)
+    post, prior = rssm.observe(torch.randn(2, 2, 6), action)
+    imagined = rssm.imagine_step({k: v[:, 0] for k, v in post.items()}, action[:, 1])
+    torch.testing.assert_close(imagined["deter"], prior["deter"][:, 1])
+    torch.testing.assert_close(imagined["mean"], prior["mean"][:, 1])
+
+
+def test_categorical_latents_are_one_hot_and_pass_gradients_straight_through():
+    rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=4, min_std=0.1, act="ELU")
+    post, _ = rssm.observe(torch.randn(2, 4, 6), torch.randn(2, 4, 2))
+    one_hot = post["stoch"].unflatten(-1, (3, 4))
+    torch.testing.assert_close(one_hot.detach().sort(-1).values, torch.tensor([0.0, 0, 0, 1]).expand(2, 4, 3, 4))
+    (post["stoch"] * torch.randn(12)).sum().backward()
+    assert rssm.post_out.weight.grad.abs().sum() > 0
+
+
+def test_truncated_normal_is_scipys():
+    mean, std = torch.tensor([0.0, 0.9, -0.5]), torch.tensor([0.1, 0.5, 2.0])
+    ours = TruncatedNormal(mean, std)
+    theirs = [scipy.stats.truncnorm((-1 - m) / s, (1 - m) / s, m, s) for m, s in zip(mean.numpy(), std.numpy(), strict=True)]
+    np.testing.assert_allclose(ours.entropy(), [d.entropy() for d in theirs], rtol=1e-4)
+    values = torch.tensor([0.1, 0.2, -0.7])
+    np.testing.assert_allclose(ours.log_prob(values), [d.logpdf(v) for d, v in zip(theirs, values, strict=True)], rtol=1e-4)
+    torch.manual_seed(1)
+    samples = ours.rsample(torch.Size([20_000])).double().numpy()
+    assert (np.abs(samples) < 1).all()
+    for column, exact in zip(samples.T, theirs, strict=True):
+        assert scipy.stats.kstest(column, exact.cdf).pvalue > 1e-3
+
+
+def test_truncated_normal_gradients_reach_mean_and_std():
+    mean, std = torch.tensor([0.3], requires_grad=True), torch.tensor([0.4], requires_grad=True)
+    torch.manual_seed(0)
+    TruncatedNormal(mean, std).rsample(torch.Size([1000])).mean().backward()
+    # The mean of a truncated normal is mean + std * (density(low) - density(high)) / mass; by finite differences:
+    def exact(m: float, s: float) -> float:
+        return scipy.stats.truncnorm.mean((-1 - m) / s, (1 - m) / s, m, s)
+
+    assert mean.grad.item() == pytest.approx((exact(0.31, 0.4) - exact(0.29, 0.4)) / 0.02, abs=0.05)
+    assert std.grad.item() == pytest.approx((exact(0.3, 0.41) - exact(0.3, 0.39)) / 0.02, abs=0.05)
+
+
+def test_open_loop_keeps_the_context_and_predicts_the_rest():
+    world = WorldModel(tiny(size="32,32"), 6)
+    image, action = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8), torch.randn(2, 8, 6)
+    predicted = world.open_loop(image, action, context=3)
+    assert (predicted.shape, predicted.dtype) == (image.shape, torch.uint8)

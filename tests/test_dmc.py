@@ -224,7 +224,7 @@ def test_description_and_settings():
     flipped = env.reset(seed=0)[0]["image"]
     assert env.get_wrapper_attr("description") == {
         **{"task": "dmc_quadruped_run", "suite": "dmc", "size": 100, "action_repeat": 2, "time_limit": 7},
-        **{"render": "fast", "camera": "y", "flip": True},
+        **{"render": "fast", "camera": "y", "flip": True, "sparse_reward": False, "background": None},
     }
     env.close()
     upright = make_env("quadruped_run", size=100, camera=2)

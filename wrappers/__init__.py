@@ -5,6 +5,7 @@ import importlib
 import gymnasium
 
 from errors import BadInput, nearest
+from wrappers.sparse import SparseReward
 from wrappers.tasks import Task, all_tasks, parse_task
 
 __all__ = ["Task", "all_tasks", "make_env", "parse_task"]
@@ -24,6 +25,8 @@ def make_env(
     render: str = "fast",
     camera: str | int | None = None,
     flip: bool | None = None,
+    sparse_reward: bool = False,
+    background: str | None = None,
 ) -> gymnasium.Env:
     """The environment of ``task`` (see `parse_task` for the spellings), seen through its camera.
 
@@ -34,6 +37,8 @@ def make_env(
         render: ``full`` (as the suite draws) or ``fast`` (no shadows, multisampling or reflections).
         camera: name or number; None is the suite's own.
         flip: turn frames upside down; None is what the paper's datasets of that suite hold.
+        sparse_reward: 500 on an episode's first successful step and 0 else (suites that define success).
+        background: folder of images, GIFs or videos to show in place of the sky (DMC).
 
     Returns:
         observations {"image": (size, size, 3) uint8, and the suite's low-dimensional entries, 1-D float32};
@@ -48,6 +53,10 @@ def make_env(
         raise BadInput(f"render is {render!r}; {nearest(str(render), ('full', 'fast'))}")
     _check_number("size", size, 8, 1024)
     _check_number("time_limit", time_limit, 1, 10**9)
+    if sparse_reward and task.suite == "dmc":
+        raise BadInput(f"sparse_reward: {task} defines no success; use it with Meta-World or RoboDesk tasks")
+    if background is not None and task.suite != "dmc":
+        raise BadInput(f"background: {task} has no sky to replace; use it with DMC tasks")
     # Imported here: a simulator takes seconds to import, and needs an OpenGL library chosen first.
     suite = importlib.import_module(f"wrappers.{task.suite}")
     action_repeat = suite.ACTION_REPEAT if action_repeat is None else action_repeat
@@ -61,6 +70,10 @@ def make_env(
         "render": render,
         "camera": camera,
         "flip": suite.FLIP if flip is None else bool(flip),
+        "sparse_reward": bool(sparse_reward),
+        "background": None if background is None else str(background),
     }
     env = suite.make(task.name, description)
+    if sparse_reward:
+        env = SparseReward(env)
     return gymnasium.wrappers.TimeLimit(gymnasium.wrappers.OrderEnforcing(env), time_limit)

@@ -60,6 +60,7 @@ class PixelEnv(gymnasium.Env):
         super().reset(seed=seed)
         # A new simulator seed an episode, drawn here: nothing left in the simulator from before can matter.
         self._begin(int(self.np_random.integers(2**31)))
+        self.agent_steps = 0
         info = {"discount": 1.0}
         if self.has_success:
             info["success"] = 0.0
@@ -77,6 +78,7 @@ class PixelEnv(gymnasium.Env):
             success = max(success, float(result.success or 0.0))
             if discount == 0.0:
                 break
+        self.agent_steps += 1
         info = {"discount": discount}
         if self.has_success:
             info["success"] = success

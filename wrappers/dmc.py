@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wrappers.background import Background
 from wrappers.base import PixelEnv, SimulatorStep
 from wrappers.patches import NumpyWith
 from wrappers.rendering import FrameRenderer, camera_name
@@ -88,6 +89,8 @@ class DMCEnv(PixelEnv):
         camera = default_camera(split_name(name)[0]) if camera is None else camera
         self._renderer = FrameRenderer(physics.model.ptr, description["size"], camera, description["render"])
         description = {**description, "camera": camera_name(physics.model.ptr, camera)}
+        folder = description["background"]
+        self._background = Background(folder, description["size"]) if folder else None
         spec = self._env.action_spec()
         # Motors without limits (lqr) are given as +-1e10: their actions stay as they are.
         bounded = spec.maximum < 1e9
@@ -98,6 +101,8 @@ class DMCEnv(PixelEnv):
         # dm_control takes its random state when a task is made, and may share it: so reseed it in place.
         self._env.task.random.seed(seed)
         self._observed = self._env.reset().observation
+        if self._background:
+            self._background.start(seed)
 
     def _advance(self, action: np.ndarray) -> SimulatorStep:
         step = self._env.step(action)
@@ -106,7 +111,11 @@ class DMCEnv(PixelEnv):
         return SimulatorStep(step.reward, 0.0 if ended else 1.0)
 
     def _draw(self) -> np.ndarray:
-        return self._renderer.frame(self._env.physics.data.ptr)
+        data = self._env.physics.data.ptr
+        image = self._renderer.frame(data)
+        if self._background:
+            image = self._background.behind(image, self._renderer.sky(data), self.agent_steps)
+        return image
 
     def _low_dimensional(self) -> dict[str, np.ndarray]:
         return self._observed

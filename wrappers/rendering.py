@@ -81,6 +81,14 @@ class FrameRenderer:
         self._renderer.update_scene(data, self._camera)
         return self._renderer.render()
 
+    def sky(self, data: mujoco.MjData) -> np.ndarray:
+        """Where nothing of the scene of ``data`` is, (size, size) bool."""
+        self._renderer.update_scene(data, self._camera)
+        self._renderer.enable_segmentation_rendering()
+        nothing = self._renderer.render()[..., 0] == -1
+        self._renderer.disable_segmentation_rendering()
+        return nothing
+
     def close(self) -> None:
         """Free the OpenGL context; closing twice is harmless."""
         if self._renderer is not None:

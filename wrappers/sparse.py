@@ -1,0 +1,25 @@
+"""Sparse reward (coworld.md 8, Table 5): nothing but 500 for the first success of an episode."""
+
+import gymnasium
+import numpy as np
+
+SUCCESS_REWARD = 500.0
+
+
+class SparseReward(gymnasium.Wrapper):
+    """Replaces the rewards of a suite that defines success: 500 on an episode's first success, else 0.
+
+    The episode goes on after it, with reward 0, to the time limit.
+    """
+
+    def reset(self, **settings):
+        """As the environment's."""
+        self._succeeded = False
+        return self.env.reset(**settings)
+
+    def step(self, action: np.ndarray):
+        """As the environment's, with the sparse reward."""
+        observation, _, terminated, truncated, info = self.env.step(action)
+        first = info["success"] > 0 and not self._succeeded
+        self._succeeded |= first
+        return observation, SUCCESS_REWARD if first else 0.0, terminated, truncated, info

@@ -12,7 +12,7 @@ setup: $(VENV)/ready
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m wrappers.rendering
+	$(BIN)/python -c "import errors, wrappers.backend as b; errors.exit_on_bad_input(b.choose_backend)"
 	touch $@
 
 # Collects a small dataset, then co-trains on it: pretraining, warm-up and two rounds on real simulators.

@@ -1,0 +1,145 @@
+"""Bad input as a user meets it: one line on stderr that says what and where, exit status 2, nothing overwritten."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import co_training, command, tiny
+
+import co_training as program
+import collect
+import evaluate
+import tools
+from errors import exit_on_bad_input
+
+
+def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str:
+    """The error line of a command that must exit with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_bad_input(lambda: main([str(a) for a in arguments]))
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(errors) == 1
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source_task", "walker_wlak"], "nearest: walker_walk"),
+        (["--target_task", "walker_downhil"], "nearest: walker_downhill"),
+        (["--target_task", ""], "--target_task is missing"),
+        (["--target_task", "cheetah_run", "--offline_traindir", "nowhere"], "nowhere"),
+        (["--device", "tpu"], "tpu"),
+        (["--device", "cuda:99"], "GPU"),
+        (["--prefill", "3"], "prefill 3 is shorter than an episode"),
+        (["--batch_length", "40"], "batch_length"),
+        (["--target_task", "cartpole_swingup"], "dimensions"),
+        (["--logdir", "configs.yaml/run"], "configs.yaml/run"),
+    ],
+)
+def test_co_training_refuses(flags: list[str], message: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert message in refused(program.main, [*co_training(dataset, tmp_path / "run"), *flags], capsys)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_empty_dataset_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refused(program.main, co_training(tmp_path / "empty", tmp_path / "run"), capsys)
+
+
+def test_a_dataset_of_truncated_files(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    broken = tmp_path / "data"
+    broken.mkdir()
+    for path in dataset.glob("*.npz"):
+        (broken / path.name).write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    line = refused(program.main, co_training(broken, tmp_path / "run"), capsys)
+    assert any(path.name in line for path in broken.glob("*.npz"))
+
+
+def test_one_truncated_file_among_good_ones_is_named_and_left_out(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data, ignore=shutil.ignore_patterns(".*"))
+    bad = sorted(data.glob("*.npz"))[0]
+    bad.write_bytes(bad.read_bytes()[:200])
+    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--size", "32,32"]
+    program.main([str(a) for a in [*co_training(data, tmp_path / "run"), *short]])
+    assert bad.name in capsys.readouterr().err
+
+
+def test_a_dataset_of_images_that_are_not_in_colour(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = tmp_path / "data"
+    data.mkdir()
+    with np.load(next(iter(dataset.glob("*.npz")))) as arrays:
+        episode = dict(arrays)
+    episode["image"] = episode["image"][..., :1]
+    np.savez_compressed(data / "a-b-13.npz", **episode)
+    assert "a-b-13.npz" in refused(program.main, co_training(data, tmp_path / "run"), capsys)
+
+
+def test_resuming_with_another_architecture_changes_nothing(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--size", "32,32"]
+    arguments = [*co_training(dataset, tmp_path), *short]
+    program.main([str(a) for a in arguments])
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for flags, message in [
+        (["--dyn_deter", 24], "dyn_deter 16, not 24"),
+        (["--source_task", "walker_run"], "source_task dmc_walker_walk, not dmc_walker_run"),
+        (["--seed", 4], "seed 0, not 4"),
+    ]:
+        assert message in refused(program.main, [*arguments, *flags], capsys)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_damaged_checkpoint_is_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    assert "checkpoint.pt" in refused(program.main, co_training(dataset, tmp_path), capsys)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"PK\x03\x04 not a checkpoint"
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_checkpoint_cannot_execute_code(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"config": Malicious()}, tmp_path / "checkpoint.pt")
+    refused(lambda _: tools.load_checkpoint(tmp_path / "checkpoint.pt"), [], capsys)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (collect.main, ["--task", "walker_fly", "--out", "OUT"], "nearest: walker_walk"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--episodes", 0], "--episodes 0"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--policy", "checkpoint"], "--checkpoint is missing"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--policy", "rnd"], "'rnd'"),
+        (collect.main, ["--task", "walker_walk", "--out", "FULL"], "is not empty"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--policy", "dreamer", "--episodes", 2], "prefill"),
+        (collect.main, ["--task", "walker_walk"], "--out"),
+        (evaluate.main, ["--logdir", "OUT"], "no checkpoint"),
+        (evaluate.main, ["--logdir", "OUT", "--episode", 3], "--episode"),
+    ],
+)
+def test_the_other_commands_refuse(main, arguments: list[object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious")
+    places = {"OUT": tmp_path / "out", "FULL": tmp_path / "full"}
+    assert message in refused(main, [places.get(a, a) for a in arguments], capsys)
+    assert (tmp_path / "full" / "mine").read_text() == "precious"
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_the_command_itself_prints_one_line_and_no_traceback(tmp_path: Path):
+    result = command("co_training.py", "--source_task", "walker_walk", "--target_task", "walker_downhill", "--offline_traindir", tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
+
+
+def test_help_lists_every_key_with_its_comment():
+    shown = command("co_training.py", "--help").stdout
+    assert all(f"--{key} VALUE" in shown for key in vars(tiny()) if key != "configs")
+    assert "alpha" in shown and "random agent steps before the source agent learns" in " ".join(shown.split())

@@ -1,0 +1,114 @@
+"""configs.yaml and the flags: order, types, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+import config as settings
+from errors import BadInput
+
+
+def merged(*names: str, **flags: str) -> dict:
+    return settings.merge(settings.read_blocks(), list(names), flags)
+
+
+def parsed(*arguments: str):
+    return settings.parse(settings.parser("test"), list(arguments))[0]
+
+
+def test_blocks_apply_in_order_and_flags_last():
+    assert merged()["value_constraint_scale"] == 2.0
+    assert merged("dmc")["value_constraint_scale"] == 1.0
+    assert merged("dmc", "release")["value_constraint_scale"] == 1.5
+    assert merged("release", "dmc")["value_constraint_scale"] == 1.0
+    assert merged("release", "dmc", value_constraint_scale="7")["value_constraint_scale"] == 7.0
+
+
+def test_every_block_merges_alone_and_with_debug():
+    for name in settings.read_blocks():
+        merged(name), merged(name, "debug"), merged("dmc", name)
+
+
+def test_every_key_has_a_comment():
+    defaults = settings.read_blocks()["defaults"]
+    assert [key for key in defaults if not settings.comment(defaults, key)] == []
+
+
+def test_every_key_is_read_somewhere():
+    """Defect 11 of the release: settings that nothing reads."""
+    root = Path(settings.__file__).parent
+    code = "\n".join(p.read_text() for p in root.glob("*.py"))
+    for key in settings.read_blocks()["defaults"]:
+        if key.endswith("_action_repeat"):
+            key = "_action_repeat"
+        assert f"config.{key}" in code or f'_action_repeat"' in code and key == "_action_repeat", key
+
+
+def test_the_papers_values():
+    dmc, metaworld, robodesk = merged("dmc"), merged("metaworld"), merged("robodesk")
+    ties = ("state_alignment_scale", "target_informed_factor", "value_constraint_scale", "target_iterations")
+    assert [dmc[k] for k in ties] == [1.5, 0.9, 1.0, 20_000]
+    assert [metaworld[k] for k in ties] == [robodesk[k] for k in ties] == [1.0, 0.3, 2.0, 50_000]
+    assert (dmc["batch_size"], dmc["batch_length"], dmc["dyn_stoch"], dmc["dyn_discrete"], dmc["dyn_deter"]) == (50, 50, 32, 32, 600)
+    assert (dmc["model_lr"], dmc["actor_lr"], dmc["value_lr"], dmc["discount"]) == (2e-4, 4e-5, 1e-4, 0.995)
+
+
+def test_flags_take_the_type_of_the_default():
+    config = parsed("--configs", "defaults", "dmc", "--batch_size", "1e1", "--model_lr=3e-4", "--size", "32,32",
+                    "--pred_discount", "true", "--source_task", "walker_walk")  # fmt: skip
+    assert (config.batch_size, config.model_lr, config.size) == (10, 3e-4, [32, 32])
+    assert (config.pred_discount, config.source_task, config.configs) == (True, "walker_walk", ["dmc"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_sizes", "3"], "nearest: --batch_size"),
+        (["--configs", "defaults", "dcm"], "nearest: dmc"),
+        (["--batch_size", "many"], "batch_size: 'many' (the command line) is not a whole number"),
+        (["--batch_size", "2.5"], "is not a whole number"),
+        (["--batch_size", "0"], "is not 1 or more"),
+        (["--batch_size", "inf"], "is not a whole number"),
+        (["--model_lr", "-1"], "is not 0 or more"),
+        (["--model_lr", "nan"], "is not 0 or more"),
+        (["--discount", "1.5"], "is not between 0 and 1"),
+        (["--pred_discount", "perhaps"], "is not True or False"),
+        (["--size", "64"], "is not a list of 2"),
+        (["--size", "64,32"], "two equal numbers"),
+        (["--value_constraint", "maxmin"], "is not one of minmax, brute, off"),
+        (["--seed"], "expected one argument"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(arguments: list[str], message: str):
+    with pytest.raises(BadInput, match="(?s)" + ".*".join(map(_quoted, message.split("|")))) as refused:
+        parsed(*arguments)
+    assert "\n" not in str(refused.value)
+
+
+def _quoted(text: str) -> str:
+    return "".join(f"\\{c}" if c in "()[]." else c for c in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("defaults:\n  batch_size: 3\ndmc:\n  bach_size: 4\n", "nearest: batch_size"),
+        ("defaults: [1\n", "cannot be read"),
+        ("dmc:\n  batch_size: 3\n", "no block `defaults`"),
+        ("defaults:\n  batch_size: 3\ndmc: 4\n", "block dmc"),
+    ],
+)
+def test_an_edited_file_is_checked(text: str, message: str, tmp_path: Path):
+    path = tmp_path / "configs.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=message):
+        settings.read_blocks(path)
+
+
+def test_the_written_settings_can_be_put_back(tmp_path: Path):
+    config = parsed("--configs", "defaults", "dmc", "debug", "--model_lr", "1e-5")
+    path = tmp_path / "configs.yaml"
+    path.write_text("defaults:\n" + "".join(f"  {line}\n" for line in settings.to_yaml(config).splitlines()))
+    again = settings.merge(settings.read_blocks(path), [], {})
+    del again["configs"]
+    assert again == {k: v for k, v in vars(config).items() if k != "configs"}

@@ -1,0 +1,89 @@
+"""Collection and evaluation on a real simulator."""
+
+import numpy as np
+import pytest
+import torch
+
+import driver
+from wrappers import make_env
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = make_env("walker_walk", size=16, time_limit=5)
+    yield env
+    env.close()
+
+
+def collected(env, steps: int, policy: driver.Policy | None = None) -> list[dict]:
+    episodes: list[dict] = []
+    collector = driver.Collector(env, episodes.append, seed=3)
+    for _ in range(steps):
+        collector.step(policy)
+    return episodes
+
+
+def test_row_t_holds_the_action_that_led_to_image_t(env):
+    (episode,) = collected(env, 5)
+    assert {len(v) for v in episode.values()} == {6}
+    assert not episode["action"][0].any() and episode["reward"][0] == 0
+    observation, _ = env.reset(seed=driver.episode_seed(3, 0))
+    np.testing.assert_array_equal(observation["image"], episode["image"][0])
+    for t in range(1, 6):
+        observation, reward, *_ = env.step(episode["action"][t])
+        np.testing.assert_array_equal(observation["image"], episode["image"][t])
+        assert episode["reward"][t] == np.float32(reward)
+    assert (episode["discount"] == 1).all()  # cut by the time limit, not ended
+
+
+def test_episodes_differ_and_are_reproducible(env):
+    first, again = collected(env, 10), collected(env, 10)
+    assert len(first) == 2 and (first[0]["image"][0] != first[1]["image"][0]).any()
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["action"], other["action"])
+
+
+def test_a_policy_is_told_where_episodes_begin_and_carries_its_state(env):
+    told = []
+
+    def policy(image, state, first):
+        told.append((image.shape, bool(first[0]), state))
+        return np.zeros((1, 6), np.float32), (state or 0) + 1
+
+    collected(env, 7, policy)
+    assert told[0] == ((1, 16, 16, 3), True, None)
+    assert [first for _, first, _ in told] == [True] + [False] * 4 + [True, False]
+    assert [state for _, _, state in told] == [None, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_collector_continues_in_the_middle_of_an_episode(env):
+    whole: list[dict] = []
+    collector = driver.Collector(env, whole.append, seed=3)
+    for _ in range(3):
+        collector.step()
+    state = collector.state_dict()
+    for _ in range(7):
+        collector.step()
+    resumed: list[dict] = []
+    other = driver.Collector(env, resumed.append, seed=3)
+    other.load_state_dict(state)
+    for _ in range(7):
+        other.step()
+    for one, two in zip(whole, resumed, strict=True):
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key])
+
+
+def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):
+    def noisy(image, state, first):
+        return torch.rand(1, 6).numpy() * 2 - 1, state
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, two, other = (driver.evaluate(noisy, env, 2, seed) for seed in (1, 1, 2))
+    assert one.returns == two.returns != other.returns
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.frames.shape == (6, 16, 16, 3)
+    assert one.success is None
+    assert (one.mean, one.std) == pytest.approx((np.mean(one.returns), np.std(one.returns)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from errors import BadInput
-from wrappers import make_env
+from wrappers import all_tasks, make_env, parse_task
 from wrappers.vector import ProcessEnv, WorkerCrash, make_envs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,3 +153,9 @@ def test_worker_holds_no_learner():
     env.reset(seed=0)
     assert "torch" not in Path(f"/proc/{env.pid}/maps").read_text()
     env.close()
+
+
+def test_every_spelling_means_one_task():
+    for task in all_tasks():
+        for spelling in (task, str(task), task.name, task.name.upper().replace("-", "_")):
+            assert parse_task(spelling) == task

@@ -77,6 +77,7 @@ def test_render_does_not_move_the_background(clips):
     env.close()
 
 
+@pytest.mark.filterwarnings("ignore:ImageIO")  # its own, on its way through its readers
 def test_bad_backgrounds(tmp_path):
     with pytest.raises(BadInput, match="no such folder"):
         make_env("walker_walk", background=str(tmp_path / "none"))

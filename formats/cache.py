@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from errors import BadInput
+from formats import guarded
 from formats.episode import KEYS, resized
 from formats.npz import Column, columns, write_atomically, write_npz
 from formats.sources import Source
@@ -100,6 +101,7 @@ class Cache:
         try:
             self._read(todo, stats, fresh)
         finally:
+            guarded.stop()
             # Also after Ctrl-C or a full disk: what is done need not be done again.
             if todo or known.keys() != fresh.keys():
                 with contextlib.suppress(BadInput):

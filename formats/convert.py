@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import BadInput
-from formats.minari import KEPT, MAIN_FILE
+from formats.minari import KEPT
 from formats.npz import episode_filename, write_npz
-from formats.sources import Source
+from formats.sources import MAIN_FILE, Source
 
 # What an episode's arrays may be made of; anything else (strings, objects) has no place in both formats.
 PLAIN = "biufc"

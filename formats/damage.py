@@ -35,7 +35,7 @@ DAMAGE = (
 )
 
 # No single episode of any suite comes near this; a file that claims more is damaged or hostile.
-MAX_EPISODE_BYTES = 4 << 30
+MAX_EPISODE_BYTES = 2 << 30
 
 # Deflate cannot expand by more than this, so an array that claims to is damaged or a decompression bomb.
 DEFLATE_RATIO = 1040

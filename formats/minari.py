@@ -21,8 +21,6 @@ from formats.damage import MAX_EPISODE_BYTES, refuse_bomb, reported
 from formats.episode import checked
 from formats.vd4rl import read_array
 
-MAIN_FILE = "main_data.hdf5"
-
 # Where `formats.minari_writer` keeps, within an episode's infos, what Minari's own arrays have no place for.
 KEPT = "coworld_rows"
 

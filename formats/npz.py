@@ -125,7 +125,7 @@ def write_npz(path: Path, episode: dict, *, compress: bool) -> None:
         with zipfile.ZipFile(file, "w", method) as archive:
             for key, array in episode.items():
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+                    np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
 
     write_atomically(path, write)
 

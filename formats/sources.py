@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from errors import BadInput, nearest
-from formats.damage import reported
-from formats.minari import MAIN_FILE, arrow_episodes, minari_episodes
+from formats.guarded import guarded_episodes
 from formats.npz import read_npz
-from formats.vd4rl import has_steps, vd4rl_episodes
 
 # npz: Dreamer, the CoWorld release, V-D4RL's 64 pixels; hdf5: V-D4RL's 84 pixels; minari: HDF5 or Arrow.
 FORMATS = ("auto", "npz", "hdf5", "minari")
 
 SUFFIXES = {".npz": "npz", ".hdf5": "hdf5", ".h5": "hdf5", ".arrow": "minari"}
+
+# Minari's HDF5 storage has one file of this name.
+MAIN_FILE = "main_data.hdf5"
 
 # How far below the given folder Minari's `namespace/name-v0/data/0/part-0.arrow` is looked for.
 DEPTH = 6
@@ -51,11 +51,7 @@ class Source:
         """
         if self.format == "npz":
             return [(self.path.name, partial(read_npz, self.path, raw=raw))]
-        if self.path.suffix == ".arrow":
-            return arrow_episodes(self.path, raw=raw)
-        with reported(self.path, "HDF5"), h5py.File(self.path, "r") as file:
-            flat = has_steps(file)
-        return (vd4rl_episodes if flat else minari_episodes)(self.path, raw=raw)
+        return guarded_episodes(self.path, raw=raw)
 
 
 def find_sources(directory: Path | str, format: str = "auto") -> list[Source]:

@@ -1,0 +1,370 @@
+"""Every format: read, row convention, bad files, and thousands of mutations of good ones."""
+
+import os
+import random
+import resource
+import shutil
+import time
+import zipfile
+from datetime import datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from errors import BadInput
+from formats import find_sources, guarded
+from formats.convert import convert
+from replay import OfflineDataset, save_episode
+from wrappers import make_env
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+MINARI = Path(__file__).resolve().parent / "data" / "minari"  # written by Minari 0.5.4 itself
+
+ROWS = (6, 9)
+
+
+def make_episode(rows: int, size: int = 8) -> dict:
+    rng = np.random.default_rng(rows)
+    action = rng.uniform(-1, 1, (rows, 2)).astype(np.float32)
+    action[0] = -0.0  # as the release writes it; it must survive conversions bit for bit
+    return {
+        "image": rng.integers(0, 256, (rows, size, size, 3), dtype=np.uint8),
+        "action": action,
+        "reward": np.arange(rows, dtype=np.float32),
+        "discount": np.append(np.ones(rows - 1, np.float32), np.float32(0)),
+    }
+
+
+def write_npz(folder: Path, episodes: list[dict]) -> None:
+    for number, episode in enumerate(episodes):
+        save_episode(folder, episode, id=f"{number:04d}", when=datetime(2026, 1, 1))
+
+
+def write_vd4rl(folder: Path, episodes: list[dict]) -> None:
+    """As V-D4RL's converter: flat arrays, channels first, float64 step types."""
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = [np.array([0, *[1] * (len(e["reward"]) - 2), 2], np.float64) for e in episodes]
+    flat = {key: np.concatenate([e[key] for e in episodes]) for key in ("action", "reward", "discount")}
+    flat["observation"] = np.concatenate([e["image"] for e in episodes]).transpose(0, 3, 1, 2)
+    flat["step_type"] = np.concatenate(steps)
+    with h5py.File(folder / "data.hdf5", "w") as file:
+        for key, array in flat.items():
+            file.create_dataset(key, data=array, compression="gzip")
+
+
+def write_minari(folder: Path, episodes: list[dict]) -> None:
+    write_npz(folder.with_name(folder.name + "-npz"), episodes)
+    convert(find_sources(folder.with_name(folder.name + "-npz")), folder, "minari", {})
+
+
+WRITERS = {"npz": write_npz, "hdf5": write_vd4rl, "minari": write_minari}
+
+
+def load_all(folder: Path, *, raw: bool = False) -> list[dict]:
+    return [load() for source in find_sources(folder) for _, load in source.episodes(raw=raw)]
+
+
+def same_bits(one: dict, other: dict) -> bool:
+    def bits(array: np.ndarray) -> tuple:
+        return array.dtype, array.shape, array.tobytes()
+
+    return one.keys() == other.keys() and all(bits(one[key]) == bits(other[key]) for key in one)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_each_format_is_recognised_and_read_whole(tmp_path, kind):
+    episodes = [make_episode(rows) for rows in ROWS]
+    WRITERS[kind](tmp_path / "data", episodes)
+    assert {source.format for source in find_sources(tmp_path / "data")} == {kind}
+    for expected, found in zip(episodes, load_all(tmp_path / "data"), strict=True):
+        assert same_bits(expected, found)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_the_action_of_a_row_led_to_its_image(tmp_path, kind):
+    """Repeating the actions in the simulator, from the same reset, gives the images of their rows."""
+    env = make_env("dmc_cheetah_run", size=32, time_limit=8)
+    rng = np.random.default_rng(0)
+    rows = [(env.reset(seed=5)[0]["image"], np.zeros(6, np.float32), 0.0)]
+    for _ in range(6):
+        action = rng.uniform(-1, 1, 6).astype(np.float32)
+        observation, reward, *_ = env.step(action)
+        rows.append((observation["image"], action, reward))
+    image, action, reward = (np.stack(column) for column in zip(*rows, strict=True))
+    episode = {"image": image, "action": action, "reward": reward, "discount": np.ones(7, np.float32)}
+    WRITERS[kind](tmp_path / "data", [episode])
+    (read,) = load_all(tmp_path / "data")
+    assert np.array_equal(env.reset(seed=5)[0]["image"], read["image"][0])
+    for row in range(1, 7):
+        observation, reward, *_ = env.step(read["action"][row])
+        assert np.array_equal(observation["image"], read["image"][row])
+        assert not np.array_equal(observation["image"], read["image"][row - 1])
+        assert read["reward"][row] == np.float32(reward)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["hdf5/jpeg-dict-v0", "hdf5/raw-image-v0", "arrow/jpeg-dict-v0", "arrow/raw-image-v0"]
+)
+@pytest.mark.parametrize("below", ["", "data"])
+def test_datasets_written_by_minari(name, below):
+    """Observation t was (20 (t + 1), 10 e, 30), action t (t + 1) / 10, reward t + 1 + 10 e; 1 terminates."""
+    if name.startswith("arrow"):
+        pytest.importorskip("pyarrow", reason="Arrow files need pyarrow")
+    episodes = load_all(MINARI / name / below)
+    assert len(episodes) == 2
+    for number, episode in enumerate(episodes):
+        rows = np.arange(6)
+        red, green = episode["image"][:, 4, 4, 0], episode["image"][:, 4, 4, 1]
+        assert np.abs(red - 20.0 * (rows + 1)).max() <= 3 and np.abs(green - 10.0 * number).max() <= 3
+        assert np.allclose(episode["action"], np.stack([rows / 10, -rows / 10], 1))
+        assert np.array_equal(episode["reward"], np.where(rows > 0, rows + 10 * number, 0))
+        assert np.array_equal(episode["discount"], [1, 1, 1, 1, 1, 1 - number])
+    extras = load_all(MINARI / name / below, raw=True)[0].keys() - {"image", "action", "reward", "discount"}
+    assert extras == ({"height"} if "dict" in name else set())
+
+
+@pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
+def test_files_of_other_programs(tmp_path, name, capsys):
+    if not SHARED.is_dir():
+        pytest.skip("the sample files of other programs (../shared/data) are not on this machine")
+    dataset = OfflineDataset(SHARED / name, size=64, length=50, cache_dir=tmp_path)
+    rows = 121 if name == "minari" else 501
+    assert dataset.action_dim == 6 and set(dataset.lengths) == {rows - 1}
+    batch = dataset.sample(2, rows, np.random.default_rng(0))
+    assert batch["image"].shape == (2, rows, 64, 64, 3)
+    assert (batch["action"][:, 0] == 0).all() and (batch["reward"][:, 0] == 0).all()
+    assert (batch["action"][:, 1:] != 0).all() and (batch["discount"] == 1).all()
+    assert ("84x84 are resized to 64x64" in capsys.readouterr().err) == (name == "vd4rl_84px_hdf5")
+
+
+def test_the_same_episode_in_two_formats_of_vd4rl():
+    if not SHARED.is_dir():
+        pytest.skip("the sample files of other programs (../shared/data) are not on this machine")
+    (small,), (large,) = load_all(SHARED / "vd4rl_64px_npz"), load_all(SHARED / "vd4rl_84px_hdf5")
+    assert large["image"].shape == (501, 84, 84, 3)
+    for key in ("action", "reward", "discount"):
+        assert np.array_equal(small[key], large[key])
+
+
+@pytest.mark.parametrize(
+    "extras", [{}, {"logprob": np.zeros(9, np.float32), "odd": np.arange(4), "flag": np.True_}]
+)
+def test_npz_to_minari_to_npz_is_equal_bit_for_bit(tmp_path, extras):
+    episodes = [make_episode(6), make_episode(9) | extras]
+    episodes[0]["reward"] = episodes[0]["reward"].astype(np.float64)
+    episodes[0]["reward"][0] = -0.0
+    del episodes[0]["discount"]
+    (tmp_path / "a").mkdir()
+    for number, episode in enumerate(episodes):
+        np.savez(tmp_path / "a" / f"2026-{number}.npz", **episode)
+    convert(find_sources(tmp_path / "a"), tmp_path / "b", "minari", {})
+    convert(find_sources(tmp_path / "b"), tmp_path / "c", "npz", {})
+    names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in "ac"]
+    assert names[0] == names[1]
+    for name in names[0]:
+        first, last = (dict(np.load(tmp_path / folder / name)) for folder in "ac")
+        assert same_bits(first, last)
+
+
+def test_our_minari_files_are_read_by_minari(tmp_path, monkeypatch):
+    minari = pytest.importorskip(
+        "minari", reason="the minari package is no dependency; its layout is tested without"
+    )
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    write_minari(tmp_path / "ours-v0", [make_episode(9)])
+    (episode,) = minari.load_dataset("ours-v0").iterate_episodes()
+    assert np.array_equal(episode.observations["image"], make_episode(9)["image"])
+    assert np.array_equal(episode.actions, make_episode(9)["action"][1:])
+
+
+def damaged_vd4rl(folder: Path, change) -> Path:
+    write_vd4rl(folder, [make_episode(6), make_episode(9)])
+    with h5py.File(folder / "data.hdf5", "a") as file:
+        change(file)
+    return folder
+
+
+def replace(key: str, array) -> object:
+    def change(file: h5py.File) -> None:
+        del file[key]
+        file.create_dataset(key, data=array)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.pop("step_type"), "an HDF5 file without step_type"),
+        (replace("step_type", np.ones(15)), "step_type does not begin with 0"),
+        (replace("reward", np.zeros(9)), "arrays differ in length"),
+        (lambda file: file.pop("action"), "not a readable HDF5 file"),
+        (replace("observation", np.zeros((15, 3, 8, 8))), "images are float64"),
+        (replace("reward", np.full(15, np.nan)), "NaN or infinite reward"),
+        (replace("action", np.full((15, 2), 3.0)), r"action 3 in row 0 is outside \[-1, 1\]"),
+    ],
+)
+def test_bad_hdf5(tmp_path, change, message):
+    with pytest.raises(BadInput, match=message):
+        OfflineDataset(damaged_vd4rl(tmp_path, change), size=8)
+
+
+def test_one_bad_episode_of_an_hdf5_file_is_left_out(tmp_path, capsys):
+    def spoil(file: h5py.File) -> None:
+        file["reward"][8] = np.nan
+
+    assert OfflineDataset(damaged_vd4rl(tmp_path, spoil), size=8).lengths == [5]
+    assert "data.hdf5 episode 1: NaN or infinite reward in row 2" in capsys.readouterr().err
+
+
+def test_an_array_that_claims_more_than_the_file_holds_is_refused(tmp_path):
+    """A hostile or damaged file must not fill the memory."""
+
+    def grow(file: h5py.File) -> None:
+        del file["observation"]
+        file.create_dataset("observation", (15, 3, 60_000, 60_000), np.uint8, chunks=(1, 1, 1000, 1000))
+
+    with pytest.raises(BadInput, match="claims"):
+        OfflineDataset(damaged_vd4rl(tmp_path / "hdf5", grow), size=8)
+    (tmp_path / "npz").mkdir()
+    with zipfile.ZipFile(tmp_path / "npz" / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "image.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'shape': (99999999999,64,64,3)}"
+        )
+    with pytest.raises(BadInput, match="not a readable npz"):
+        OfflineDataset(tmp_path / "npz", size=8)
+
+
+def test_two_formats_mixed_and_other_wrong_folders(tmp_path):
+    both = tmp_path / "both"
+    write_npz(both, [make_episode(6)])
+    write_vd4rl(both, [make_episode(9)])
+    with pytest.raises(BadInput, match=r"two formats mixed \(1 hdf5 and 1 npz files\).*--dataset_format"):
+        OfflineDataset(both, size=8)
+    assert OfflineDataset(both, size=8, format="hdf5").lengths == [8]
+    assert OfflineDataset(both / "data.hdf5", size=8).lengths == [8]
+    with pytest.raises(BadInput, match="but in both; give one of these"):
+        OfflineDataset(tmp_path, size=8)
+    with pytest.raises(BadInput, match="4 Minari datasets below it"):
+        OfflineDataset(MINARI, size=8)
+    with pytest.raises(BadInput, match="no episodes in it of format npz"):
+        OfflineDataset(MINARI / "hdf5" / "raw-image-v0", size=8, format="npz")
+    (tmp_path / "table" / "0").mkdir(parents=True)
+    (tmp_path / "table" / "0" / "part-0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(BadInput, match="only Minari's Parquet files"):
+        OfflineDataset(tmp_path / "table", size=8)
+
+
+def test_minari_without_images_or_of_wrong_length(tmp_path):
+    for name, change, message in [
+        ("states", replace("episode_0/observations", np.zeros((6, 4))), "not from pixels"),
+        ("short", replace("episode_0/actions", np.zeros((3, 2))), "observations must be one more"),
+    ]:
+        shutil.copytree(MINARI / "hdf5" / "raw-image-v0", tmp_path / name)
+        with h5py.File(tmp_path / name / "data" / "main_data.hdf5", "a") as file:
+            change(file)
+        with pytest.raises(BadInput, match=message):
+            load_all(tmp_path / name)
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """A damaged copy: cut off, bytes changed (headers more often), a block zeroed, moved or doubled."""
+    damaged = bytearray(data)
+    kind = rng.random()
+    reach = len(data) if rng.random() < 0.5 else min(len(data), 2048)
+    if kind < 0.15:
+        return bytes(damaged[: rng.randrange(len(data))])
+    if kind < 0.7:
+        for _ in range(rng.choice((1, 2, 4, 16, 64))):
+            damaged[rng.randrange(reach)] = rng.choice((0, 127, 128, 255, rng.randrange(256)))
+        return bytes(damaged)
+    start, length = rng.randrange(reach), rng.randrange(1, 600)
+    block = damaged[start : start + length]
+    if kind < 0.8:
+        damaged[start : start + length] = bytes(len(block))
+    elif kind < 0.9:
+        damaged[start:start] = block
+    else:
+        del damaged[start : start + length]
+    return bytes(damaged)
+
+
+def mutated_npz(data: Path, rng: random.Random) -> bytes:
+    """Damage inside an archive that is itself sound, so that numpy's headers and our checks are met too."""
+    target = data.with_name("inner.zip")
+    with zipfile.ZipFile(data) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        names = source.namelist()
+        for name in names:
+            content = source.read(name)
+            archive.writestr(name, mutated(content, rng) if rng.random() < 0.5 else content)
+    return target.read_bytes()
+
+
+def fuzz_targets(folder: Path) -> dict[str, Path]:
+    write_npz(folder / "npz", [make_episode(6)])
+    write_vd4rl(folder / "vd4rl", [make_episode(6), make_episode(9)])
+    write_minari(folder / "ours", [make_episode(6)])
+    targets = {
+        "npz": next((folder / "npz").glob("*.npz")),
+        "npz inside": next((folder / "npz").glob("*.npz")),
+        "vd4rl": folder / "vd4rl" / "data.hdf5",
+        "minari": folder / "ours" / "data" / "main_data.hdf5",
+    }
+    for name in ("hdf5/jpeg-dict-v0", "arrow/jpeg-dict-v0", "arrow/raw-image-v0"):
+        shutil.copytree(MINARI / name, folder / name)
+        file = "data/main_data.hdf5" if name.startswith("hdf5") else "data/0/part-0.arrow"
+        targets[name] = folder / name / file
+    return targets
+
+
+def peak_memory() -> int:
+    """In kB, of this process or the largest that it started."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+FUZZED = (
+    "npz",
+    "npz inside",
+    "vd4rl",
+    "minari",
+    "hdf5/jpeg-dict-v0",
+    "arrow/jpeg-dict-v0",
+    "arrow/raw-image-v0",
+)
+
+
+@pytest.mark.parametrize("kind", FUZZED)
+def test_mutated_files_give_clean_errors(tmp_path, monkeypatch, kind):
+    """More files: ``COWORLD_FUZZ=1000 pytest -k mutated`` reads 1,000 of each kind."""
+    monkeypatch.setattr(guarded, "SECONDS", 2)  # zeros in the heap of a JPEG file make HDF5 loop for ever
+    if kind.startswith("arrow"):
+        pytest.importorskip("pyarrow", reason="Arrow files need pyarrow")
+    path = fuzz_targets(tmp_path)[kind]
+    good = path.read_bytes()
+    rng = random.Random(kind)
+    before = peak_memory()
+    read, refused = 0, 0
+    for number in range(int(os.environ.get("COWORLD_FUZZ", 60))):
+        path.write_bytes(good)
+        path.write_bytes(mutated_npz(path, rng) if kind == "npz inside" else mutated(good, rng))
+        start = time.monotonic()
+        try:
+            loaders = [load for source in find_sources(path) for _, load in source.episodes()]
+        except BadInput as error:
+            assert "\n" not in str(error), f"mutation {number}"
+            refused += 1
+            continue
+        for load in loaders:
+            try:
+                load()
+                read += 1
+            except BadInput as error:
+                assert "\n" not in str(error), f"mutation {number}"
+                refused += 1
+        assert time.monotonic() - start < 5, f"mutation {number}"
+    guarded.stop()
+    grown = peak_memory() - before
+    assert refused > 0 and grown < 300_000, f"{read} read, {refused} refused, {grown} kB more memory"

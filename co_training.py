@@ -3,12 +3,12 @@
 python co_training.py --source_task walker_walk --target_task walker_downhill --offline_traindir DIR --configs defaults dmc
 """
 
-import csv
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import config as settings
+import pictures
 from driver import Scores
 from errors import BadInput, exit_on_bad_input
 from run import Interrupted, Phase, Run, agent_policy
@@ -119,14 +119,14 @@ def train(run: Run) -> None:
 
 def summary(run: Run) -> str:
     """The scores of a finished run as a short table."""
-    with (run.logdir / "scores.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["domain"] == "target"]
-    names = {"evaluate_random": "random policy", "evaluate": "before round"}
-    lines = [f"{run.tasks['target']:32} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
-    for i, row in enumerate(rows):
-        name = "CoWorld, end" if i == len(rows) - 1 else names[row["phase"]] + f" {row['round'].strip('0')}"
+    rows = [row for row in pictures.read_scores(run.logdir) if row["domain"] == "target"]
+    lines = [f"{run.tasks['target']:24} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
+    for row in rows:
+        name = "random policy" if row["phase"] == "evaluate_random" else f"CoWorld, before round {row['round']}"
+        if row is rows[-1]:
+            name = "CoWorld, at the end"
         success = f"{float(row['success']):.0%}" if row["success"] else "-"
-        lines.append(f"{name:32} {float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}")
+        lines.append(f"{name:24} {float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}")
     return "\n".join([*lines, f"run directory: {run.logdir}"])
 
 
@@ -141,6 +141,7 @@ def carry_out(run: Run) -> None:
     run.handle_signals()
     try:
         train(run)
+        run.draw_summary()
     except Interrupted:
         print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)
         sys.exit(128 + run.stop_signal)

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import driver
+import pictures
 import tools
 from agents import Agent, SourceAgent, TargetAgent
 from config import ARCHITECTURE, to_yaml
@@ -23,6 +24,7 @@ from wrappers import make_env, parse_task
 
 CHECKPOINT = "checkpoint.pt"
 SAME_RUN = ("source_task", "target_task", "seed", *ARCHITECTURE)  # what must not change when a run resumes
+CONTEXT = 5  # frames that an open-loop prediction is given
 EVALUATION_SEED = 10_000  # apart from the seeds of training episodes
 
 
@@ -204,16 +206,34 @@ class Run:
         return bar | ({} if self.last_score is None else {"score": f"{self.last_score:.1f}"})
 
     def draw_predictions(self) -> None:
-        """Videos of both domains: the truth, the prediction from 5 frames and the actions, and the difference."""
-        with torch.random.fork_rng():
-            for domain, agent in (("source", self.source), ("target", self.target)):
-                store = self.replay if domain == "source" else self.dataset
-                if agent is None or store.episodes == 0:
-                    continue
-                rng = np.random.default_rng([self.config.seed, self.progress.step])
-                batch = tools.to_device(store.sample(min(4, self.config.batch_size), self.config.batch_length, rng), self.device)
-                frames = prediction_frames(agent, batch)
-                self.logger.video(f"{domain}/open_loop", frames, self.progress.step)
+        """Open-loop videos of both domains: seen, predicted and the difference, a column a sequence."""
+        for domain, (truth, predicted) in self.predictions(sequences=4).items():
+            error = ((predicted.astype(int) - truth) // 2 + 128).astype(np.uint8)
+            rows = np.concatenate([truth, predicted, error], 2)  # (B, T, 3 H, W, 3)
+            frames = np.concatenate(list(rows), 2)  # (T, 3 H, B W, 3)
+            self.logger.video(f"{domain}/open_loop", frames, self.progress.step)
+
+    def draw_summary(self) -> None:
+        """predictions.png, what the agents see and predict at the end, and scores.png, how the scores went."""
+        sheets = {domain: (truth[0], predicted[0]) for domain, (truth, predicted) in self.predictions(1).items()}
+        pictures.prediction_sheet(sheets, CONTEXT, self.logdir / "predictions.png")
+        pictures.score_curve(pictures.read_scores(self.logdir), self.logdir.name, self.logdir / "scores.png")
+
+    def predictions(self, sequences: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """For each domain with data, true and predicted images, uint8 (B, T, H, W, 3); no random state is touched."""
+        shown = {}
+        agents = dict(self._agents())
+        for domain, store in (("source", self.replay), ("target", self.dataset)):
+            if store is None or store.episodes == 0:
+                continue
+            rng = np.random.default_rng([self.config.seed, self.progress.step])
+            arrays = store.sample(min(sequences, self.config.batch_size), self.config.batch_length, rng)
+            batch = tools.to_device(arrays, self.device)
+            with torch.random.fork_rng():
+                context = min(CONTEXT, self.config.batch_length - 1)
+                predicted = agents[domain].world.open_loop(batch["image"], batch["action"], context)
+            shown[domain] = arrays["image"], predicted.cpu().numpy()
+        return shown
 
     def score(self, policy: driver.Policy | None, domain: str) -> driver.Scores:
         """`driver.evaluate` with a bar, for ``eval_episodes``; no policy is the random one."""
@@ -327,12 +347,3 @@ def load_agent(logdir: Path, domain: str, device: torch.device) -> tuple[Agent, 
     agent = kind(config, saved["actions"][domain], max(saved["actions"].values()), device)
     agent.load_state_dict(saved["agents"][domain])
     return agent, config
-
-
-def prediction_frames(agent: Agent, batch: dict[str, torch.Tensor], context: int = 5) -> np.ndarray:
-    """Truth, open-loop prediction and their difference in three rows, a column a sequence: uint8 (T, H', W', 3)."""
-    truth = batch["image"]
-    predicted = agent.world.open_loop(truth, batch["action"], min(context, truth.shape[1] - 1))
-    error = ((predicted.float() - truth.float()) / 2 + 127.5).to(torch.uint8)
-    rows = torch.cat([truth, predicted, error], 2)  # (B, T, 3 H, W, 3)
-    return rows.permute(1, 2, 0, 3, 4).flatten(2, 3).cpu().numpy()

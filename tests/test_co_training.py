@@ -107,6 +107,7 @@ def test_a_run_writes_what_the_readme_says(finished: Path):
     assert [row["phase"] for row in rows] == ["evaluate_random", "evaluate", "evaluate", "evaluate"]
     assert [int(row["target_updates"]) for row in rows] == [0, 4, 8, 12]
     assert all(row["success"] == "" and row["episodes"] == "2" for row in rows)  # DMC has no success
+    assert {"predictions.png", "scores.png"} <= {p.name for p in finished.iterdir()}
     assert (finished / "config.yaml").read_text().count("source_task: walker_walk") == 1
     assert sorted(p.name.rsplit("-", 1)[0] for p in (finished / "videos").glob("*0120.gif")) == [
         "source-open_loop",
@@ -160,7 +161,7 @@ def test_a_finished_run_is_only_summarised(dataset: Path, finished: Path, capsys
     train(dataset, finished)
     assert (finished / "checkpoint.pt").read_bytes() == before
     table = capsys.readouterr().out
-    assert "random policy" in table and "CoWorld, end" in table and str(finished) in table
+    assert "random policy" in table and "at the end" in table and str(finished) in table
 
 
 def test_the_target_simulator_is_stepped_by_evaluation_alone(

@@ -1,0 +1,166 @@
+"""The command: info is right, convert loses nothing and leaves nothing half-written, check names bad files."""
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import datasets
+from errors import BadInput
+from replay import OfflineDataset, save_episode
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def make_episode(rows: int, action_dim: int = 2) -> dict:
+    rng = np.random.default_rng(rows)
+    action = rng.uniform(-1, 1, (rows, action_dim)).astype(np.float32)
+    action[0] = 0
+    reward = rng.uniform(0, 1, rows).astype(np.float32)
+    reward[0] = 0
+    image = rng.integers(0, 256, (rows, 16, 16, 3), dtype=np.uint8)
+    return {"image": image, "action": action, "reward": reward, "discount": np.ones(rows, np.float32)}
+
+
+def fill(folder: Path, lengths: list[int]) -> list[dict]:
+    episodes = [make_episode(rows) for rows in lengths]
+    for number, episode in enumerate(episodes):
+        save_episode(folder, episode, id=f"{number:04d}", when=datetime(2026, 1, 1))
+    return episodes
+
+
+def told(text: str) -> dict[str, str]:
+    """The printed facts by name."""
+    return {line[:14].strip(): line[14:].strip() for line in text.splitlines()}
+
+
+def test_info_is_right(tmp_path, capsys):
+    episodes = fill(tmp_path, list(range(5, 25)))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"task": "dmc_walker_walk", "render": "fast", "seed": 3})
+    )
+    assert datasets.main(["info", str(tmp_path)]) == 0
+    facts = told(capsys.readouterr().out)
+    returns = [episode["reward"].sum(dtype=np.float64) for episode in episodes]
+    assert facts["episodes"] == "20, of which 0 end with discount 0"
+    assert facts["steps"] == str(sum(range(4, 24)))
+    low, median, high = np.quantile(returns, [0.1, 0.5, 0.9])
+    assert f"10% {low:.5g} median {median:.5g} 90% {high:.5g}" in facts["return"]
+    assert f"mean {np.mean(returns):.5g}" in facts["return"]
+    assert facts["length"] == "min 4 10% 5.9 median 13.5 90% 21.1 max 23 mean 13.5"
+    actions = np.concatenate([episode["action"][1:] for episode in episodes])
+    ranges = [f"[{low:.3f}, {high:.3f}]" for low, high in zip(actions.min(0), actions.max(0), strict=True)]
+    assert facts["actions"] == f"2, ranges {' '.join(ranges)}"
+    rewards = np.concatenate([episode["reward"][1:] for episode in episodes])
+    assert facts["reward"] == f"[{rewards.min():.4g}, {rewards.max():.4g}] a step"
+    assert facts["image size"] == "16x16 (20 episodes)"
+    assert (facts["task"], facts["render"], facts["seed"]) == ("dmc_walker_walk", "fast", "3")
+    assert facts["flip"] == facts["action_repeat"] == "not recorded"
+    for name in ("returns.png", "contact_sheet.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(1 << 24)) > 2
+    assert OfflineDataset(tmp_path, size=16).episodes == 20, "the pictures do not disturb the dataset"
+
+
+def test_info_of_data_that_may_not_be_written_to(tmp_path, capsys, monkeypatch):
+    fill(tmp_path / "data", [9])
+    (tmp_path / "data").chmod(0o555)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    datasets.main(["info", str(tmp_path / "data")])
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["contact_sheet.png", "returns.png"]
+    (tmp_path / "data").chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
+def test_info_of_files_of_other_programs(tmp_path, capsys, name):
+    if not SHARED.is_dir():
+        pytest.skip("the sample files of other programs (../shared/data) are not on this machine")
+    datasets.main(["info", str(SHARED / name), "--out", str(tmp_path)])
+    facts = told(capsys.readouterr().out)
+    assert facts["steps"] == {"release_npz": "1000", "minari": "240"}.get(name, "500")
+    assert facts["image size"].startswith("84x84" if name == "vd4rl_84px_hdf5" else "64x64")
+    assert facts["actions"].startswith("6, ")
+
+
+def test_convert_there_and_back(tmp_path, capsys):
+    fill(tmp_path / "a", [9, 12])
+    (tmp_path / "a" / "dataset.json").write_text('{"task": "dmc_walker_walk"}')
+    datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b-v0"), "--to", "minari"])
+    datasets.main(["convert", str(tmp_path / "b-v0"), str(tmp_path / "c"), "--to", "npz"])
+    first, last = (sorted((tmp_path / name).glob("*.npz")) for name in "ac")
+    assert [path.name for path in first] == [path.name for path in last]
+    for one, other in zip(first, last, strict=True):
+        with np.load(one) as before, np.load(other) as after:
+            assert set(before) == set(after)
+            assert all(before[key].tobytes() == after[key].tobytes() for key in before)
+    for name in ("b-v0", "c"):
+        assert OfflineDataset(tmp_path / name, size=16).description == {"task": "dmc_walker_walk"}
+
+
+def test_convert_names_bad_files_and_overwrites_nothing(tmp_path, capsys):
+    fill(tmp_path / "a", [9, 12])
+    (tmp_path / "a" / "bad.npz").write_text("no")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(BadInput, match="exists already"):
+        datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "full"), "--to", "npz"])
+    assert datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "minari"]) == 0
+    assert "bad.npz: not a readable npz file" in capsys.readouterr().err
+    assert OfflineDataset(tmp_path / "b", size=16).episodes == 2
+    save_episode(tmp_path / "a", make_episode(9, action_dim=4))
+    with pytest.raises(BadInput, match="keep one task a folder"):
+        datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "c"), "--to", "npz"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "full"]
+
+
+@pytest.mark.parametrize("to", ["npz", "minari"])
+def test_a_full_disk_while_converting_leaves_nothing(tmp_path, to):
+    """A limit on the size of files stands for the full disk: writes beyond it fail in the same way."""
+    fill(tmp_path / "a", [60, 60])
+    code = (
+        "import resource, sys, datasets, errors\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "errors.exit_on_bad_input(lambda: sys.exit(datasets.main(sys.argv[1:])))\n"
+    )
+    command = [sys.executable, "-c", code, "convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", to]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("converting")]
+    assert result.returncode == 2 and len(errors) == 1, result.stderr
+    assert errors[0].startswith("error: ") and "free space or choose another place" in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_check_names_every_bad_file(tmp_path, capsys):
+    fill(tmp_path, [9, 12, 9])
+    assert datasets.main(["check", str(tmp_path)]) == 0
+    (tmp_path / "x.npz").write_text("no")
+    np.savez(tmp_path / "y.npz", **make_episode(9) | {"reward": np.full(9, np.nan)})
+    odd = save_episode(tmp_path, make_episode(9, action_dim=4))
+    capsys.readouterr()
+    assert datasets.main(["check", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    bad = [line for line in lines if line.startswith("bad: ")]
+    assert len(bad) == 3
+    for name, reason in [("x.npz", "not a readable npz"), ("y.npz", "NaN"), (odd.name, "actions of size 4")]:
+        assert any(name in line and reason in line for line in bad)
+    assert lines[-1].endswith("6 file(s), 4 good episode(s), 3 problem(s)")
+
+
+def test_the_command_line(tmp_path):
+    fill(tmp_path / "a", [9])
+    run = [sys.executable, "datasets.py"]
+    good = subprocess.run([*run, "check", str(tmp_path / "a")], cwd=ROOT, capture_output=True, text=True)
+    assert good.returncode == 0, good.stderr
+    bad = subprocess.run([*run, "info", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
+    assert bad.returncode == 2
+    assert (
+        bad.stderr
+        == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"
+    )

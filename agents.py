@@ -1,4 +1,4 @@
-"""The two agents: a DreamerV2 learner each, and what ties them together. The peer is an argument, never an attribute."""
+"""The two agents: a DreamerV2 learner each, and what ties them. The peer is an argument, never an attribute."""
 
 from collections.abc import Iterable
 
@@ -25,10 +25,10 @@ class Optimizer:
             self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=True
         )
 
-    def step(self, loss: Tensor, retain_graph: bool = False) -> Tensor:
+    def step(self, loss: Tensor) -> Tensor:
         """One update. Gradients are computed for the own parameters alone, so nothing else has to be frozen."""
         self.adam.zero_grad(set_to_none=True)
-        loss.backward(inputs=self.parameters, retain_graph=retain_graph)
+        loss.backward(inputs=self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.adam.step()
         return norm
@@ -65,10 +65,16 @@ class Agent:
         keep = torch.as_tensor(~first, device=self.device).float().unsqueeze(-1)  # (N, 1)
         state = {k: v * keep for k, v in state.items()}
         with self.autocast():
-            seen = self.world.observe(torch.as_tensor(image, device=self.device)[:, None], state.pop("action")[:, None], state)
+            seen = self.world.observe(
+                torch.as_tensor(image, device=self.device)[:, None], state.pop("action")[:, None], state
+            )
             policy = self.behaviour.actor(seen.feat[:, -1])
             action = policy.sample() if sample else policy.mode
-        return action.cpu().numpy(), {"stoch": seen.post["stoch"][:, -1], "deter": seen.post["deter"][:, -1], "action": action}
+        return action.cpu().numpy(), {
+            "stoch": seen.post["stoch"][:, -1],
+            "deter": seen.post["deter"][:, -1],
+            "action": action,
+        }
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")

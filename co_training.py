@@ -1,6 +1,7 @@
-"""CoWorld: co-train an online agent in a source simulator and an offline agent on a target dataset (Algorithm 1).
+r"""CoWorld: co-train an online agent in a source simulator and an offline agent on a target dataset (Algorithm 1).
 
-python co_training.py --source_task walker_walk --target_task walker_downhill --offline_traindir DIR --configs defaults dmc
+python co_training.py --source_task walker_walk --target_task walker_downhill --offline_traindir DIR \
+    --configs defaults dmc
 """
 
 import sys
@@ -31,7 +32,11 @@ def algorithm_1(config: SimpleNamespace) -> list[Phase]:
 
 def source_agent_alone(config: SimpleNamespace, steps: int) -> list[Phase]:
     """DreamerV2 online: random steps, the first updates, then ``steps`` agent steps."""
-    return [Phase("prefill", config.prefill), Phase("source_updates", config.pretrain), Phase("source", steps)]
+    return [
+        Phase("prefill", config.prefill),
+        Phase("source_updates", config.pretrain),
+        Phase("source", steps),
+    ]
 
 
 # One function a phase. Each counts its iterations through `run.iterations`, which also resumes, saves and logs.
@@ -105,9 +110,7 @@ def record_score(run: Run, phase: Phase, scores: Scores) -> None:
     run.logger.score(domain=phase.domain, phase=phase.kind, round=phase.round, **counts, **results)
 
 
-PHASES = {
-    f.__name__: f for f in (prefill, source_updates, source, target_model, target, evaluate_random, evaluate)
-}
+PHASES = {f.__name__: f for f in (prefill, source_updates, source, target_model, target, evaluate_random, evaluate)}
 
 
 def train(run: Run) -> None:
@@ -126,7 +129,9 @@ def summary(run: Run) -> str:
         if row is rows[-1]:
             name = "CoWorld, at the end"
         success = f"{float(row['success']):.0%}" if row["success"] else "-"
-        lines.append(f"{name:24} {float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}")
+        lines.append(
+            f"{name:24} {float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}"
+        )
     return "\n".join([*lines, f"run directory: {run.logdir}"])
 
 

@@ -1,6 +1,7 @@
-"""Collect a dataset: episodes of a task by a random policy, a trained agent, or a DreamerV2 agent as it learns.
+r"""Collect a dataset: episodes of a task by a random policy, a trained agent, or a DreamerV2 agent as it learns.
 
-python collect.py --task walker_downhill --out data/walker_downhill --episodes 200 --policy dreamer --configs defaults dmc
+python collect.py --task walker_downhill --out data/walker_downhill --episodes 200 --policy dreamer \
+    --configs defaults dmc
 """
 
 import argparse
@@ -31,7 +32,9 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, type=Path, help="folder for the episodes, new or empty")
     parser.add_argument("--episodes", type=int, default=20, help="how many episodes")
     parser.add_argument(
-        "--policy", choices=POLICIES, default="random",
+        "--policy",
+        choices=POLICIES,
+        default="random",
         help="random actions; the agent of --checkpoint, sampling; or a DreamerV2 agent trained online, every episode "
         "of its replay from the first",
     )
@@ -44,7 +47,9 @@ def learning_phases(config: SimpleNamespace, episodes: int) -> list[Phase]:
     """DreamerV2 online for ``episodes`` episodes, evaluated every ``eval_every`` steps."""
     left = episodes * config.time_limit - config.prefill
     if left < 0:
-        raise BadInput(f"--episodes {episodes} is fewer than the random steps at the start; lower --prefill {config.prefill}")
+        raise BadInput(
+            f"--episodes {episodes} is fewer than the random steps at the start; lower --prefill {config.prefill}"
+        )
     evaluation = Phase("evaluate", domain="source")
     phases = [Phase("evaluate_random", domain="source"), *source_agent_alone(config, 0)[:-1]]
     while left > 0:
@@ -84,12 +89,12 @@ def collect_playing(config: SimpleNamespace, arguments: argparse.Namespace) -> d
         returns.append(float(episode["reward"].sum()))
 
     collector = driver.Collector(env, finished, config.seed)
-    with tqdm(total=arguments.episodes, desc="episodes") as bar:
+    with tools.progress_bar(arguments.episodes, "episodes") as bar:
         while len(returns) < arguments.episodes:
             collector.step(policy)
             if len(returns) > bar.n:
                 bar.update()
-                bar.set_postfix({"return": f"{returns[-1]:.1f}", "mean": f"{np.mean(returns):.1f}"})
+                bar.set_postfix({"return": f"{returns[-1]:.1f}", "mean": f"{np.mean(returns):.1f}"}, refresh=False)
     env.close()
     return env.get_wrapper_attr("description") | {"steps": arguments.episodes * config.time_limit}
 
@@ -105,7 +110,12 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         raise BadInput(f"--out {own.out} cannot be made: {error.strerror}") from None
     collect = collect_learning if own.policy == "dreamer" else collect_playing
-    description = {**collect(config, own), "policy": own.policy, "seed": config.seed, "episodes": own.episodes}
+    description = {
+        **collect(config, own),
+        "policy": own.policy,
+        "seed": config.seed,
+        "episodes": own.episodes,
+    }
     text = json.dumps(description, indent=2) + "\n"
     write_atomically(own.out / "dataset.json", lambda file: file.write(text.encode()))
     print(f"{own.episodes} episodes in {own.out}")

@@ -26,12 +26,21 @@ CHOICES = {
 }
 AT_LEAST = {  # other numbers only have to be 0 or more
     1: (
-        "time_limit dmc_action_repeat metaworld_action_repeat robodesk_action_repeat train_every eval_every eval_episodes "
-        "batch_size dyn_stoch dyn_deter dyn_hidden cnn_depth units slow_target_update log_every checkpoint_every"
+        "time_limit dmc_action_repeat metaworld_action_repeat robodesk_action_repeat train_every eval_every "
+        "eval_episodes batch_size dyn_stoch dyn_deter dyn_hidden cnn_depth units slow_target_update log_every "
+        "checkpoint_every"
     ).split(),
     2: ["batch_length", "imag_horizon"],
 }
-SHARES = ("discount", "discount_lambda", "kl_balance", "target_informed_factor", "eta_start", "eta_end", "actor_grad_mix")
+SHARES = (
+    "discount",
+    "discount_lambda",
+    "kl_balance",
+    "target_informed_factor",
+    "eta_start",
+    "eta_end",
+    "actor_grad_mix",
+)
 ARCHITECTURE = (  # what a checkpoint's weights depend on
     "size dyn_stoch dyn_discrete dyn_deter dyn_hidden cnn_depth units act reward_layers discount_layers pred_discount "
     "actor_layers value_layers"
@@ -125,11 +134,17 @@ def parser(description: str) -> argparse.ArgumentParser:
     return Parser(description=description, formatter_class=formatter, allow_abbrev=False)
 
 
-def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) -> tuple[SimpleNamespace, argparse.Namespace]:
+def parse(
+    command: argparse.ArgumentParser, arguments: list[str] | None = None
+) -> tuple[SimpleNamespace, argparse.Namespace]:
     """(settings, the command's own arguments) from the command line. BadInput on anything unknown or ill-typed."""
     blocks = read_blocks()
     command.add_argument(
-        "--configs", nargs="+", default=["defaults"], metavar="BLOCK", help=f"blocks of configs.yaml: {', '.join(blocks)}"
+        "--configs",
+        nargs="+",
+        default=["defaults"],
+        metavar="BLOCK",
+        help=f"blocks of configs.yaml: {', '.join(blocks)}",
     )
     group = command.add_argument_group("settings (configs.yaml)", "values shown are those of `defaults`")
     for key, value in blocks["defaults"].items():

@@ -34,9 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="info|convert|check")
     info = commands.add_parser("info", help="figures, a return histogram and a contact sheet")
     info.add_argument("directory", type=Path)
-    info.add_argument(
-        "--out", type=Path, help="folder for the pictures; DIR, or the current one if DIR is read-only"
-    )
+    info.add_argument("--out", type=Path, help="folder for the pictures; DIR, or the current one if DIR is read-only")
     info.set_defaults(run=run_info)
     change = commands.add_parser("convert", help="the same episodes in another format")
     change.add_argument("directory", type=Path, metavar="IN")
@@ -86,9 +84,7 @@ def _draw(summary: Summary, args: argparse.Namespace) -> None:
         summary.draw_returns(folder / "returns.png")
         summary.draw_sheet(folder / "contact_sheet.png")
     except OSError as error:
-        raise BadInput(
-            f"{folder}: cannot write the pictures: {error.strerror}; give another --out"
-        ) from error
+        raise BadInput(f"{folder}: cannot write the pictures: {error.strerror}; give another --out") from error
     print(f"pictures      {folder / 'returns.png'}, {folder / 'contact_sheet.png'}")
 
 
@@ -98,9 +94,7 @@ def run_convert(args: argparse.Namespace) -> int:
     count = convert(sources, args.out, args.to, _description(args, sources))
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if args.to == "minari":
-        print(
-            f"Minari loads it with MINARI_DATASETS_PATH set to {args.out.parent} and the id {args.out.name!r}"
-        )
+        print(f"Minari loads it with MINARI_DATASETS_PATH set to {args.out.parent} and the id {args.out.name!r}")
         if "-v" not in args.out.name:
             print(
                 "note: Minari's own loader wants an id that ends in a version, such as name-v0",
@@ -123,9 +117,7 @@ def run_check(args: argparse.Namespace) -> int:
     problems += _odd_ones(sizes)
     for problem in problems:
         print(f"bad: {problem}")
-    print(
-        f"{args.directory}: {len(sources)} file(s), {len(sizes)} good episode(s), {len(problems)} problem(s)"
-    )
+    print(f"{args.directory}: {len(sources)} file(s), {len(sizes)} good episode(s), {len(problems)} problem(s)")
     return 1 if problems else 0
 
 

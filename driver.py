@@ -34,7 +34,9 @@ class Rows:
 
     rows: dict[str, list] = field(default_factory=dict)
 
-    def add(self, observation: dict[str, np.ndarray], action: np.ndarray, reward: float, info: dict, first: bool) -> None:
+    def add(
+        self, observation: dict[str, np.ndarray], action: np.ndarray, reward: float, info: dict, first: bool
+    ) -> None:
         row = {**observation, "action": action, "reward": np.float32(reward)}
         row["discount"] = np.float32(1.0 if first else info["discount"])
         if "success" in info or "success" in self.rows:
@@ -131,7 +133,11 @@ class Scores:
 
 
 def evaluate(
-    policy: Policy, env: gymnasium.Env, episodes: int, seed: int, between: Callable[[int], None] = lambda steps: None
+    policy: Policy,
+    env: gymnasium.Env,
+    episodes: int,
+    seed: int,
+    between: Callable[[int], None] = lambda steps: None,
 ) -> Scores:
     """Score ``policy`` over ``episodes`` episodes, which ``seed`` determines.
 

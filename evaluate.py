@@ -6,8 +6,6 @@ python evaluate.py --logdir RUN --episodes 10
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
 import driver
 import tools
 from errors import BadInput, Parser, exit_on_bad_input
@@ -36,9 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
     task = parse_task(own.task or getattr(config, f"{own.agent}_task"))
     env = environment(config, str(task))
     if env.action_space.shape[0] != agent.action_dim:
-        raise BadInput(f"--task {task} has {env.action_space.shape[0]} actions, the agent {agent.action_dim}; choose another")
+        raise BadInput(
+            f"--task {task} has {env.action_space.shape[0]} actions, the agent {agent.action_dim}; choose another"
+        )
     seed = EVALUATION_SEED + config.seed if own.seed is None else own.seed
-    with tqdm(total=own.episodes * config.time_limit, desc=f"evaluate {own.agent}") as bar:
+    with tools.progress_bar(own.episodes * config.time_limit, f"evaluate {own.agent}") as bar:
         scores = driver.evaluate(agent_policy(agent, sample=False), env, own.episodes, seed, lambda _: bar.update())
     env.close()
     video = own.video or own.logdir / "videos" / f"evaluate-{own.agent}.gif"

@@ -81,7 +81,7 @@ def lambda_return(reward: Tensor, next_value: Tensor, discount: Tensor, lambda_:
 
 
 def value_constraint(value: Tensor, source_value: Tensor, mode: str) -> Tensor:
-    """alpha's term of Eq. 6, elementwise: max(v_xi(z), sg v_xi'(z)) (``minmax``), or v_xi(z) alone (``brute``, w/o Max).
+    """alpha's term of Eq. 6, elementwise: max(v_xi(z), sg v_xi'(z)) (``minmax``), or v_xi(z) (``brute``, w/o Max).
 
     Where the source critic's value is the larger there is no gradient.
     """
@@ -142,7 +142,7 @@ class WorldModel(nn.Module):
             self.discount = ScalarHead(feat, layers=config.discount_layers, units=config.units, act=act)
 
     def observe(self, image: Tensor, action: Tensor, state: State | None = None) -> Seen:
-        """image (B, T, H, W, 3) uint8, action (B, T, own A), padded here to the models' size, from ``state`` or zeros."""
+        """image (B, T, H, W, 3) uint8, action (B, T, own A), padded here, from ``state`` or zeros."""
         embed = self.encoder(image)
         post, prior = self.rssm.observe(embed, pad_action(action, self.action_dim), state)
         return Seen(embed, post, prior, self.rssm.feat(post))
@@ -204,7 +204,9 @@ class ActorCritic(nn.Module):
     def __init__(self, config: Config, feat: int, action_dim: int):
         super().__init__()
         act, units = config.act, config.units
-        self.actor = Actor(feat, action_dim, layers=config.actor_layers, units=units, act=act, min_std=config.actor_min_std)
+        self.actor = Actor(
+            feat, action_dim, layers=config.actor_layers, units=units, act=act, min_std=config.actor_min_std
+        )
         self.critic = ScalarHead(feat, layers=config.value_layers, units=units, act=act)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
 

@@ -5,6 +5,7 @@ D deterministic units, E embedding, A actions (padded to the larger domain), F =
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ State = dict[str, Tensor]  # deter, stoch and the parameters of the distribution
 def mlp(inputs: int, outputs: int, layers: int, units: int, act: str) -> nn.Sequential:
     """``layers`` hidden layers of ``units`` with the activation named ``act``, and a linear output."""
     sizes = [inputs] + [units] * layers
-    hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), getattr(nn, act)())]
+    hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), getattr(nn, act)())]
     return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
 
 
@@ -99,14 +100,25 @@ class NormGRUCell(nn.Module):
 
 
 class RSSM(nn.Module):
-    """The recurrent state-space model: h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), posterior q(z_t | h_t, e_t), prior p(z_t | h_t).
+    """Recurrent state-space model: h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), posterior q(z_t | h_t, e_t), prior p(z_t | h_t).
 
     ``discrete`` classes make the latent categorical (the paper: 32 x 32); 0 makes it Gaussian (the release).
     Only what is recurrent runs step by step: the projections of embeddings and actions come before the scan and
     the prior after it, each as one matrix product over all steps.
     """
 
-    def __init__(self, embed: int, action: int, *, stoch: int, deter: int, hidden: int, discrete: int, min_std: float, act: str):
+    def __init__(
+        self,
+        embed: int,
+        action: int,
+        *,
+        stoch: int,
+        deter: int,
+        hidden: int,
+        discrete: int,
+        min_std: float,
+        act: str,
+    ):
         super().__init__()
         self.stoch, self.deter, self.discrete, self.min_std = stoch, deter, discrete, min_std
         self.stoch_size = stoch * (discrete or 1)

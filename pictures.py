@@ -15,8 +15,8 @@ from formats.npz import write_atomically
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 ROWS = ("seen", "predicted", "difference")
 

@@ -186,9 +186,7 @@ class OnlineReplay(SequenceStore):
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(
-                f"{self.directory}: cannot be made: {error.strerror}; choose another place"
-            ) from error
+            raise BadInput(f"{self.directory}: cannot be made: {error.strerror}; choose another place") from error
 
     def add_episode(self, episode: dict) -> None:
         """Write an episode (see `formats.episode.checked`) and hold it; drop the oldest above the capacity.
@@ -265,9 +263,7 @@ def _read_slice(stored: Stored, first: int, into: dict[str, np.ndarray]) -> None
             for key, array in into.items():
                 offset = stored.columns[key].offset + first * array[0].nbytes
                 if os.preadv(file, [array], offset) != array.nbytes:
-                    raise BadInput(
-                        f"{stored.path}: shorter than when it was opened; remove its folder and start again"
-                    )
+                    raise BadInput(f"{stored.path}: shorter than when it was opened; remove its folder and start again")
         finally:
             os.close(file)
     except OSError as error:

@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import driver
 import pictures
@@ -60,9 +59,7 @@ class Interrupted(Exception):
 def environment(config: SimpleNamespace, task: str) -> gymnasium.Env:
     """The simulator of ``task`` under the run's settings."""
     repeat = getattr(config, f"{parse_task(task).suite}_action_repeat")
-    return make_env(
-        task, size=config.size[0], action_repeat=repeat, time_limit=config.time_limit, render=config.render
-    )
+    return make_env(task, size=config.size[0], action_repeat=repeat, time_limit=config.time_limit, render=config.render)
 
 
 def agent_policy(agent: Agent, sample: bool) -> driver.Policy:
@@ -108,7 +105,9 @@ class Run:
         self._build_agents()
         self.replay = OnlineReplay(self.logdir / "source_replay", capacity=config.replay_size)
         self.collector = driver.Collector(self.env("source", "collection"), self._episode_finished, config.seed)
-        self.sampling = {name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("source", "target"), 1)}
+        self.sampling = {
+            name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("source", "target"), 1)
+        }
         self.progress, self.last_score = Progress(), None
         self.stop_signal: int | None = None
         self._restore(saved)
@@ -146,15 +145,22 @@ class Run:
     def _check_schedule(self) -> None:
         config = self.config
         if config.prefill < config.time_limit:
-            raise BadInput(f"prefill {config.prefill} is shorter than an episode, time_limit {config.time_limit}; raise it")
+            raise BadInput(
+                f"prefill {config.prefill} is shorter than an episode, time_limit {config.time_limit}; raise it"
+            )
         if config.time_limit + 1 < config.batch_length:
-            raise BadInput(f"batch_length {config.batch_length} is longer than an episode of {config.time_limit} steps; lower it")
+            raise BadInput(
+                f"batch_length {config.batch_length} is longer than an episode of {config.time_limit} steps; lower it"
+            )
         if config.eta_steps == 0:
             config.eta_steps = sum(p.iterations for p in self.phases if p.kind == "source" and p.aligned)
 
     def _episode_finished(self, episode: dict[str, np.ndarray]) -> None:
         self.replay.add_episode(episode)
-        metrics = {"episode_return": float(episode["reward"].sum()), "episode_length": len(episode["reward"]) - 1}
+        metrics = {
+            "episode_return": float(episode["reward"].sum()),
+            "episode_length": len(episode["reward"]) - 1,
+        }
         if "success" in episode:
             metrics["episode_success"] = float(episode["success"].max())
         self.logger.add("source", metrics)
@@ -166,14 +172,14 @@ class Run:
         curves, videos, checkpoints, and the stop that Ctrl-C or SIGTERM asks for."""
         config, progress = self.config, self.progress
         name = f"{phase.kind.replace('_', ' ')}{f' {phase.round}/{config.rounds}' if phase.round else ''}"
-        with tqdm(total=phase.iterations, initial=progress.iteration, desc=name, dynamic_ncols=True) as bar:
+        with tools.progress_bar(phase.iterations, name, initial=progress.iteration) as bar:
             while progress.iteration < phase.iterations:
                 yield progress.iteration
                 self.count()
                 bar.update()
                 if progress.step % config.log_every == 0:
                     self.write_point(phase)
-                    bar.set_postfix(self._postfix(phase))
+                    bar.set_postfix(self._postfix(phase), refresh=False)
                 if config.video_every and progress.step % config.video_every == 0:
                     self.draw_predictions()
                 stop = self.stop_signal is not None
@@ -240,7 +246,7 @@ class Run:
         env, seed = self.env(domain, "evaluation"), EVALUATION_SEED + self.config.seed
         policy = policy or driver.RandomPolicy(env.action_space, np.random.default_rng(seed))
         steps = self.config.eval_episodes * self.config.time_limit
-        with tqdm(total=steps, desc=f"evaluate {domain}", dynamic_ncols=True, leave=False) as bar:
+        with tools.progress_bar(steps, f"evaluate {domain}", leave=False) as bar:
 
             def between(_: int) -> None:
                 bar.update()

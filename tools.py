@@ -16,9 +16,16 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from errors import BadInput
 from formats.npz import write_atomically
+
+
+def progress_bar(total: int, label: str, **options: Any) -> tqdm:
+    """A bar on stderr; in a log file, which keeps every line, one every ten seconds."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=label, dynamic_ncols=True, mininterval=interval, **options)
 
 
 def linear_schedule(step: int, start: float, end: float, steps: int) -> float:
@@ -44,7 +51,10 @@ def restore_generator(generator: np.random.Generator, state: str) -> None:
 
 
 def torch_random_state() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
 
 def restore_torch_random(state: dict[str, Any]) -> None:
@@ -90,7 +100,18 @@ class Logger:
     Metrics may be tensors on any device. They are summed there and read once, when `write` draws the point.
     """
 
-    SCORES = ("step", "domain", "phase", "round", "source_steps", "target_updates", "mean", "std", "success", "episodes")
+    SCORES = (
+        "step",
+        "domain",
+        "phase",
+        "round",
+        "source_steps",
+        "target_updates",
+        "mean",
+        "std",
+        "success",
+        "episodes",
+    )
 
     def __init__(self, directory: Path, sizes: dict[str, int] | None = None, step: int | None = None):
         """``sizes`` and ``step``, from a checkpoint's `state`, cut off what a killed run wrote after it."""
@@ -138,7 +159,9 @@ class Logger:
         self._append(self.scores_file, text.getvalue())
         for name in ("mean", "success"):
             if row[name] != "":
-                self.writer.add_scalar(f"{row['domain']}/eval_{'return' if name == 'mean' else name}", row[name], row["step"])
+                self.writer.add_scalar(
+                    f"{row['domain']}/eval_{'return' if name == 'mean' else name}", row[name], row["step"]
+                )
 
     def video(self, name: str, frames: np.ndarray, step: int, fps: int = 20) -> None:
         """uint8 (T, H, W, 3) as a GIF, in TensorBoard and as videos/NAME-STEP.gif."""
@@ -157,7 +180,11 @@ class Logger:
         return {"sizes": sizes, "sums": sums, "counts": dict(self.counts), "latest": dict(self.latest)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.sums, self.counts, self.latest = dict(state["sums"]), dict(state["counts"]), dict(state["latest"])
+        self.sums, self.counts, self.latest = (
+            dict(state["sums"]),
+            dict(state["counts"]),
+            dict(state["latest"]),
+        )
 
     def close(self) -> None:
         self.writer.close()

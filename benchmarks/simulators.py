@@ -132,9 +132,7 @@ def main() -> None:
     print("| suite | " + " | ".join(VARIANTS) + " |\n|---" + "|---:" * len(VARIANTS) + "|")
     for suite in TASKS:
         shipped = rates[suite, "as shipped"]
-        cells = [
-            f"{rates[suite, variant]:.1f} ({rates[suite, variant] / shipped:.1f}x)" for variant in VARIANTS
-        ]
+        cells = [f"{rates[suite, variant]:.1f} ({rates[suite, variant] / shipped:.1f}x)" for variant in VARIANTS]
         print(f"| {suite} | " + " | ".join(cells) + " |")
 
 

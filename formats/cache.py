@@ -60,41 +60,30 @@ class Cache:
         BadInput: no space or permission for the copies.
     """
 
-    def __init__(
-        self, directory: Path, sources: list[Source], size: int, cache_dir: Path | str | None = None
-    ):
+    def __init__(self, directory: Path, sources: list[Source], size: int, cache_dir: Path | str | None = None):
         self.size = size
         self.folder = _folder(directory, cache_dir) / f"{size}px"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(
-                f"{self.folder}: cannot be made: {error.strerror}; give another cache_dir"
-            ) from error
+            raise BadInput(f"{self.folder}: cannot be made: {error.strerror}; give another cache_dir") from error
         with _locked(self.folder):
             entries = self._mend(sources)
         self.problems = [line for entry in entries for line in entry.problems]
         self.episodes = [self._stored(episode) for entry in entries for episode in entry.episodes]
         sizes = {tuple(entry.resized_from) for entry in entries if entry.resized_from}
         for height, width in sorted(sizes):
-            print(
-                f"note: {directory}: images of {height}x{width} are resized to {size}x{size}", file=sys.stderr
-            )
+            print(f"note: {directory}: images of {height}x{width} are resized to {size}x{size}", file=sys.stderr)
 
     def _stored(self, episode: dict) -> Stored:
-        found = {
-            key: Column(offset, dtype, tuple(shape))
-            for key, (offset, dtype, shape) in episode["columns"].items()
-        }
+        found = {key: Column(offset, dtype, tuple(shape)) for key, (offset, dtype, shape) in episode["columns"].items()}
         return Stored(self.folder / episode["file"], episode["rows"], found, episode["total_reward"])
 
     def _mend(self, sources: list[Source]) -> list[Entry]:
         """Entries of all sources, in order; new and changed ones are read, those that went are removed."""
         known = self._load_index()
         stats = {source.name: source.path.stat() for source in sources}
-        fresh = {
-            name: entry for name, entry in known.items() if name in stats and self._valid(entry, stats[name])
-        }
+        fresh = {name: entry for name, entry in known.items() if name in stats and self._valid(entry, stats[name])}
         for name in known.keys() - fresh.keys():
             self._remove(known[name])
         todo = [source for source in sources if source.name not in fresh]
@@ -110,9 +99,7 @@ class Cache:
 
     def _read(self, todo: list[Source], stats: dict, fresh: dict[str, Entry]) -> None:
         total = sum(stats[source.name].st_size for source in todo)
-        with tqdm(
-            total=total, unit="B", unit_scale=True, desc="preparing data", disable=total < 5_000_000
-        ) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc="preparing data", disable=total < 5_000_000) as bar:
             for source in todo:
                 stat = stats[source.name]
                 entry = Entry(stat.st_size, stat.st_mtime_ns)

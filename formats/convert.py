@@ -26,6 +26,9 @@ PLAIN = "biufc"
 # The release of Minari whose layout is written.
 MINARI_VERSION = "0.5.4"
 
+# Bytes beyond its arrays that an episode's names and tables take in an HDF5 file, with much to spare.
+SPARE = 1 << 20
+
 
 def convert(sources: list[Source], out: Path, to: str, description: dict) -> int:
     """Write all episodes of a dataset into a new folder, as ``to`` ("npz" or "minari").
@@ -59,8 +62,8 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
         folder.replace(out)
-    except (OSError, RuntimeError) as error:  # HDF5 raises either on a full disk
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())[:120]
         raise BadInput(f"{out}: cannot be written: {reason}; free space or choose another place") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,9 +85,7 @@ def _episodes(sources: list[Source]) -> Iterator[tuple[str, dict]]:
                 continue
             size = episode["action"].shape[1]
             if size != (action_size := action_size or size):
-                raise BadInput(
-                    f"{source.path}: actions of size {size} after {action_size}; keep one task a folder"
-                )
+                raise BadInput(f"{source.path}: actions of size {size} after {action_size}; keep one task a folder")
             yield label, _plain(episode, source.path)
 
 
@@ -107,18 +108,26 @@ def _write_npz(folder: Path, episodes: Iterator[tuple[str, dict]], _: str) -> in
 
 
 def _write_minari(folder: Path, episodes: Iterator[tuple[str, dict]], name: str) -> int:
-    data = folder / "data"
-    data.mkdir()
+    path = folder / "data" / MAIN_FILE
+    path.parent.mkdir()
+    path.write_bytes(bytes(SPARE))
     count, steps = 0, 0
-    with h5py.File(data / MAIN_FILE, "w", track_order=True) as file:
+    with h5py.File(path, "w", track_order=True) as file:
         for count, (label, episode) in enumerate(episodes, 1):
+            _reserve(path, file, episode)
             _add_group(file.create_group(f"episode_{count - 1}"), count - 1, label, episode)
             steps += len(episode["reward"]) - 1
-        if count == 0:
-            return 0
-    metadata = _metadata(name, count, steps, episode, (data / MAIN_FILE).stat().st_size)
-    (data / "metadata.json").write_text(json.dumps(metadata))
+    if count > 0:
+        metadata = _metadata(name, count, steps, episode, path.stat().st_size)
+        (path.parent / "metadata.json").write_text(json.dumps(metadata))
     return count
+
+
+def _reserve(path: Path, file: h5py.File, episode: dict) -> None:
+    """Claim the room for an episode, raising OSError where there is none: HDF5 itself would crash there."""
+    needed = sum(array.nbytes for array in episode.values()) + SPARE
+    with path.open("r+b") as raw:
+        os.posix_fallocate(raw.fileno(), 0, file.id.get_filesize() + needed)
 
 
 def _add_group(group: h5py.Group, number: int, label: str, episode: dict) -> None:

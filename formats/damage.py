@@ -50,9 +50,7 @@ def reported(where: object, kind: str) -> Iterator[None]:
             yield
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise BadInput(
-            f"{where}: not a readable {kind} file ({reason}); copy it again or remove it"
-        ) from error
+        raise BadInput(f"{where}: not a readable {kind} file ({reason}); copy it again or remove it") from error
 
 
 def refuse_bomb(name: str, claimed: int, stored: int) -> None:

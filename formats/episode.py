@@ -32,9 +32,7 @@ def checked(episode: dict, where: object) -> dict:
     """
     missing = [key for key in KEYS[:3] if key not in episode]
     if missing:
-        raise BadInput(
-            f"{where}: no array named {', '.join(missing)}; an episode needs image, action, reward"
-        )
+        raise BadInput(f"{where}: no array named {', '.join(missing)}; an episode needs image, action, reward")
     image = _image(episode["image"], where)
     action = _numbers(episode["action"], "action", where)
     if action.ndim != 2 or action.shape[1] == 0:
@@ -50,9 +48,7 @@ def checked(episode: dict, where: object) -> dict:
     lengths = {key: len(array) for key, array in standard.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise BadInput(
-            f"{where}: arrays differ in length ({told}); write the episode again or remove the file"
-        )
+        raise BadInput(f"{where}: arrays differ in length ({told}); write the episode again or remove the file")
     if rows < 2:
         raise BadInput(f"{where}: {rows} row(s); an episode needs the reset and at least one step")
     return standard | {key: value for key, value in episode.items() if key not in KEYS}
@@ -82,9 +78,7 @@ def _numbers(array: np.ndarray, key: str, where: object) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
-        raise BadInput(
-            f"{where}: NaN or infinite {key} in row {_first(~np.isfinite(array))}; remove the file"
-        )
+        raise BadInput(f"{where}: NaN or infinite {key} in row {_first(~np.isfinite(array))}; remove the file")
     return array
 
 
@@ -101,9 +95,7 @@ def _in_range(action: np.ndarray, where: object) -> np.ndarray:
     wrong = np.abs(action) > 1 + ACTION_ROUNDING
     if wrong.any():
         value = action[wrong].flat[0]
-        raise BadInput(
-            f"{where}: action {value:.4g} in row {_first(wrong)} is outside [-1, 1]; rescale the actions"
-        )
+        raise BadInput(f"{where}: action {value:.4g} in row {_first(wrong)} is outside [-1, 1]; rescale the actions")
     # clip would turn -0.0 into 0.0 on some paths; leave untouched what needs no clipping
     return np.clip(action, -1, 1) if (np.abs(action) > 1).any() else action
 

@@ -41,9 +41,7 @@ def minari_episodes(path: Path, *, raw: bool = False) -> list[tuple[str, Callabl
         labels = [str(file[f"episode_{number}"].attrs.get("file", f"episode_{number}")) for number in numbers]
     if not numbers:
         raise BadInput(f"{path}: an HDF5 file without step_type (V-D4RL) or episode_0 (Minari); remove it")
-    return [
-        (label, partial(_load_hdf5, path, number, raw)) for number, label in zip(numbers, labels, strict=True)
-    ]
+    return [(label, partial(_load_hdf5, path, number, raw)) for number, label in zip(numbers, labels, strict=True)]
 
 
 def _load_hdf5(path: Path, number: int, raw: bool) -> dict:
@@ -159,16 +157,12 @@ def _image_name(observations: dict, where: object) -> str:
         if name in images:
             return name
     told = ", ".join(f"{name} {array.dtype}{array.shape}" for name, array in observations.items())
-    raise BadInput(
-        f"{where}: no images (uint8) among the observations ({told}); this data is not from pixels"
-    )
+    raise BadInput(f"{where}: no images (uint8) among the observations ({told}); this data is not from pixels")
 
 
 def _holds_images(array: np.ndarray) -> bool:
     if array.dtype == np.uint8:
-        return array.ndim == 4 or (
-            array.ndim == 2 and array.shape[1] > 3 and bytes(array[0, :2]) == b"\xff\xd8"
-        )
+        return array.ndim == 4 or (array.ndim == 2 and array.shape[1] > 3 and bytes(array[0, :2]) == b"\xff\xd8")
     return array.dtype == object and array.ndim == 1 and len(array) > 0 and bytes(array[0][:2]) == b"\xff\xd8"
 
 

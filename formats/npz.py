@@ -49,9 +49,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
     with archive.open(info) as file:
         shape, fortran, dtype = _header(file)
         if dtype.hasobject:
-            raise BadInput(
-                f"{path}: {name[:-4]} is an array of python objects, which are never unpickled; remove it"
-            )
+            raise BadInput(f"{path}: {name[:-4]} is an array of python objects, which are never unpickled; remove it")
         count = int(np.prod([int(n) for n in shape], dtype=object))
         if count * dtype.itemsize != info.file_size - file.tell():
             raise ValueError(f"{name} is shorter or longer than its header says")

@@ -81,9 +81,7 @@ def find_sources(directory: Path | str, format: str = "auto") -> list[Source]:
         kinds = {kind: sources for kind, sources in kinds.items() if kind == format}
     if len(kinds) > 1:
         told = " and ".join(f"{len(sources)} {kind}" for kind, sources in sorted(kinds.items()))
-        raise BadInput(
-            f"{directory}: two formats mixed ({told} files); move one away or give --dataset_format"
-        )
+        raise BadInput(f"{directory}: two formats mixed ({told} files); move one away or give --dataset_format")
     if not kinds:
         raise BadInput(f"{directory}: no episodes in it{_hint(directory, format)}")
     return next(iter(kinds.values()))

@@ -56,9 +56,7 @@ class Summary:
 
     def lines(self, description: dict) -> list[str]:
         """The summary in words, one fact a line."""
-        sizes = ", ".join(
-            f"{height}x{width} ({count} episodes)" for (height, width), count in self.image_sizes.items()
-        )
+        sizes = ", ".join(f"{height}x{width} ({count} episodes)" for (height, width), count in self.image_sizes.items())
         ranges = " ".join(
             f"[{low:.3f}, {high:.3f}]" for low, high in zip(self.action_low, self.action_high, strict=True)
         )
@@ -83,9 +81,7 @@ class Summary:
         axes.hist(self.returns, bins=min(40, max(5, len(self.returns) // 3)))
         mean = float(np.mean(self.returns))
         axes.axvline(mean, color="black", linestyle="--")
-        axes.set(
-            xlabel="episode return", ylabel="episodes", title=f"{len(self.returns)} episodes, mean {mean:.4g}"
-        )
+        axes.set(xlabel="episode return", ylabel="episodes", title=f"{len(self.returns)} episodes, mean {mean:.4g}")
         axes.yaxis.get_major_locator().set_params(integer=True)
         figure.savefig(path, dpi=120)
 

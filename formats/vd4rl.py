@@ -38,9 +38,7 @@ def vd4rl_episodes(path: Path, *, raw: bool = False) -> list[tuple[str, Callable
         raise BadInput(f"{path}: arrays differ in length ({told}); copy the file again or remove it")
     firsts = np.flatnonzero(step_type == FIRST)
     if step_type.ndim != 1 or len(firsts) == 0 or firsts[0] != 0:
-        raise BadInput(
-            f"{path}: step_type does not begin with 0, the first step of an episode; remove the file"
-        )
+        raise BadInput(f"{path}: step_type does not begin with 0, the first step of an episode; remove the file")
     ends = [*firsts[1:], len(step_type)]
     return [
         (f"{path.stem}-{number}", partial(_load, path, number, int(first), int(end), raw))
@@ -52,14 +50,10 @@ def _load(path: Path, number: int, first: int, end: int, raw: bool) -> dict:
     where = f"{path} episode {number}"
     with reported(where, "HDF5"), h5py.File(path, "r") as file:
         rows = slice(first, end)
-        episode = {
-            key: read_array(file[key], rows) for key in ("action", "reward", "discount") if key in file
-        }
+        episode = {key: read_array(file[key], rows) for key in ("action", "reward", "discount") if key in file}
         episode["image"] = read_array(file["observation"], rows)
         if (read_array(file["step_type"], rows)[:-1] == LAST).any():
-            raise BadInput(
-                f"{where}: steps go on after the last one (step_type 2) without a first; remove it"
-            )
+            raise BadInput(f"{where}: steps go on after the last one (step_type 2) without a first; remove it")
     standard = checked(episode, where)
     return episode | {"image": standard["image"]} if raw else standard
 

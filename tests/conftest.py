@@ -40,6 +40,17 @@ def co_training(dataset: Path, logdir: Path, *more: object, blocks: tuple[str, .
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three real episodes of walker_downhill, 12 steps each, by a random policy."""
     folder = tmp_path_factory.mktemp("data") / "walker_downhill"
-    arguments = ["--task", "walker_downhill", "--out", folder, "--episodes", 3, "--configs", "defaults", "dmc", "debug"]
+    arguments = [
+        "--task",
+        "walker_downhill",
+        "--out",
+        folder,
+        "--episodes",
+        3,
+        "--configs",
+        "defaults",
+        "dmc",
+        "debug",
+    ]
     collect.main([str(a) for a in arguments])
     return folder

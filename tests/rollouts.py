@@ -56,9 +56,7 @@ def check_with_gymnasium(task: str) -> None:
     """Gymnasium's own checks of the environment, wrapped and bare."""
     env = make_env(task)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that joint angles have no bounds, and that there is no registry entry
+        warnings.simplefilter("ignore")  # that joint angles have no bounds, and that there is no registry entry
         check_env(env)
         check_env(env.unwrapped)
     env.close()

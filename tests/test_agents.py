@@ -1,6 +1,7 @@
 """The two agents: what each update trains and what it must leave alone."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -235,7 +236,7 @@ def test_the_slow_critic_is_copied_every_so_many_updates():
     for _ in range(5):
         source.update_behaviour(post)
         copies.append(source.behaviour.slow_critic.layers[0].weight.clone())
-    assert [torch.equal(a, b) for a, b in zip(copies, copies[1:], strict=False)] == [True, True, False, True]
+    assert [torch.equal(a, b) for a, b in pairwise(copies)] == [True, True, False, True]
 
 
 def test_weight_decay_decays():

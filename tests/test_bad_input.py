@@ -39,7 +39,9 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--logdir", "configs.yaml/run"], "configs.yaml/run"),
     ],
 )
-def test_co_training_refuses(flags: list[str], message: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_co_training_refuses(
+    flags: list[str], message: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     assert message in refused(program.main, [*co_training(dataset, tmp_path / "run"), *flags], capsys)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -58,12 +60,25 @@ def test_a_dataset_of_truncated_files(dataset: Path, tmp_path: Path, capsys: pyt
     assert any(path.name in line for path in broken.glob("*.npz"))
 
 
-def test_one_truncated_file_among_good_ones_is_named_and_left_out(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_one_truncated_file_among_good_ones_is_named_and_left_out(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     data = tmp_path / "data"
     shutil.copytree(dataset, data, ignore=shutil.ignore_patterns(".*"))
     bad = sorted(data.glob("*.npz"))[0]
     bad.write_bytes(bad.read_bytes()[:200])
-    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--size", "32,32"]
+    short = [
+        "--pretrain_steps",
+        5,
+        "--warmup_rounds",
+        0,
+        "--rounds",
+        1,
+        "--video_every",
+        0,
+        "--size",
+        "32,32",
+    ]
     program.main([str(a) for a in [*co_training(data, tmp_path / "run"), *short]])
     assert bad.name in capsys.readouterr().err
 
@@ -78,8 +93,21 @@ def test_a_dataset_of_images_that_are_not_in_colour(dataset: Path, tmp_path: Pat
     assert "a-b-13.npz" in refused(program.main, co_training(data, tmp_path / "run"), capsys)
 
 
-def test_resuming_with_another_architecture_changes_nothing(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--size", "32,32"]
+def test_resuming_with_another_architecture_changes_nothing(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    short = [
+        "--pretrain_steps",
+        5,
+        "--warmup_rounds",
+        0,
+        "--rounds",
+        1,
+        "--video_every",
+        0,
+        "--size",
+        "32,32",
+    ]
     arguments = [*co_training(dataset, tmp_path), *short]
     program.main([str(a) for a in arguments])
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -103,7 +131,9 @@ class Malicious:
         return (Path.touch, (Path("executed"),))
 
 
-def test_a_checkpoint_cannot_execute_code(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_cannot_execute_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     torch.save({"config": Malicious()}, tmp_path / "checkpoint.pt")
     refused(lambda _: tools.load_checkpoint(tmp_path / "checkpoint.pt"), [], capsys)
@@ -115,16 +145,26 @@ def test_a_checkpoint_cannot_execute_code(tmp_path: Path, capsys: pytest.Capture
     [
         (collect.main, ["--task", "walker_fly", "--out", "OUT"], "nearest: walker_walk"),
         (collect.main, ["--task", "walker_walk", "--out", "OUT", "--episodes", 0], "--episodes 0"),
-        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--policy", "checkpoint"], "--checkpoint is missing"),
+        (
+            collect.main,
+            ["--task", "walker_walk", "--out", "OUT", "--policy", "checkpoint"],
+            "--checkpoint is missing",
+        ),
         (collect.main, ["--task", "walker_walk", "--out", "OUT", "--policy", "rnd"], "'rnd'"),
         (collect.main, ["--task", "walker_walk", "--out", "FULL"], "is not empty"),
-        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--policy", "dreamer", "--episodes", 2], "prefill"),
+        (
+            collect.main,
+            ["--task", "walker_walk", "--out", "OUT", "--policy", "dreamer", "--episodes", 2],
+            "prefill",
+        ),
         (collect.main, ["--task", "walker_walk"], "--out"),
         (evaluate.main, ["--logdir", "OUT"], "no checkpoint"),
         (evaluate.main, ["--logdir", "OUT", "--episode", 3], "--episode"),
     ],
 )
-def test_the_other_commands_refuse(main, arguments: list[object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_other_commands_refuse(
+    main, arguments: list[object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("precious")
     places = {"OUT": tmp_path / "out", "FULL": tmp_path / "full"}
@@ -134,7 +174,15 @@ def test_the_other_commands_refuse(main, arguments: list[object], message: str, 
 
 
 def test_the_command_itself_prints_one_line_and_no_traceback(tmp_path: Path):
-    result = command("co_training.py", "--source_task", "walker_walk", "--target_task", "walker_downhill", "--offline_traindir", tmp_path)
+    result = command(
+        "co_training.py",
+        "--source_task",
+        "walker_walk",
+        "--target_task",
+        "walker_downhill",
+        "--offline_traindir",
+        tmp_path,
+    )
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
 

@@ -135,14 +135,19 @@ def test_tensorboards_own_reader_finds_the_curves_and_videos(finished: Path):
     assert {"source/eta", "source/reward_alignment", "source/episode_return"} <= set(tags["scalars"])
     assert {"target/state_alignment", "target/value_constraint", "target/eval_return"} <= set(tags["scalars"])
     gif = events.Images("target/open_loop")[0]
-    assert gif.encoded_image_string[:4] == b"GIF8" and (gif.width, gif.height) == (3 * 32, 3 * 32)  # a batch of three
+    assert gif.encoded_image_string[:4] == b"GIF8" and (gif.width, gif.height) == (
+        3 * 32,
+        3 * 32,
+    )  # a batch of three
     logged = {p["step"]: p["target/image_loss"] for p in metrics(finished) if "target/image_loss" in p}
     for event in events.Scalars("target/image_loss"):
         assert event.value == pytest.approx(logged[event.step])
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(attempt: int, dataset: Path, finished: Path, tmp_path: Path):
+def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(
+    attempt: int, dataset: Path, finished: Path, tmp_path: Path
+):
     last = metrics(finished)[-1]["step"]
     stop_at = random.SystemRandom().randrange(1, last)
     print(f"stopping at step {stop_at}")  # shown when the test fails
@@ -229,7 +234,9 @@ def test_killed_in_the_middle_of_a_checkpoint_it_continues(dataset: Path, finish
 
 def test_ctrl_c_saves_first(dataset: Path, tmp_path: Path):
     arguments = co_training(dataset, tmp_path, *SMALL, "--pretrain_steps", 100000)
-    process = subprocess.Popen([sys.executable, "co_training.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "co_training.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -244,7 +251,16 @@ def test_ctrl_c_saves_first(dataset: Path, tmp_path: Path):
     "more",
     [
         ("--dyn_discrete", "0", "--pred_discount", "True", "--size", "32,32"),
-        ("--state_alignment", "False", "--reward_alignment", "False", "--value_constraint", "off", "--size", "32,32"),
+        (
+            "--state_alignment",
+            "False",
+            "--reward_alignment",
+            "False",
+            "--value_constraint",
+            "off",
+            "--size",
+            "32,32",
+        ),
         ("--value_constraint", "brute", "--warmup_rounds", "0", "--actor_grad", "both", "--size", "128,128"),
     ],
 )

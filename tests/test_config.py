@@ -41,7 +41,7 @@ def test_every_key_is_read_somewhere():
     for key in settings.read_blocks()["defaults"]:
         if key.endswith("_action_repeat"):
             key = "_action_repeat"
-        assert f"config.{key}" in code or f'_action_repeat"' in code and key == "_action_repeat", key
+        assert f"config.{key}" in code or ('_action_repeat"' in code and key == "_action_repeat"), key
 
 
 def test_the_papers_values():
@@ -49,7 +49,13 @@ def test_the_papers_values():
     ties = ("state_alignment_scale", "target_informed_factor", "value_constraint_scale", "target_iterations")
     assert [dmc[k] for k in ties] == [1.5, 0.9, 1.0, 20_000]
     assert [metaworld[k] for k in ties] == [robodesk[k] for k in ties] == [1.0, 0.3, 2.0, 50_000]
-    assert (dmc["batch_size"], dmc["batch_length"], dmc["dyn_stoch"], dmc["dyn_discrete"], dmc["dyn_deter"]) == (50, 50, 32, 32, 600)
+    assert (
+        dmc["batch_size"],
+        dmc["batch_length"],
+        dmc["dyn_stoch"],
+        dmc["dyn_discrete"],
+        dmc["dyn_deter"],
+    ) == (50, 50, 32, 32, 600)
     assert (dmc["model_lr"], dmc["actor_lr"], dmc["value_lr"], dmc["discount"]) == (2e-4, 4e-5, 1e-4, 0.995)
 
 

@@ -1,4 +1,4 @@
-"""The command: info is right, convert loses nothing and leaves nothing half-written, check names bad files."""
+"""The command: info is right, convert loses nothing and leaves no half-written file, check names bad ones."""
 
 import json
 import subprocess
@@ -42,9 +42,7 @@ def told(text: str) -> dict[str, str]:
 
 def test_info_is_right(tmp_path, capsys):
     episodes = fill(tmp_path, list(range(5, 25)))
-    (tmp_path / "dataset.json").write_text(
-        json.dumps({"task": "dmc_walker_walk", "render": "fast", "seed": 3})
-    )
+    (tmp_path / "dataset.json").write_text(json.dumps({"task": "dmc_walker_walk", "render": "fast", "seed": 3}))
     assert datasets.main(["info", str(tmp_path)]) == 0
     facts = told(capsys.readouterr().out)
     returns = [episode["reward"].sum(dtype=np.float64) for episode in episodes]
@@ -123,10 +121,10 @@ def test_convert_names_bad_files_and_overwrites_nothing(tmp_path, capsys):
 @pytest.mark.parametrize("to", ["npz", "minari"])
 def test_a_full_disk_while_converting_leaves_nothing(tmp_path, to):
     """A limit on the size of files stands for the full disk: writes beyond it fail in the same way."""
-    fill(tmp_path / "a", [60, 60])
+    fill(tmp_path / "a", [60, 3000])
     code = (
         "import resource, sys, datasets, errors\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "errors.exit_on_bad_input(lambda: sys.exit(datasets.main(sys.argv[1:])))\n"
     )
     command = [sys.executable, "-c", code, "convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", to]
@@ -160,7 +158,4 @@ def test_the_command_line(tmp_path):
     assert good.returncode == 0, good.stderr
     bad = subprocess.run([*run, "info", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert bad.returncode == 2
-    assert (
-        bad.stderr
-        == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"
-    )
+    assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"

@@ -132,9 +132,7 @@ def test_gymnasium_check(task):
     check_with_gymnasium(task)
 
 
-@pytest.mark.parametrize(
-    "task", ["lqr_lqr_2_1", "quadruped_run", "ball_in_cup_catch", "fish_swim", "finger_spin"]
-)
+@pytest.mark.parametrize("task", ["lqr_lqr_2_1", "quadruped_run", "ball_in_cup_catch", "fish_swim", "finger_spin"])
 def test_other_tasks_of_the_suite(task):
     env = make_env(task, size=32)
     assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
@@ -173,9 +171,7 @@ def test_step_is_the_suites_own_repeated():
     observation, reward, terminated, truncated, info = env.step(action)
     steps = [original.step(action) for _ in range(3)]
     assert reward == pytest.approx(sum(step.reward for step in steps), rel=1e-6)
-    np.testing.assert_allclose(
-        observation["velocity"], steps[-1].observation["velocity"], rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(observation["velocity"], steps[-1].observation["velocity"], rtol=1e-4, atol=1e-4)
     assert not terminated and not truncated and info == {"discount": 1.0}
     env.close()
 

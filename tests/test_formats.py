@@ -105,9 +105,7 @@ def test_the_action_of_a_row_led_to_its_image(tmp_path, kind):
     env.close()
 
 
-@pytest.mark.parametrize(
-    "name", ["hdf5/jpeg-dict-v0", "hdf5/raw-image-v0", "arrow/jpeg-dict-v0", "arrow/raw-image-v0"]
-)
+@pytest.mark.parametrize("name", ["hdf5/jpeg-dict-v0", "hdf5/raw-image-v0", "arrow/jpeg-dict-v0", "arrow/raw-image-v0"])
 @pytest.mark.parametrize("below", ["", "data"])
 def test_datasets_written_by_minari(name, below):
     """Observation t was (20 (t + 1), 10 e, 30), action t (t + 1) / 10, reward t + 1 + 10 e; 1 terminates."""
@@ -149,9 +147,7 @@ def test_the_same_episode_in_two_formats_of_vd4rl():
         assert np.array_equal(small[key], large[key])
 
 
-@pytest.mark.parametrize(
-    "extras", [{}, {"logprob": np.zeros(9, np.float32), "odd": np.arange(4), "flag": np.True_}]
-)
+@pytest.mark.parametrize("extras", [{}, {"logprob": np.zeros(9, np.float32), "odd": np.arange(4), "flag": np.True_}])
 def test_npz_to_minari_to_npz_is_equal_bit_for_bit(tmp_path, extras):
     episodes = [make_episode(6), make_episode(9) | extras]
     episodes[0]["reward"] = episodes[0]["reward"].astype(np.float64)
@@ -170,9 +166,7 @@ def test_npz_to_minari_to_npz_is_equal_bit_for_bit(tmp_path, extras):
 
 
 def test_our_minari_files_are_read_by_minari(tmp_path, monkeypatch):
-    minari = pytest.importorskip(
-        "minari", reason="the minari package is no dependency; its layout is tested without"
-    )
+    minari = pytest.importorskip("minari", reason="the minari package is no dependency; its layout is tested without")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     write_minari(tmp_path / "ours-v0", [make_episode(9)])
     (episode,) = minari.load_dataset("ours-v0").iterate_episodes()
@@ -231,9 +225,7 @@ def test_an_array_that_claims_more_than_the_file_holds_is_refused(tmp_path):
         OfflineDataset(damaged_vd4rl(tmp_path / "hdf5", grow), size=8)
     (tmp_path / "npz").mkdir()
     with zipfile.ZipFile(tmp_path / "npz" / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(
-            "image.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'shape': (99999999999,64,64,3)}"
-        )
+        archive.writestr("image.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'shape': (99999999999,64,64,3)}")
     with pytest.raises(BadInput, match="not a readable npz"):
         OfflineDataset(tmp_path / "npz", size=8)
 

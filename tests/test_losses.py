@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from conftest import tiny
 
 import models
-from conftest import tiny
 from networks import RSSM
 
 
@@ -147,7 +147,11 @@ def test_actor_loss_by_hand(grad: str, rho: float):
     config = tiny(actor_grad=grad, actor_grad_mix=0.25, actor_entropy=0.1)
     behaviour = models.ActorCritic(config, feat=3, action_dim=2)
     imagined = models.Imagined(torch.zeros(3, 1, 3), torch.tensor([[-1.0], [-2.0]]), torch.tensor([[0.5], [0.7]]))
-    returns, baseline, weight = torch.tensor([[9.0], [4.0]]), torch.tensor([[1.0], [8.0]]), torch.tensor([[0.5], [0.2]])
+    returns, baseline, weight = (
+        torch.tensor([[9.0], [4.0]]),
+        torch.tensor([[1.0], [8.0]]),
+        torch.tensor([[0.5], [0.2]]),
+    )
     loss = behaviour.actor_loss(imagined, returns, baseline, weight, config)
     expected = 0.5 * (0.1 * 0.5 + rho * 4.0 + (1 - rho) * -1.0 * (4.0 - 1.0))
     assert loss.item() == pytest.approx(-expected)

@@ -101,8 +101,6 @@ def test_orientation_by_default_is_the_old_renderers():
 
 
 def test_fast_resembles_full():
-    images = [
-        rollout("metaworld_door-close", 0, steps=0, render=render)["image"][0] for render in ("full", "fast")
-    ]
+    images = [rollout("metaworld_door-close", 0, steps=0, render=render)["image"][0] for render in ("full", "fast")]
     difference = np.abs(images[0].astype(int) - images[1])
     assert 0 < difference.mean() < 25

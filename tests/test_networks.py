@@ -73,10 +73,14 @@ def test_categorical_latents_are_one_hot_and_pass_gradients_straight_through():
 def test_truncated_normal_is_scipys():
     mean, std = torch.tensor([0.0, 0.9, -0.5]), torch.tensor([0.1, 0.5, 2.0])
     ours = TruncatedNormal(mean, std)
-    theirs = [scipy.stats.truncnorm((-1 - m) / s, (1 - m) / s, m, s) for m, s in zip(mean.numpy(), std.numpy(), strict=True)]
+    theirs = [
+        scipy.stats.truncnorm((-1 - m) / s, (1 - m) / s, m, s) for m, s in zip(mean.numpy(), std.numpy(), strict=True)
+    ]
     np.testing.assert_allclose(ours.entropy(), [d.entropy() for d in theirs], rtol=1e-4)
     values = torch.tensor([0.1, 0.2, -0.7])
-    np.testing.assert_allclose(ours.log_prob(values), [d.logpdf(v) for d, v in zip(theirs, values, strict=True)], rtol=1e-4)
+    np.testing.assert_allclose(
+        ours.log_prob(values), [d.logpdf(v) for d, v in zip(theirs, values, strict=True)], rtol=1e-4
+    )
     torch.manual_seed(1)
     samples = ours.rsample(torch.Size([20_000])).double().numpy()
     assert (np.abs(samples) < 1).all()
@@ -88,6 +92,7 @@ def test_truncated_normal_gradients_reach_mean_and_std():
     mean, std = torch.tensor([0.3], requires_grad=True), torch.tensor([0.4], requires_grad=True)
     torch.manual_seed(0)
     TruncatedNormal(mean, std).rsample(torch.Size([1000])).mean().backward()
+
     # The mean of a truncated normal is mean + std * (density(low) - density(high)) / mass; by finite differences:
     def exact(m: float, s: float) -> float:
         return scipy.stats.truncnorm.mean((-1 - m) / s, (1 - m) / s, m, s)

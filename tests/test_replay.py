@@ -66,9 +66,7 @@ def test_same_seed_same_batch(tmp_path):
     fill(tmp_path, [12, 30])
     first, second = (OfflineDataset(tmp_path, size=8) for _ in range(2))
     assert equal(first.sample(8, 5, np.random.default_rng(3)), second.sample(8, 5, np.random.default_rng(3)))
-    assert not equal(
-        first.sample(8, 5, np.random.default_rng(3)), first.sample(8, 5, np.random.default_rng(4))
-    )
+    assert not equal(first.sample(8, 5, np.random.default_rng(3)), first.sample(8, 5, np.random.default_rng(4)))
 
 
 def test_figures_and_description(tmp_path):
@@ -93,9 +91,7 @@ def test_names_depend_on_contents_or_generator_alone(tmp_path):
     assert episode_filename(501, when, "ab") == "20261122T045009-ab-501.npz"
     first, second = (save_episode(tmp_path / name, make_episode(9), when=when) for name in "ab")
     assert first.name == second.name and first.read_bytes() == second.read_bytes()
-    drawn = [
-        save_episode(tmp_path, make_episode(9), rng=np.random.default_rng(5), when=when) for _ in range(2)
-    ]
+    drawn = [save_episode(tmp_path, make_episode(9), rng=np.random.default_rng(5), when=when) for _ in range(2)]
     assert drawn[0] == drawn[1]
 
 

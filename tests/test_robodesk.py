@@ -140,9 +140,7 @@ def test_other_sizes_show_the_same_scene(size):
     expected, image = small.reset(seed=0)[0]["image"], other.reset(seed=0)[0]["image"]
     assert image.shape == (size, size, 3)
     fewer = min(size, 64)
-    blocks = [
-        a.reshape(fewer, len(a) // fewer, fewer, len(a) // fewer, 3).mean((1, 3)) for a in (expected, image)
-    ]
+    blocks = [a.reshape(fewer, len(a) // fewer, fewer, len(a) // fewer, 3).mean((1, 3)) for a in (expected, image)]
     assert np.abs(blocks[0] - blocks[1]).mean() < 8
     small.close()
     other.close()

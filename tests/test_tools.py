@@ -74,5 +74,8 @@ def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path: Path):
     logger.add("a", {"x": 7.0})
     logger.write(2)
     logger.close()
-    assert [json.loads(line)["a/x"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1.0, 6.0]
+    assert [json.loads(line)["a/x"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        1.0,
+        6.0,
+    ]
     assert [e.value for e in EventAccumulator(str(tmp_path)).Reload().Scalars("a/x")] == [1.0, 6.0]

@@ -34,9 +34,7 @@ def camera_id(model: mujoco.MjModel, camera: str | int) -> int:
     text = str(camera)
     if text.lstrip("-").isdigit() and -1 <= int(text) < len(names):
         return int(text)
-    raise BadInput(
-        f"no camera {camera!r} in this task, which has 0 to {len(names) - 1}; {nearest(text, names)}"
-    )
+    raise BadInput(f"no camera {camera!r} in this task, which has 0 to {len(names) - 1}; {nearest(text, names)}")
 
 
 def camera_name(model: mujoco.MjModel, camera: str | int) -> str:

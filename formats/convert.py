@@ -110,12 +110,13 @@ def _write_npz(folder: Path, episodes: Iterator[tuple[str, dict]], _: str) -> in
 def _write_minari(folder: Path, episodes: Iterator[tuple[str, dict]], name: str) -> int:
     path = folder / "data" / MAIN_FILE
     path.parent.mkdir()
-    path.write_bytes(bytes(SPARE))
+    _make_sure_of_room(path, SPARE)
     count, steps = 0, 0
     with h5py.File(path, "w", track_order=True) as file:
         for count, (label, episode) in enumerate(episodes, 1):
-            _reserve(path, file, episode)
+            _make_sure_of_room(path, sum(array.nbytes for array in episode.values()) + SPARE)
             _add_group(file.create_group(f"episode_{count - 1}"), count - 1, label, episode)
+            file.flush()
             steps += len(episode["reward"]) - 1
     if count > 0:
         metadata = _metadata(name, count, steps, episode, path.stat().st_size)
@@ -123,11 +124,14 @@ def _write_minari(folder: Path, episodes: Iterator[tuple[str, dict]], name: str)
     return count
 
 
-def _reserve(path: Path, file: h5py.File, episode: dict) -> None:
-    """Claim the room for an episode, raising OSError where there is none: HDF5 itself would crash there."""
-    needed = sum(array.nbytes for array in episode.values()) + SPARE
-    with path.open("r+b") as raw:
-        os.posix_fallocate(raw.fileno(), 0, file.id.get_filesize() + needed)
+def _make_sure_of_room(path: Path, size: int) -> None:
+    """Raise OSError where the disk has no room for ``size`` more bytes; HDF5 itself crashes on a full disk."""
+    spacer = path.with_suffix(".room")
+    try:
+        with spacer.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        spacer.unlink(missing_ok=True)
 
 
 def _add_group(group: h5py.Group, number: int, label: str, episode: dict) -> None:

@@ -26,6 +26,9 @@ from formats.sources import Source
 VERSION = 1
 FOLDER = ".coworld-cache"
 
+# Bytes of data that are prepared too quickly for a progress bar.
+SMALL = 5_000_000
+
 
 @dataclass
 class Stored:
@@ -99,7 +102,9 @@ class Cache:
 
     def _read(self, todo: list[Source], stats: dict, fresh: dict[str, Entry]) -> None:
         total = sum(stats[source.name].st_size for source in todo)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="preparing data", disable=total < 5_000_000) as bar:
+        look = {"unit": "B", "unit_scale": True, "dynamic_ncols": True, "disable": total < SMALL}
+        # a log file keeps every line, so it gets one only now and then
+        with tqdm(total=total, desc="preparing data", mininterval=0.2 if sys.stderr.isatty() else 10, **look) as bar:
             for source in todo:
                 stat = stats[source.name]
                 entry = Entry(stat.st_size, stat.st_mtime_ns)

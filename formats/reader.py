@@ -5,6 +5,7 @@ process alone: an alarm, which needs no cooperation, ends it when one episode ta
 is limited.
 """
 
+import contextlib
 import resource
 import signal
 import sys
@@ -20,8 +21,9 @@ from formats.damage import MAX_EPISODE_BYTES, reported
 from formats.minari import arrow_episodes, minari_episodes
 from formats.vd4rl import has_steps, vd4rl_episodes
 
-# Room for the libraries, for an episode and for the copy that is sent.
-MEMORY = 3 * MAX_EPISODE_BYTES
+# What reading may add to the process: this much, and more for a large file, in which an episode may be large.
+MEMORY = 512 << 20
+TIMES_FILE = 100
 
 
 def native_episodes(path: Path, raw: bool) -> list[tuple[str, Callable[[], dict]]]:
@@ -49,6 +51,7 @@ def serve(connection: Connection) -> None:
         except EOFError:
             return
         signal.alarm(seconds)
+        limit_memory(path)
         try:
             if number is None or read != (path, raw):
                 loaders, read = native_episodes(path, raw), (path, raw)
@@ -62,8 +65,14 @@ def serve(connection: Connection) -> None:
         connection.send(reply)
 
 
+def limit_memory(path: Path) -> None:
+    """Let the process grow by no more than the file at ``path`` can need."""
+    with contextlib.suppress(OSError, ValueError):  # systems without /proc, or with a lower limit already
+        size = min(TIMES_FILE * path.stat().st_size, 2 * MAX_EPISODE_BYTES)
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY + size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and its end is ours
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
     serve(Connection(int(sys.argv[1])))

@@ -26,6 +26,8 @@ KEPT = "coworld_rows"
 
 IMAGE_NAMES = ("image", "pixels", "rgb", "observation")
 
+JPEG = b"\xff\xd8"  # how every JPEG begins
+
 # Larger frames than any simulator's; a JPEG header that claims more is damaged.
 MAX_SIDE = 4096
 
@@ -162,8 +164,8 @@ def _image_name(observations: dict, where: object) -> str:
 
 def _holds_images(array: np.ndarray) -> bool:
     if array.dtype == np.uint8:
-        return array.ndim == 4 or (array.ndim == 2 and array.shape[1] > 3 and bytes(array[0, :2]) == b"\xff\xd8")
-    return array.dtype == object and array.ndim == 1 and len(array) > 0 and bytes(array[0][:2]) == b"\xff\xd8"
+        return array.ndim == 4 or (array.ndim == 2 and array.shape[1] > 3 and bytes(array[0, :2]) == JPEG)
+    return array.dtype == object and array.ndim == 1 and len(array) > 0 and bytes(array[0][:2]) == JPEG
 
 
 def _decoded(frames: Sequence) -> np.ndarray:
@@ -180,6 +182,8 @@ def _decoded(frames: Sequence) -> np.ndarray:
 
 
 def _decoded_frame(data: bytes) -> np.ndarray:
+    if not data.startswith(JPEG):
+        raise ValueError("a frame that is no JPEG")
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         if max(image.size) > MAX_SIDE:
             raise ValueError(f"a JPEG of {image.size[0]}x{image.size[1]} pixels")

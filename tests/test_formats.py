@@ -262,6 +262,19 @@ def test_minari_without_images_or_of_wrong_length(tmp_path):
             load_all(tmp_path / name)
 
 
+def test_a_file_that_hangs_its_library_is_a_bad_file_like_any_other(tmp_path, monkeypatch, capsys):
+    """Zeros where HDF5 keeps JPEGs of different lengths make it loop for ever."""
+    monkeypatch.setattr(guarded, "SECONDS", 1)
+    shutil.copytree(MINARI / "hdf5" / "jpeg-dict-v0", tmp_path / "data")
+    path = tmp_path / "data" / "data" / "main_data.hdf5"
+    damaged = bytearray(path.read_bytes())
+    start = damaged.rfind(b"GCOL") + 200
+    damaged[start : start + 600] = bytes(600)
+    path.write_bytes(damaged)
+    assert OfflineDataset(tmp_path / "data", size=32).episodes == 1
+    assert "episode 1: reading it crashes or does not end" in capsys.readouterr().err
+
+
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """A damaged copy: cut off, bytes changed (headers more often), a block zeroed, moved or doubled."""
     damaged = bytearray(data)

@@ -13,7 +13,9 @@ import pictures
 from driver import Scores
 from errors import BadInput, exit_on_bad_input
 from run import Interrupted, Phase, Run, agent_policy
+from tools import times_passed
 from wrappers import parse_task
+from wrappers.vector import WorkerCrash
 
 
 def algorithm_1(config: SimpleNamespace) -> list[Phase]:
@@ -44,9 +46,9 @@ def source_agent_alone(config: SimpleNamespace, steps: int) -> list[Phase]:
 
 def prefill(run: Run, phase: Phase) -> None:
     """Random steps in the source simulator, so that there is something to learn from."""
-    for _ in run.iterations(phase):
+    for _ in run.iterations(phase, len(run.collector)):
         run.collector.step()
-        run.progress.source_steps += 1
+        run.progress.source_steps += len(run.collector)
 
 
 def source_updates(run: Run, phase: Phase) -> None:
@@ -56,14 +58,15 @@ def source_updates(run: Run, phase: Phase) -> None:
 
 
 def source(run: Run, phase: Phase) -> None:
-    """Online phase: step the source simulator; train the source agent (Eq. 2, with Eq. 5 where aligned)."""
-    policy = agent_policy(run.source, sample=True)
-    for _ in run.iterations(phase):
-        run.collector.step(policy)
-        run.progress.source_steps += 1
-        run.progress.aligned_steps += phase.aligned
-        if run.progress.source_steps % run.config.train_every == 0:
+    """Online phase: step the source simulator; train the source agent (Eq. 2, with Eq. 5 where aligned) meanwhile."""
+    policy, stride = agent_policy(run.source, sample=True), len(run.collector)
+    for _ in run.iterations(phase, stride):
+        run.collector.start(policy)
+        run.progress.source_steps += stride
+        run.progress.aligned_steps += stride * phase.aligned
+        for _ in range(times_passed(run.progress.source_steps, stride, run.config.train_every)):
             update_source(run, phase.aligned)
+        run.collector.finish()
 
 
 def update_source(run: Run, aligned: bool) -> None:
@@ -83,7 +86,7 @@ def target(run: Run, phase: Phase) -> None:
     """Offline phase: train the target agent on the dataset (Eq. 3, imagine, Eq. 6, Eq. 7)."""
     for _ in run.iterations(phase):
         run.progress.target_iterations += 1
-        if run.progress.target_iterations % run.config.train_every == 0:
+        if times_passed(run.progress.target_iterations, 1, run.config.train_every):
             run.logger.add("target", run.target.update(run.batch("target"), run.source))
             run.progress.target_updates += 1
 
@@ -150,6 +153,10 @@ def carry_out(run: Run) -> None:
     except Interrupted:
         print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)
         sys.exit(128 + run.stop_signal)
+    except WorkerCrash as crash:
+        sys.exit(
+            f"{crash}\na simulator's process failed; the same command continues {run.logdir} from its last checkpoint"
+        )
     finally:
         run.close()
 

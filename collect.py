@@ -20,7 +20,7 @@ from co_training import carry_out, source_agent_alone
 from errors import BadInput, exit_on_bad_input
 from formats.npz import write_atomically
 from replay import save_episode
-from run import Phase, Run, agent_policy, environment, load_agent, pick_device
+from run import Phase, Run, agent_policy, collection_envs, load_agent, pick_device
 from wrappers import parse_task
 
 POLICIES = ("random", "checkpoint", "dreamer")
@@ -68,7 +68,7 @@ def collect_learning(config: SimpleNamespace, arguments: argparse.Namespace) -> 
     for name in tqdm(run.replay.state_dict()["episodes"], desc="copy episodes"):
         with np.load(run.replay.directory / name, allow_pickle=False) as arrays:
             save_episode(arguments.out, dict(arrays), id=name.split("-")[1])
-    return run.envs["source", "collection"].get_wrapper_attr("description") | {"steps": run.replay.steps}
+    return run.simulator("source").get_wrapper_attr("description") | {"steps": run.replay.steps}
 
 
 def collect_playing(config: SimpleNamespace, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -80,23 +80,40 @@ def collect_playing(config: SimpleNamespace, arguments: argparse.Namespace) -> d
         agent, trained = load_agent(arguments.checkpoint, arguments.agent, pick_device(config.device))
         config.size = trained.size
         policy = agent_policy(agent, sample=True)
-    env = environment(config, arguments.task)
+    envs = collection_envs(config, arguments.task, "collect")
     tools.seed_everything(config.seed)
     returns: list[float] = []
+    lengths: list[int] = []
 
     def finished(episode: dict[str, np.ndarray]) -> None:
+        if len(returns) == arguments.episodes:
+            return  # of several simulators, some finish after the last
         save_episode(arguments.out, episode, id=f"{config.seed:08x}{len(returns):024x}")
         returns.append(float(episode["reward"].sum()))
+        lengths.append(len(episode["reward"]) - 1)
 
-    collector = driver.Collector(env, finished, config.seed)
+    collector = driver.Collector(envs, finished, config.seed)
+    policy = noisy(policy or collector.random, config.action_noise, np.random.default_rng([config.seed, 1]))
     with tools.progress_bar(arguments.episodes, "episodes") as bar:
         while len(returns) < arguments.episodes:
             collector.step(policy)
             if len(returns) > bar.n:
                 bar.update()
                 bar.set_postfix({"return": f"{returns[-1]:.1f}", "mean": f"{np.mean(returns):.1f}"}, refresh=False)
-    env.close()
-    return env.get_wrapper_attr("description") | {"steps": arguments.episodes * config.time_limit}
+    description = envs[0].get_wrapper_attr("description")
+    for env in envs:
+        env.close()
+    return {**description, "steps": sum(lengths), "action_noise": config.action_noise}
+
+
+def noisy(policy: driver.Policy, w: float, rng: np.random.Generator) -> driver.Policy:
+    """The actions of ``policy`` plus w n, n ~ N(0, 1), clipped to [-1, 1]: what is executed, and so what is saved."""
+
+    def act(image: np.ndarray, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
+        action, state = policy(image, state, first)
+        return np.clip(action + w * rng.standard_normal(action.shape), -1, 1).astype(np.float32), state
+
+    return act if w else policy
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -47,6 +47,9 @@ class Rows:
     def __getitem__(self, key: str) -> np.ndarray:
         return np.stack(self.rows[key])
 
+    def __bool__(self) -> bool:
+        return True
+
     def episode(self) -> dict[str, np.ndarray]:
         """The arrays, each with as many rows as there are images; a suite's success starts at 0."""
         length = len(self.rows["image"])
@@ -58,56 +61,112 @@ def episode_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-class Collector:
-    """Steps one simulator with a policy and hands every finished episode on.
+class InProcess(gymnasium.Wrapper):
+    """A simulator in this process under the interface of `wrappers.vector.ProcessEnv`: it steps when waited for."""
 
-    Each episode is determined by its own seed, so a checkpoint needs only the actions of the episode under way:
-    `load_state_dict` brings the simulator back by taking them again.
+    def reset_async(self, seed: int | None = None) -> None:
+        self._seed = seed
+
+    def reset_wait(self) -> tuple[dict, dict]:
+        return self.env.reset(seed=self._seed)
+
+    def step_async(self, action: np.ndarray) -> None:
+        self._action = action
+
+    def step_wait(self) -> tuple:
+        return self.env.step(self._action)
+
+
+@dataclass
+class Slot:
+    """One of the collector's simulators and the episode under way in it; ``index`` determines that episode."""
+
+    env: Any
+    index: int = -1
+    rows: Rows | None = None
+
+
+class Collector:
+    """Steps simulators side by side with a policy and hands every finished episode on.
+
+    A step is `start`, which chooses the actions and sets the simulators going, and `finish`, which waits for them:
+    the learner works in between. Each episode is determined by its own seed, so a checkpoint needs only the actions
+    of the episodes under way: `load_state_dict` brings the simulators back by taking them again.
+
+    envs: `wrappers.vector.ProcessEnv`, or `InProcess`, all of one task.
     """
 
-    def __init__(self, env: gymnasium.Env, finished: Callable[[dict[str, np.ndarray]], None], seed: int):
-        self.env, self.finished, self.seed = env, finished, seed
-        self.random = RandomPolicy(env.action_space, np.random.default_rng([seed, 0]))
-        self.index = 0
-        self.rows: Rows | None = None
+    def __init__(self, envs: list[Any], finished: Callable[[dict[str, np.ndarray]], None], seed: int):
+        self.slots, self.finished, self.seed = [Slot(env) for env in envs], finished, seed
+        self.random = RandomPolicy(envs[0].action_space, np.random.default_rng([seed, 0]))
+        self.episodes = 0  # begun so far
         self.policy_state: Any = None
 
+    def __len__(self) -> int:
+        """Agent steps that a step takes: one in each simulator."""
+        return len(self.slots)
+
     def step(self, policy: Policy | None = None) -> None:
-        """One agent step, by ``policy`` or at random; the first of an episode resets the simulator."""
-        first = self.rows is None
-        if first:
-            self._reset()
-        image = self.rows.rows["image"][-1][None]
-        action, self.policy_state = (policy or self.random)(image, self.policy_state, np.array([first]))
-        if policy is None:
-            self.policy_state = None
-        if self._take(action[0]):
-            episode, self.rows = self.rows.episode(), None
-            self.index += 1
-            self.finished(episode)
+        self.start(policy)
+        self.finish()
 
-    def _reset(self) -> None:
-        observation, info = self.env.reset(seed=episode_seed(self.seed, self.index))
-        self.rows = Rows()
-        self.rows.add(observation, np.zeros(self.env.action_space.shape, np.float32), 0.0, info, first=True)
+    def start(self, policy: Policy | None = None) -> None:
+        """Choose an action for each simulator, by ``policy`` or at random, and send it; new episodes begin first."""
+        first = np.array([slot.rows is None for slot in self.slots])
+        self._begin_episodes([slot for slot in self.slots if slot.rows is None])
+        images = np.stack([slot.rows.rows["image"][-1] for slot in self.slots])
+        actions, state = (policy or self.random)(images, self.policy_state, first)
+        self.policy_state = None if policy is None else state
+        self._sent = actions
+        for slot, action in zip(self.slots, actions, strict=True):
+            slot.env.step_async(action)
 
-    def _take(self, action: np.ndarray) -> bool:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self.rows.add(observation, action, reward, info, first=False)
+    def finish(self) -> None:
+        """Wait for the simulators, in their order, and hand on the episodes that ended."""
+        for slot, action in zip(self.slots, self._sent, strict=True):
+            if self._receive(slot, action):
+                episode, slot.rows = slot.rows.episode(), None
+                self.finished(episode)
+
+    def _begin_episodes(self, slots: list[Slot]) -> None:
+        for slot in slots:
+            slot.index = self.episodes
+            self.episodes += 1
+        self._reset(slots)
+
+    def _reset(self, slots: list[Slot]) -> None:
+        for slot in slots:
+            slot.env.reset_async(seed=episode_seed(self.seed, slot.index))
+        for slot in slots:
+            observation, info = slot.env.reset_wait()
+            slot.rows = Rows()
+            slot.rows.add(observation, np.zeros(slot.env.action_space.shape, np.float32), 0.0, info, first=True)
+
+    @staticmethod
+    def _receive(slot: Slot, action: np.ndarray) -> bool:
+        observation, reward, terminated, truncated, info = slot.env.step_wait()
+        slot.rows.add(observation, action, reward, info, first=False)
         return terminated or truncated
 
     def state_dict(self) -> dict[str, Any]:
-        actions = None if self.rows is None else torch.from_numpy(self.rows["action"][1:])
+        slots = [
+            {"index": slot.index, "actions": slot.rows and torch.from_numpy(slot.rows["action"][1:])}
+            for slot in self.slots
+        ]
         rng = generator_state(self.random.rng)
-        return {"index": self.index, "actions": actions, "policy_state": self.policy_state, "rng": rng}
+        return {"slots": slots, "episodes": self.episodes, "policy_state": self.policy_state, "rng": rng}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.index, self.policy_state, self.rows = state["index"], state["policy_state"], None
+        """Back to where `state_dict` was taken; the number of simulators must be the same."""
+        self.episodes, self.policy_state = state["episodes"], state["policy_state"]
         restore_generator(self.random.rng, state["rng"])
-        if state["actions"] is not None:
-            self._reset()
-            for action in state["actions"].numpy():
-                self._take(action)
+        for slot, saved in zip(self.slots, state["slots"], strict=True):
+            slot.index, slot.rows = saved["index"], None
+            if saved["actions"] is not None:
+                self._reset([slot])
+                for action in saved["actions"].numpy():
+                    slot.env.step_async(action)
+                    self._receive(slot, action)
 
 
 @dataclass

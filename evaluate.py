@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise BadInput(f"--episodes {own.episodes}: give 1 or more")
     agent, config = load_agent(own.logdir, own.agent, pick_device(own.device))
     task = parse_task(own.task or getattr(config, f"{own.agent}_task"))
-    env = environment(config, str(task))
+    env = environment(config, str(task), own.agent)
     if env.action_space.shape[0] != agent.action_dim:
         raise BadInput(
             f"--task {task} has {env.action_space.shape[0]} actions, the agent {agent.action_dim}; choose another"

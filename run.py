@@ -20,9 +20,10 @@ from config import ARCHITECTURE, to_yaml
 from errors import BadInput
 from replay import OfflineDataset, OnlineReplay
 from wrappers import make_env, parse_task
+from wrappers.vector import make_envs
 
 CHECKPOINT = "checkpoint.pt"
-SAME_RUN = ("source_task", "target_task", "seed", *ARCHITECTURE)  # what must not change when a run resumes
+SAME_RUN = ("source_task", "target_task", "seed", "envs", *ARCHITECTURE)  # what must not change when a run resumes
 CONTEXT = 5  # frames that an open-loop prediction is given
 EVALUATION_SEED = 10_000  # apart from the seeds of training episodes
 
@@ -56,10 +57,34 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM; the run has been saved."""
 
 
-def environment(config: SimpleNamespace, task: str) -> gymnasium.Env:
-    """The simulator of ``task`` under the run's settings."""
-    repeat = getattr(config, f"{parse_task(task).suite}_action_repeat")
-    return make_env(task, size=config.size[0], action_repeat=repeat, time_limit=config.time_limit, render=config.render)
+def environment_settings(config: SimpleNamespace, task: str, domain: str) -> dict[str, Any]:
+    """Arguments of `make_env` for ``task`` as the ``source``, the ``target``, or the task to ``collect``."""
+    suite = parse_task(task).suite
+    settings = {
+        "size": config.size[0],
+        "action_repeat": getattr(config, f"{suite}_action_repeat"),
+        "time_limit": config.time_limit,
+        "render": config.render,
+    }
+    if suite == "metaworld":
+        settings |= {"camera": config.metaworld_camera, "flip": config.metaworld_flip}
+    if domain in ("source", "collect"):
+        settings["sparse_reward"] = config.sparse_reward
+    if domain in ("target", "collect"):
+        settings["background"] = config.background or None
+    return settings
+
+
+def environment(config: SimpleNamespace, task: str, domain: str) -> gymnasium.Env:
+    """The simulator of ``task`` in this process, under the run's settings."""
+    return make_env(task, **environment_settings(config, task, domain))
+
+
+def collection_envs(config: SimpleNamespace, task: str, domain: str) -> list[Any]:
+    """``envs`` simulators for a `driver.Collector`, each in its own process; with 0, one in this process."""
+    if config.envs == 0:
+        return [driver.InProcess(environment(config, task, domain))]
+    return make_envs(task, config.envs, **environment_settings(config, task, domain))
 
 
 def agent_policy(agent: Agent, sample: bool) -> driver.Policy:
@@ -92,8 +117,9 @@ class Run:
         self.logdir = Path(config.logdir).expanduser()
         self.device = pick_device(config.device)
         self.tasks = {"source": str(parse_task(config.source_task))}
-        self.dataset = None
+        self.dataset, self.source_role = None, "collect"
         if config.target_task:
+            self.source_role = "source"
             self.tasks["target"] = str(parse_task(config.target_task))
             if not config.offline_traindir:
                 raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
@@ -101,10 +127,11 @@ class Run:
         self._check_schedule()
         saved = self._read_saved()
         tools.seed_everything(config.seed)
-        self.envs: dict[tuple[str, str], gymnasium.Env] = {}
-        self._build_agents()
+        self.simulators: dict[str, gymnasium.Env] = {}  # for evaluation, by domain
+        envs = collection_envs(config, self.tasks["source"], self.source_role)
+        self.collector = driver.Collector(envs, self._episode_finished, config.seed)
+        self._build_agents(envs[0].action_space.shape[0])
         self.replay = OnlineReplay(self.logdir / "source_replay", capacity=config.replay_size)
-        self.collector = driver.Collector(self.env("source", "collection"), self._episode_finished, config.seed)
         self.sampling = {
             name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("source", "target"), 1)
         }
@@ -114,11 +141,12 @@ class Run:
 
     # Parts
 
-    def env(self, domain: str, use: str) -> gymnasium.Env:
-        """The domain's simulator for ``use``, collection or evaluation, made when first asked for."""
-        if (domain, use) not in self.envs:
-            self.envs[domain, use] = environment(self.config, self.tasks[domain])
-        return self.envs[domain, use]
+    def simulator(self, domain: str) -> gymnasium.Env:
+        """The domain's simulator for evaluation, made when first asked for. Nothing but `score` steps it."""
+        if domain not in self.simulators:
+            role = self.source_role if domain == "source" else domain
+            self.simulators[domain] = environment(self.config, self.tasks[domain], role)
+        return self.simulators[domain]
 
     def batch(self, domain: str) -> dict[str, torch.Tensor]:
         """A batch of the domain's data on the device: image, action, reward, discount, (B, T, ...)."""
@@ -126,21 +154,21 @@ class Run:
         arrays = store.sample(self.config.batch_size, self.config.batch_length, self.sampling[domain])
         return tools.to_device(arrays, self.device)
 
-    def _build_agents(self) -> None:
-        action = {"source": self.env("source", "collection").action_space.shape[0]}
+    def _build_agents(self, source_actions: int) -> None:
+        actions = {"source": source_actions}
         if self.dataset is not None:
-            action["target"] = self.dataset.action_dim
-            expected = self.env("target", "evaluation").action_space.shape[0]
+            actions["target"] = self.dataset.action_dim
+            expected = self.simulator("target").action_space.shape[0]
             if expected != self.dataset.action_dim:
                 raise BadInput(
                     f"--offline_traindir {self.config.offline_traindir}: its actions have {self.dataset.action_dim} "
                     f"dimensions, those of {self.tasks['target']} have {expected}; give that task's dataset"
                 )
-        largest = max(action.values())
-        self.source = SourceAgent(self.config, action["source"], largest, self.device)
+        largest = max(actions.values())
+        self.source = SourceAgent(self.config, source_actions, largest, self.device)
         self.target = None
         if self.dataset is not None:
-            self.target = TargetAgent(self.config, action["target"], largest, self.device)
+            self.target = TargetAgent(self.config, actions["target"], largest, self.device)
 
     def _check_schedule(self) -> None:
         config = self.config
@@ -167,31 +195,30 @@ class Run:
 
     # The count of iterations
 
-    def iterations(self, phase: Phase) -> Iterator[int]:
-        """Count the iterations of ``phase`` that are left, with what goes on beside them: the bar, points of the
-        curves, videos, checkpoints, and the stop that Ctrl-C or SIGTERM asks for."""
+    def iterations(self, phase: Phase, stride: int = 1) -> Iterator[None]:
+        """Count the iterations of ``phase`` that are left, ``stride`` at a time, with what goes on beside them: the
+        bar, points of the curves, videos, checkpoints, and the stop that Ctrl-C or SIGTERM asks for."""
         config, progress = self.config, self.progress
         name = f"{phase.kind.replace('_', ' ')}{f' {phase.round}/{config.rounds}' if phase.round else ''}"
         with tools.progress_bar(phase.iterations, name, initial=progress.iteration) as bar:
             while progress.iteration < phase.iterations:
-                yield progress.iteration
-                self.count()
-                bar.update()
-                if progress.step % config.log_every == 0:
+                yield
+                self.count(stride)
+                bar.update(stride)
+                if tools.times_passed(progress.step, stride, config.log_every):
                     self.write_point(phase)
                     bar.set_postfix(self._postfix(phase), refresh=False)
-                if config.video_every and progress.step % config.video_every == 0:
+                if config.video_every and tools.times_passed(progress.step, stride, config.video_every):
                     self.draw_predictions()
                 stop = self.stop_signal is not None
-                if stop or progress.step % config.checkpoint_every == 0:
+                if stop or tools.times_passed(progress.step, stride, config.checkpoint_every):
                     self.save()
                 if stop:
                     raise Interrupted
 
-    def count(self) -> None:
-        """One iteration more."""
-        self.progress.iteration += 1
-        self.progress.step += 1
+    def count(self, stride: int) -> None:
+        self.progress.iteration += stride
+        self.progress.step += stride
 
     def finish_phase(self, phase: Phase) -> None:
         self.write_point(phase)
@@ -243,7 +270,7 @@ class Run:
 
     def score(self, policy: driver.Policy | None, domain: str) -> driver.Scores:
         """`driver.evaluate` with a bar, for ``eval_episodes``; no policy is the random one."""
-        env, seed = self.env(domain, "evaluation"), EVALUATION_SEED + self.config.seed
+        env, seed = self.simulator(domain), EVALUATION_SEED + self.config.seed
         policy = policy or driver.RandomPolicy(env.action_space, np.random.default_rng(seed))
         steps = self.config.eval_episodes * self.config.time_limit
         with tools.progress_bar(steps, f"evaluate {domain}", leave=False) as bar:
@@ -280,7 +307,7 @@ class Run:
             "random": tools.torch_random_state(),
             "logger": self.logger.state(),
             "actions": {name: agent.action_dim for name, agent in self._agents()},
-            "environments": {d: env.get_wrapper_attr("description") for (d, _), env in self.envs.items()},
+            "environments": {d: env.get_wrapper_attr("description") for d, env in self.simulators.items()},
         }
         tools.save_checkpoint(self.logdir / CHECKPOINT, state)
         self.replay.forget_dropped()
@@ -339,7 +366,7 @@ class Run:
     def close(self) -> None:
         """Close simulators and records; a simulator left to the interpreter's exit would complain there."""
         self.logger.close()
-        for env in self.envs.values():
+        for env in [*self.simulators.values(), *(slot.env for slot in self.collector.slots)]:
             env.close()
 
 

@@ -34,6 +34,11 @@ def linear_schedule(step: int, start: float, end: float, steps: int) -> float:
     return start + (end - start) * share
 
 
+def times_passed(count: int, stride: int, every: int) -> int:
+    """How many multiples of ``every`` a counter passed when its last ``stride`` brought it to ``count``."""
+    return count // every - (count - stride) // every
+
+
 def seed_everything(seed: int) -> None:
     """Seed torch (every device), numpy and Python's own generator, for code that draws from the global ones."""
     random.seed(seed)

@@ -1,5 +1,6 @@
 """The whole of Algorithm 1 on real simulators, at `debug` size: what it writes, and how it stops and resumes."""
 
+import contextlib
 import csv
 import json
 import os
@@ -23,16 +24,16 @@ import driver
 import run as run_module
 import tools
 
-SMALL = ("--size", "32,32")
+SMALL = ("--size", "32,32", "--envs", "0")
 
 
 def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -> None:
     """The program in this process; ``stop_at`` lets a SIGTERM arrive at that step."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    write_point = run_module.Run.count
+    counted = run_module.Run.count
 
-    def count(run: run_module.Run) -> None:
-        write_point(run)
+    def count(run: run_module.Run, stride: int) -> None:
+        counted(run, stride)
         if run.progress.step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -40,7 +41,7 @@ def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -
     try:
         program.main(co_training(dataset, logdir, *SMALL, *more))
     finally:
-        run_module.Run.count = write_point
+        run_module.Run.count = counted
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -182,9 +183,9 @@ def test_the_target_simulator_is_stepped_by_evaluation_alone(
             steps.append(1)
             return super().step(action)
 
-    def guarded(config, task):
-        env = environment(config, task)
-        return Guarded(env) if "downhill" in task else env
+    def guarded(config, task, domain):
+        env = environment(config, task, domain)
+        return Guarded(env) if domain == "target" else env
 
     def marked(*arguments):
         evaluating.append(1)
@@ -198,6 +199,24 @@ def test_the_target_simulator_is_stepped_by_evaluation_alone(
     train(dataset, tmp_path)
     assert len(steps) == 4 * 2 * 12  # four evaluations of two episodes
     assert_same_results(finished, tmp_path)
+
+
+def test_a_crashed_simulator_is_reported_and_the_run_can_go_on(dataset: Path, tmp_path: Path):
+    script = f"""
+        import os, signal, co_training, driver
+        finish, count = driver.Collector.finish, []
+        def fail(self):
+            count.append(1)
+            if len(count) == 40:
+                os.kill(self.slots[0].env.pid, signal.SIGKILL)
+            finish(self)
+        driver.Collector.finish = fail
+        co_training.main({co_training(dataset, tmp_path, "--size", "32,32", "--pretrain_steps", 50)!r})
+    """
+    crashed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True)
+    assert crashed.returncode == 1
+    assert "SIGKILL" in crashed.stderr and "the same command continues" in crashed.stderr
+    assert tools.load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] >= 30
 
 
 def test_a_checkpoint_holds_each_agent_once(finished: Path):
@@ -267,6 +286,47 @@ def test_ctrl_c_saves_first(dataset: Path, tmp_path: Path):
 def test_variants_run_through(more: tuple[str, ...], dataset: Path, tmp_path: Path):
     train(dataset, tmp_path, "--rounds", "1", "--pretrain_steps", "10", "--video_every", "0", *more)
     assert scores(tmp_path)[-1]["target_updates"] != "0"
+
+
+def simulator_processes(parent: int) -> list[int]:
+    """Ids of the processes that ``parent`` started for its simulators."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            line = stat.with_name("cmdline").read_bytes()
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == parent and b"wrappers.worker" in line:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads Linux's /proc")
+def test_killing_a_run_leaves_no_simulator_and_it_resumes_bit_for_bit(dataset: Path, tmp_path: Path):
+    """Two simulators in processes of their own, kill -9, and the same command again."""
+    flags = ["--size", "32,32", "--envs", "2", "--rounds", "1", "--warmup_rounds", "0", "--pretrain_steps", "60"]
+    flags += ["--checkpoint_every", "10", "--video_every", "0"]
+    arguments = co_training(dataset, tmp_path / "killed", *flags)
+    process = subprocess.Popen([sys.executable, "co_training.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = simulator_processes(process.pid)
+    process.kill()
+    process.wait()
+    assert len(workers) == 2
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+    for logdir in ("killed", "whole"):
+        result = command("co_training.py", *co_training(dataset, tmp_path / logdir, *flags))
+        assert result.returncode == 0, result.stderr
+    assert_same_results(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_evaluate_agrees_with_the_runs_own_score(finished: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ import torch
 
 import driver
 from wrappers import make_env
+from wrappers.vector import make_envs
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def env():
 
 def collected(env, steps: int, policy: driver.Policy | None = None) -> list[dict]:
     episodes: list[dict] = []
-    collector = driver.Collector(env, episodes.append, seed=3)
+    collector = driver.Collector([driver.InProcess(env)], episodes.append, seed=3)
     for _ in range(steps):
         collector.step(policy)
     return episodes
@@ -59,20 +60,37 @@ def test_a_policy_is_told_where_episodes_begin_and_carries_its_state(env):
 
 def test_a_collector_continues_in_the_middle_of_an_episode(env):
     whole: list[dict] = []
-    collector = driver.Collector(env, whole.append, seed=3)
+    collector = driver.Collector([driver.InProcess(env)], whole.append, seed=3)
     for _ in range(3):
         collector.step()
     state = collector.state_dict()
     for _ in range(7):
         collector.step()
     resumed: list[dict] = []
-    other = driver.Collector(env, resumed.append, seed=3)
+    other = driver.Collector([driver.InProcess(env)], resumed.append, seed=3)
     other.load_state_dict(state)
     for _ in range(7):
         other.step()
     for one, two in zip(whole, resumed, strict=True):
         for key in one:
             np.testing.assert_array_equal(one[key], two[key])
+
+
+def test_simulators_in_processes_collect_what_one_in_this_process_does(env):
+    """Three side by side begin episodes 0, 1, 2; each is the same as when collected alone."""
+    alone = collected(env, 15, lambda image, state, first: (np.full((1, 6), 0.3, np.float32), None))
+    envs = make_envs("walker_walk", 3, size=16, time_limit=5)
+    together: list[dict] = []
+    collector = driver.Collector(envs, together.append, seed=3)
+    for _ in range(5):
+        collector.start(lambda image, state, first: (np.full((3, 6), 0.3, np.float32), None))
+        collector.finish()
+    for process in envs:
+        process.close()
+    assert len(collector) == len(together) == 3
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["reward"], other["reward"])
 
 
 def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):

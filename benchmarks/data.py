@@ -1,0 +1,172 @@
+"""Memory, opening and sampling of offline datasets, on generated ones: does a large set cost more than a small one?
+
+    python benchmarks/data.py [--steps 30000 300000] [--size 32] [--updates 1] [--folder DIR]
+
+For each number of steps: a dataset of 500-step episodes is generated, opened for the first and for the second
+time, each in a new process; the second one also draws 50x50 batches and trains the target agent on some, and its
+peak memory counts. At the end, ways to read a batch are compared: the positioned reads in use, a memory map of
+the same files, and decompressing the episodes' own files.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
+
+from replay import OfflineDataset, save_episode
+
+BATCH, LENGTH, EPISODE, BATCHES = 50, 50, 500, 200
+PRESETS = ("defaults", "dmc", "small")
+
+
+def generate(folder: Path, steps: int, size: int) -> None:
+    """Episodes of a block that wanders over a shaded, grainy floor; they compress about as simulator images do."""
+    rng = np.random.default_rng(0)
+    floor = np.linspace(20, 120, size, dtype=np.uint8)[None, :, None, None] * np.ones((1, 1, size, 3), np.uint8)
+    for number in tqdm(range(steps // EPISODE), desc=f"generate {steps} steps", disable=None):
+        image = floor + rng.integers(0, 2, (EPISODE + 1, size, size, 3), dtype=np.uint8)
+        places = np.cumsum(rng.integers(-1, 2, (EPISODE + 1, 2)), 0) % (size - size // 4)
+        for frame, (row, column) in zip(image, places, strict=True):
+            frame[row : row + size // 4, column : column + size // 4] = rng.integers(0, 256, 3)
+        action = rng.uniform(-1, 1, (EPISODE + 1, 6)).astype(np.float32)
+        reward = rng.uniform(0, 1, EPISODE + 1).astype(np.float32)
+        episode = {"image": image, "action": action, "reward": reward}
+        save_episode(folder, episode, id=f"{number:032x}", when=datetime(2026, 1, 1))
+
+
+def measure(folder: Path, size: int, updates: int) -> dict[str, float]:
+    """Open a dataset, sample and train, in this process. Times in seconds, memory in MB."""
+    start = time.monotonic()
+    dataset = OfflineDataset(folder, size=size, length=LENGTH)
+    found = {"opening": time.monotonic() - start, "opened": peak_memory()}
+    if updates < 0:
+        return found
+    rng = np.random.default_rng(0)
+    start = time.monotonic()
+    for _ in range(BATCHES):
+        dataset.sample(BATCH, LENGTH, rng)
+    found |= {"sample": (time.monotonic() - start) / BATCHES, "sampled": peak_memory()}
+    if updates > 0:
+        found |= {"update": time_update(dataset, size, updates), "trained": peak_memory()}
+    return found
+
+
+def time_update(dataset: OfflineDataset, size: int, updates: int) -> float:
+    """Seconds for an update of the target agent (world model, actor, critic), sampling included."""
+    import config as settings
+    import tools
+    from agents import TargetAgent
+    from run import pick_device
+
+    flags = ["--configs", *PRESETS, "--size", f"{size},{size}", "--batch_size", str(BATCH)]
+    config, _ = settings.parse(settings.parser(""), [*flags, "--batch_length", str(LENGTH)])
+    device = pick_device(config.device)
+    agent = TargetAgent(config, dataset.action_dim, dataset.action_dim, device)
+    rng = np.random.default_rng(0)
+    agent.update(tools.to_device(dataset.sample(BATCH, LENGTH, rng), device))
+    start = time.monotonic()
+    for _ in range(updates):
+        metrics = agent.update(tools.to_device(dataset.sample(BATCH, LENGTH, rng), device))
+    float(next(iter(metrics.values())))  # waits for the device
+    return (time.monotonic() - start) / updates
+
+
+def peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_new_process(folder: Path, size: int, updates: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", str(folder), "--size", str(size), "--updates", str(updates)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def compare_reads(folder: Path, size: int) -> dict[str, float]:
+    """Seconds to fill a batch of images in three ways, from one dataset, the system's file cache warm."""
+    dataset = OfflineDataset(folder, size=size, length=LENGTH)
+    stored, own = dataset._held, sorted(folder.glob("*.npz"))
+    batch = np.empty((BATCH, LENGTH, size, size, 3), np.uint8)
+
+    def read(file: int, first: int, out: np.ndarray) -> None:
+        descriptor = os.open(stored[file].path, os.O_RDONLY)
+        os.preadv(descriptor, [out], stored[file].columns["image"].offset + first * out[0].nbytes)
+        os.close(descriptor)
+
+    def memory_map(file: int, first: int, out: np.ndarray) -> None:
+        shape = (stored[file].rows, *out.shape[1:])
+        images = np.memmap(stored[file].path, np.uint8, "r", stored[file].columns["image"].offset, shape)
+        out[:] = images[first : first + LENGTH]
+
+    def decompress(file: int, first: int, out: np.ndarray) -> None:
+        with np.load(own[file]) as arrays:
+            out[:] = arrays["image"][first : first + LENGTH]
+
+    times = {}
+    for way, rounds in ((read, 40), (memory_map, 40), (decompress, 2)):
+        rng = np.random.default_rng(0)
+        for timed in (False, True):
+            start = time.monotonic()
+            for _ in range(rounds if timed else 1):
+                for row in range(BATCH):
+                    way(int(rng.integers(len(stored))), int(rng.integers(EPISODE - LENGTH)), batch[row])
+            times[way.__name__] = (time.monotonic() - start) / rounds
+    return times
+
+
+def size_on_disk(folder: Path) -> tuple[float, float]:
+    """MB of the episodes' own files, and of the plain copy beside them."""
+    own = sum(path.stat().st_size for path in folder.glob("*.npz"))
+    return own / 1e6, sum(path.stat().st_size for path in folder.glob(".coworld-cache/**/*.npz")) / 1e6
+
+
+def report(steps: int, folder: Path, size: int, updates: int) -> None:
+    first, second = in_new_process(folder, size, -1), in_new_process(folder, size, updates)
+    own, copy = size_on_disk(folder)
+    told = [
+        f"{steps} steps of {size}x{size}: files {own:.0f} MB, plain copy {copy:.0f} MB",
+        f"  opening     first {first['opening']:.2f} s, second {second['opening']:.3f} s",
+        f"  sampling    {1000 * second['sample']:.1f} ms a {BATCH}x{LENGTH} batch",
+        f"  peak memory {second['opened']:.0f} MB opened, {second['sampled']:.0f} MB after {BATCHES} batches",
+    ]
+    if updates > 0:
+        share = second["sample"] / second["update"]
+        told[2] += f", {share:.2%} of an update ({second['update']:.2f} s, presets {' '.join(PRESETS)})"
+        told[3] += f", {second['trained']:.0f} MB trained on {updates + 1}"
+    print("\n".join(told), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, nargs="+", default=[30_000, 300_000])
+    parser.add_argument("--size", type=int, default=32, help="pixels; 16, 32 or 64")
+    parser.add_argument("--updates", type=int, default=1, help="updates of the target agent to time; 0: none")
+    parser.add_argument("--folder", type=Path, help="where to put the datasets; a temporary folder by default")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.size, args.updates)))
+        return
+    folder = Path(tempfile.mkdtemp(dir=args.folder))
+    try:
+        for steps in args.steps:
+            generate(folder / str(steps), steps, args.size)
+            report(steps, folder / str(steps), args.size, args.updates)
+        ways = compare_reads(folder / str(args.steps[0]), args.size)
+        print("reading a batch: " + ", ".join(f"{way} {1000 * seconds:.1f} ms" for way, seconds in ways.items()))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -38,43 +38,57 @@ class Agent:
     """DreamerV2: a world model (phi), and an actor (psi) and a critic (xi) that learn in its imagination.
 
     ``action_dim`` is the agent's own action size, that of its actor and its data; ``model_action_dim`` the larger
-    of the two domains', to which the world model pads. The actor's entropy counts its own actions only.
+    of the two domains', to which the world model pads. The actor's entropy counts its own actions only. ``state``
+    names low-dimensional observations and their sizes, seen instead of images.
     """
 
-    def __init__(self, config: Config, action_dim: int, model_action_dim: int, device: torch.device):
+    def __init__(
+        self,
+        config: Config,
+        action_dim: int,
+        model_action_dim: int,
+        device: torch.device,
+        state: dict[str, int] | None = None,
+    ):
         self.config, self.device, self.action_dim = config, device, action_dim
-        self.world = WorldModel(config, model_action_dim).to(device)
+        self.world = WorldModel(config, model_action_dim, state).to(device)
         self.behaviour = ActorCritic(config, self.world.rssm.feat_size, action_dim).to(device)
         self.model_opt = Optimizer([self.world], config.model_lr, config)
         self.actor_opt = Optimizer([self.behaviour.actor], config.actor_lr, config)
         self.critic_opt = Optimizer([self.behaviour.critic], config.value_lr, config)
         self.behaviour_updates = 0
-        self.scales = {"image": config.image_scale, "reward": config.reward_scale, "kl": config.kl_scale}
+        observation = {"state": 1.0} if state else {"image": config.image_scale}
+        self.scales = {**observation, "reward": config.reward_scale, "kl": config.kl_scale}
         if config.pred_discount:
             self.scales["discount"] = config.discount_scale
 
     @torch.no_grad()
-    def act(self, image: np.ndarray, state: State | None, first: np.ndarray, sample: bool) -> tuple[np.ndarray, State]:
-        """One policy step for N environments: image (N, H, W, 3) uint8, first (N,) bool where an episode begins.
+    def act(
+        self, observation: dict[str, np.ndarray], state: State | None, first: np.ndarray, sample: bool
+    ) -> tuple[np.ndarray, State]:
+        """One policy step for N environments: observations (N, ...), of which it takes those it sees (image (N, H, W,
+        3) uint8), and first (N,) bool where an episode begins.
 
         Returns the actions (N, own A) float32, sampled or the mode, and the state to pass in at the next step.
         """
-        rssm, n = self.world.rssm, len(image)
+        rssm, n = self.world.rssm, len(first)
         if state is None:
             state = {**rssm.initial(n), "action": torch.zeros(n, self.action_dim, device=self.device)}
         keep = torch.as_tensor(~first, device=self.device).float().unsqueeze(-1)  # (N, 1)
         state = {k: v * keep for k, v in state.items()}
+        seen_now = {k: torch.as_tensor(observation[k], device=self.device)[:, None] for k in self.world.keys}
         with self.autocast():
-            seen = self.world.observe(
-                torch.as_tensor(image, device=self.device)[:, None], state.pop("action")[:, None], state
-            )
+            seen = self.world.filter(self.world.embed(seen_now), state.pop("action")[:, None], state)
             policy = self.behaviour.actor(seen.feat[:, -1])
             action = policy.sample() if sample else policy.mode
-        return action.cpu().numpy(), {
-            "stoch": seen.post["stoch"][:, -1],
-            "deter": seen.post["deter"][:, -1],
-            "action": action,
-        }
+        state = {"stoch": seen.post["stoch"][:, -1], "deter": seen.post["deter"][:, -1], "action": action}
+        return action.cpu().numpy(), state
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """The embeddings of a batch, (B, T, E), as a constant."""
+        with self.autocast():
+            return self.world.embed(batch)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -143,12 +157,13 @@ class SourceAgent(Agent):
     def update(self, batch: Batch, target_batch: Batch | None = None, *, step: int) -> Metrics:
         """One update of world model, actor and critic on source data; with ``target_batch``, stage B (Eq. 4, 5).
 
-        Both batches hold image (B, T, H, W, 3) uint8, action (B, T, own A), reward and discount (B, T). ``step``
-        counts the source agent steps since stage B began.
+        Both batches hold image (B, T, H, W, 3) uint8, action (B, T, own A), reward and discount (B, T); an agent that
+        sees states has those in ``batch``, and in ``target_batch`` the target encoder's ``embed`` (B, T, E) of images
+        that its own cannot see. ``step`` counts the source agent steps since stage B began.
         """
         with self.autocast():
             if target_batch is None:
-                seen = self.world.observe(batch["image"], batch["action"])
+                seen = self.world.observe(batch)
                 losses, kl = self.world.losses(seen, batch, self.config)
                 extra = {}
             else:
@@ -159,8 +174,8 @@ class SourceAgent(Agent):
     def _aligned_losses(self, batch: Batch, target_batch: Batch, eta: float) -> tuple[Seen, dict, Tensor, Metrics]:
         """Eq. 2 with its reward term replaced by Eq. 5. One scan filters both domains' sequences side by side."""
         actions = [models.pad_action(b["action"], self.world.action_dim) for b in (batch, target_batch)]
-        both = self.world.observe(torch.cat([batch["image"], target_batch["image"]]), torch.cat(actions))
-        seen, seen_target = both.split(len(batch["image"]))
+        embeds = [b["embed"] if "embed" in b else self.world.embed(b) for b in (batch, target_batch)]
+        seen, seen_target = self.world.filter(torch.cat(embeds), torch.cat(actions)).split(len(batch["action"]))
         losses, kl = self.world.losses(seen, batch, self.config)
         predicted = self.world.reward(seen_target.feat)  # (B, T)
         relabelled = models.relabel_reward(predicted, target_batch["reward"], self.config.target_informed_factor)
@@ -176,30 +191,36 @@ class TargetAgent(Agent):
         super().__init__(config, action_dim, model_action_dim, device)
         self.aligned_scales = {**self.scales, "state_alignment": config.state_alignment_scale}
 
-    def update(self, batch: Batch, source: SourceAgent | None = None) -> Metrics:
-        """One update of world model (Eq. 3), critic (Eq. 6) and actor (Eq. 7) on the dataset's ``batch``."""
-        seen, metrics = self._update_model(batch, source)
+    def update(self, batch: Batch, source: SourceAgent | None = None, source_batch: Batch | None = None) -> Metrics:
+        """One update of world model (Eq. 3), critic (Eq. 6) and actor (Eq. 7) on the dataset's ``batch``.
+
+        ``source_batch`` is for a source that sees states, which are then what its encoder embeds.
+        """
+        seen, metrics = self._update_model(batch, source, source_batch)
         constraint = None
         if source is not None and self.config.value_constraint != "off":
             constraint = self._constraint(source)
         return {**metrics, **self.update_behaviour(seen.post, constraint)}
 
-    def update_model(self, batch: Batch, source: SourceAgent | None = None) -> Metrics:
+    def update_model(
+        self, batch: Batch, source: SourceAgent | None = None, source_batch: Batch | None = None
+    ) -> Metrics:
         """One update of the world model alone (Eq. 3): the warm-up."""
-        return self._update_model(batch, source)[1]
+        return self._update_model(batch, source, source_batch)[1]
 
-    def _update_model(self, batch: Batch, source: SourceAgent | None) -> tuple[Seen, Metrics]:
-        scales = self.scales
+    def _update_model(
+        self, batch: Batch, source: SourceAgent | None, source_batch: Batch | None
+    ) -> tuple[Seen, Metrics]:
+        scales, aligned = self.scales, source is not None and self.config.state_alignment
         with self.autocast():
-            seen = self.world.observe(batch["image"], batch["action"])
+            seen = self.world.observe(batch)
             losses, kl = self.world.losses(seen, batch, self.config)
-            if source is not None and self.config.state_alignment:
+            if aligned:
                 scales = self.aligned_scales
-                with torch.no_grad():
-                    source_embed = source.world.encoder(batch["image"])
-                losses["state_alignment"] = models.state_alignment(source_embed, seen.embed)
+                align = models.state_alignment if source_batch is None else models.distribution_alignment
+                losses["state_alignment"] = align(source.embed(source_batch or batch), seen.embed)
         metrics = self._step_model(losses, kl, scales)
-        if "state_alignment_loss" in metrics:
+        if aligned:
             metrics["state_alignment"] = metrics.pop("state_alignment_loss")
         return seen, metrics
 

@@ -5,11 +5,13 @@ python co_training.py --source_task walker_walk --target_task walker_downhill --
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import config as settings
 import pictures
+from agents import Metrics
 from driver import Scores
 from errors import BadInput, exit_on_bad_input
 from run import Interrupted, Phase, Run, agent_policy
@@ -71,6 +73,8 @@ def source(run: Run, phase: Phase) -> None:
 
 def update_source(run: Run, aligned: bool) -> None:
     batch, target_batch = run.batch("source"), run.batch("target") if aligned else None
+    if target_batch and run.source.world.state:  # it cannot see images: the target's encoder lends it its eyes
+        target_batch["embed"] = run.target.embed(target_batch)
     run.logger.add("source", run.source.update(batch, target_batch, step=run.progress.aligned_steps))
     run.progress.source_updates += 1
 
@@ -78,8 +82,7 @@ def update_source(run: Run, aligned: bool) -> None:
 def target_model(run: Run, phase: Phase) -> None:
     """Warm-up: the target's world model alone (Eq. 3)."""
     for _ in run.iterations(phase):
-        run.logger.add("target", run.target.update_model(run.batch("target"), run.source))
-        run.progress.target_updates += 1
+        update_target(run, run.target.update_model)
 
 
 def target(run: Run, phase: Phase) -> None:
@@ -87,8 +90,13 @@ def target(run: Run, phase: Phase) -> None:
     for _ in run.iterations(phase):
         run.progress.target_iterations += 1
         if times_passed(run.progress.target_iterations, 1, run.config.train_every):
-            run.logger.add("target", run.target.update(run.batch("target"), run.source))
-            run.progress.target_updates += 1
+            update_target(run, run.target.update)
+
+
+def update_target(run: Run, update: Callable[..., Metrics]) -> None:
+    source_batch = run.batch("source") if run.source.world.state else None
+    run.logger.add("target", update(run.batch("target"), run.source, source_batch))
+    run.progress.target_updates += 1
 
 
 def evaluate_random(run: Run, phase: Phase) -> None:

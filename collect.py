@@ -109,8 +109,8 @@ def collect_playing(config: SimpleNamespace, arguments: argparse.Namespace) -> d
 def noisy(policy: driver.Policy, w: float, rng: np.random.Generator) -> driver.Policy:
     """The actions of ``policy`` plus w n, n ~ N(0, 1), clipped to [-1, 1]: what is executed, and so what is saved."""
 
-    def act(image: np.ndarray, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
-        action, state = policy(image, state, first)
+    def act(observation: driver.Observation, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
+        action, state = policy(observation, state, first)
         return np.clip(action + w * rng.standard_normal(action.shape), -1, 1).astype(np.float32), state
 
     return act if w else policy

@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).with_name("configs.yaml")
 
 CHOICES = {
     "precision": ("float32", "bfloat16"),
+    "source_observation": ("image", "state"),
     "render": ("fast", "full"),
     "actor_grad": ("dynamics", "reinforce", "both"),
     "value_constraint": ("minmax", "brute", "off"),
@@ -43,7 +44,7 @@ SHARES = (
 )
 ARCHITECTURE = (  # what a checkpoint's weights depend on
     "size dyn_stoch dyn_discrete dyn_deter dyn_hidden cnn_depth units act reward_layers discount_layers pred_discount "
-    "actor_layers value_layers"
+    "source_observation state_layers actor_layers value_layers"
 ).split()
 
 

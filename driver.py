@@ -10,11 +10,13 @@ import torch
 
 from tools import generator_state, restore_generator
 
+Observation = dict[str, np.ndarray]
+
 
 class Policy(Protocol):
-    """Chooses actions (N, A) for images (N, H, W, 3); ``first`` (N,) marks where an episode begins."""
+    """Chooses actions (N, A) for observations (N, ...); ``first`` (N,) marks where an episode begins."""
 
-    def __call__(self, image: np.ndarray, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]: ...
+    def __call__(self, observation: Observation, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]: ...
 
 
 class RandomPolicy:
@@ -23,8 +25,8 @@ class RandomPolicy:
     def __init__(self, space: gymnasium.spaces.Box, rng: np.random.Generator):
         self.space, self.rng = space, rng
 
-    def __call__(self, image: np.ndarray, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
-        actions = self.rng.uniform(self.space.low, self.space.high, (len(image), *self.space.shape))
+    def __call__(self, observation: Observation, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
+        actions = self.rng.uniform(self.space.low, self.space.high, (len(first), *self.space.shape))
         return actions.astype(np.float32), state
 
 
@@ -114,8 +116,9 @@ class Collector:
         """Choose an action for each simulator, by ``policy`` or at random, and send it; new episodes begin first."""
         first = np.array([slot.rows is None for slot in self.slots])
         self._begin_episodes([slot for slot in self.slots if slot.rows is None])
-        images = np.stack([slot.rows.rows["image"][-1] for slot in self.slots])
-        actions, state = (policy or self.random)(images, self.policy_state, first)
+        keys = self.slots[0].env.observation_space
+        seen = {key: np.stack([slot.rows.rows[key][-1] for slot in self.slots]) for key in keys}
+        actions, state = (policy or self.random)(seen, self.policy_state, first)
         self.policy_state = None if policy is None else state
         self._sent = actions
         for slot, action in zip(self.slots, actions, strict=True):
@@ -210,7 +213,7 @@ def evaluate(
             observation, _ = env.reset(seed=episode_seed(seed, index))
             frames, total, success, state, first, done = [observation["image"]], 0.0, None, None, True, False
             while not done:
-                action, state = policy(observation["image"][None], state, np.array([first]))
+                action, state = policy({k: v[None] for k, v in observation.items()}, state, np.array([first]))
                 observation, reward, terminated, truncated, info = env.step(action[0])
                 first, done = False, terminated or truncated
                 total += float(reward)

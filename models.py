@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from networks import RSSM, Actor, ConvDecoder, ConvEncoder, ScalarHead, State, pad_action, scale_image
+from networks import (
+    RSSM,
+    Actor,
+    ConvDecoder,
+    ConvEncoder,
+    ScalarHead,
+    State,
+    StateEncoder,
+    mlp,
+    pad_action,
+    scale_image,
+)
 
 Config = SimpleNamespace
 Constraint = Callable[[Tensor, Tensor], Tensor]  # (value, feat) -> Eq. 6's alpha term of each state
@@ -57,6 +68,16 @@ def state_alignment(source_embed: Tensor, target_embed: Tensor) -> Tensor:
     """
     source = source_embed.detach().float().log_softmax(-1)
     return F.kl_div(target_embed.float().log_softmax(-1), source, reduction="none", log_target=True).sum(-1).mean()
+
+
+def distribution_alignment(source_embed: Tensor, target_embed: Tensor) -> Tensor:
+    """Eq. 3's term where the source cannot see the target's images (Table 4): the two batches are not of the same
+    observations, so the softmaxed embeddings are compared by their means over B and T. (B, T, E) each -> a scalar.
+
+    The paper does not say how it aligns them; this asks the domains to use the features alike, no more.
+    """
+    source, target = (e.float().softmax(-1).mean((0, 1)).log() for e in (source_embed.detach(), target_embed))
+    return F.kl_div(target, source, reduction="sum", log_target=True)
 
 
 def relabel_reward(source_reward: Tensor, target_reward: Tensor, k: float) -> Tensor:
@@ -117,13 +138,20 @@ class Seen:
 
 
 class WorldModel(nn.Module):
-    """phi: encoder, RSSM, and the image, reward and (optional) discount heads on its features."""
+    """phi: encoder, RSSM, and the observation, reward and (optional) discount heads on its features.
 
-    def __init__(self, config: Config, action_dim: int):
+    It sees images; with ``state`` (names and sizes of low-dimensional observations) it sees those instead, through
+    an MLP whose embedding has the image encoder's size (Table 4).
+    """
+
+    def __init__(self, config: Config, action_dim: int, state: dict[str, int] | None = None):
         super().__init__()
         act, size = config.act, config.size[0]
-        self.action_dim = action_dim
+        self.action_dim, self.state = action_dim, dict(state or {})
         self.encoder = ConvEncoder(size, config.cnn_depth, act)
+        if self.state:
+            width, embed = sum(self.state.values()), self.encoder.embed
+            self.encoder = StateEncoder(width, embed, layers=config.state_layers, units=config.units, act=act)
         self.rssm = RSSM(
             self.encoder.embed,
             action_dim,
@@ -135,23 +163,46 @@ class WorldModel(nn.Module):
             act=act,
         )
         feat = self.rssm.feat_size
-        self.decoder = ConvDecoder(feat, size, config.cnn_depth, act)
+        if self.state:
+            self.decoder = mlp(feat, width, config.state_layers, config.units, act)
+        else:
+            self.decoder = ConvDecoder(feat, size, config.cnn_depth, act)
         self.reward = ScalarHead(feat, layers=config.reward_layers, units=config.units, act=act)
         self.discount = None
         if config.pred_discount:
             self.discount = ScalarHead(feat, layers=config.discount_layers, units=config.units, act=act)
 
-    def observe(self, image: Tensor, action: Tensor, state: State | None = None) -> Seen:
-        """image (B, T, H, W, 3) uint8, action (B, T, own A), padded here, from ``state`` or zeros."""
-        embed = self.encoder(image)
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The observations it sees: ``image``, or the names of ``state``."""
+        return tuple(self.state) or ("image",)
+
+    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+        """Its observations, image (B, T, H, W, 3) uint8 or those of ``state`` (B, T, ...), to embeddings (B, T, E)."""
+        return self.encoder(self._observation(batch))
+
+    def observe(self, batch: dict[str, Tensor]) -> Seen:
+        """Filter a batch of observations (B, T, ...) and actions (B, T, own A) from the zero state."""
+        return self.filter(self.embed(batch), batch["action"])
+
+    def filter(self, embed: Tensor, action: Tensor, state: State | None = None) -> Seen:
+        """embed (B, T, E), action (B, T, own A), padded here, from ``state`` or zeros."""
         post, prior = self.rssm.observe(embed, pad_action(action, self.action_dim), state)
         return Seen(embed, post, prior, self.rssm.feat(post))
+
+    def _observation(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.cat([batch[key] for key in self.state], -1) if self.state else batch["image"]
+
+    def _observation_nll(self, feat: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        if self.state:
+            return scalar_nll(self.decoder(feat).float(), self._observation(batch)).sum(-1)
+        return image_nll(self.decoder(feat), batch["image"])
 
     def losses(self, seen: Seen, batch: dict[str, Tensor], config: Config) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of Eq. 2, each a scalar mean over B and T, and the plain KL for the log."""
         kl, plain_kl = balanced_kl(self.rssm, seen.post, seen.prior, config.kl_balance, config.kl_free)
         losses = {
-            "image": image_nll(self.decoder(seen.feat), batch["image"]).mean(),
+            "state" if self.state else "image": self._observation_nll(seen.feat, batch).mean(),
             "reward": scalar_nll(self.reward(seen.feat), batch["reward"]).mean(),
             "kl": kl,
         }

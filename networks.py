@@ -49,6 +49,17 @@ class ConvEncoder(nn.Module):
         return self.layers(x).reshape(*image.shape[:2], -1)
 
 
+class StateEncoder(nn.Module):
+    """Low-dimensional observations (B, T, S) to embeddings (B, T, E) of an image encoder's size."""
+
+    def __init__(self, inputs: int, embed: int, *, layers: int, units: int, act: str):
+        super().__init__()
+        self.layers, self.embed = mlp(inputs, embed, layers, units, act), embed
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.layers(state)
+
+
 def decoder_sizes(size: int) -> list[tuple[int, int]]:
     """(kernel, output pixels) of each stride-2 transposed convolution from 1 pixel up to ``size``.
 

@@ -89,7 +89,7 @@ def collection_envs(config: SimpleNamespace, task: str, domain: str) -> list[Any
 
 def agent_policy(agent: Agent, sample: bool) -> driver.Policy:
     """The agent acting with samples of its policy, or with its mode."""
-    return lambda image, state, first: agent.act(image, state, first, sample)
+    return lambda observation, state, first: agent.act(observation, state, first, sample)
 
 
 def pick_device(name: str) -> torch.device:
@@ -130,7 +130,7 @@ class Run:
         self.simulators: dict[str, gymnasium.Env] = {}  # for evaluation, by domain
         envs = collection_envs(config, self.tasks["source"], self.source_role)
         self.collector = driver.Collector(envs, self._episode_finished, config.seed)
-        self._build_agents(envs[0].action_space.shape[0])
+        self._build_agents(envs[0])
         self.replay = OnlineReplay(self.logdir / "source_replay", capacity=config.replay_size)
         self.sampling = {
             name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("source", "target"), 1)
@@ -150,12 +150,17 @@ class Run:
 
     def batch(self, domain: str) -> dict[str, torch.Tensor]:
         """A batch of the domain's data on the device: image, action, reward, discount, (B, T, ...)."""
-        store = self.replay if domain == "source" else self.dataset
-        arrays = store.sample(self.config.batch_size, self.config.batch_length, self.sampling[domain])
+        store, agent = (self.replay, self.source) if domain == "source" else (self.dataset, self.target)
+        keys = (*agent.world.keys, "action", "reward", "discount")
+        arrays = store.sample(self.config.batch_size, self.config.batch_length, self.sampling[domain], keys)
         return tools.to_device(arrays, self.device)
 
-    def _build_agents(self, source_actions: int) -> None:
-        actions = {"source": source_actions}
+    def _build_agents(self, source_env: gymnasium.Env) -> None:
+        self.actions = actions = {"source": source_env.action_space.shape[0]}
+        self.source_state = {}
+        if self.config.source_observation == "state":
+            spaces = source_env.observation_space.spaces
+            self.source_state = {key: space.shape[0] for key, space in spaces.items() if key != "image"}
         if self.dataset is not None:
             actions["target"] = self.dataset.action_dim
             expected = self.simulator("target").action_space.shape[0]
@@ -165,7 +170,7 @@ class Run:
                     f"dimensions, those of {self.tasks['target']} have {expected}; give that task's dataset"
                 )
         largest = max(actions.values())
-        self.source = SourceAgent(self.config, source_actions, largest, self.device)
+        self.source = SourceAgent(self.config, actions["source"], largest, self.device, self.source_state)
         self.target = None
         if self.dataset is not None:
             self.target = TargetAgent(self.config, actions["target"], largest, self.device)
@@ -249,7 +254,8 @@ class Run:
     def draw_summary(self) -> None:
         """predictions.png, what the agents see and predict at the end, and scores.png, how the scores went."""
         sheets = {domain: (truth[0], predicted[0]) for domain, (truth, predicted) in self.predictions(1).items()}
-        pictures.prediction_sheet(sheets, CONTEXT, self.logdir / "predictions.png")
+        if sheets:
+            pictures.prediction_sheet(sheets, CONTEXT, self.logdir / "predictions.png")
         pictures.score_curve(pictures.read_scores(self.logdir), self.logdir.name, self.logdir / "scores.png")
 
     def predictions(self, sequences: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -257,7 +263,7 @@ class Run:
         shown = {}
         agents = dict(self._agents())
         for domain, store in (("source", self.replay), ("target", self.dataset)):
-            if store is None or store.episodes == 0:
+            if store is None or store.episodes == 0 or agents[domain].world.state:
                 continue
             rng = np.random.default_rng([self.config.seed, self.progress.step])
             arrays = store.sample(min(sequences, self.config.batch_size), self.config.batch_length, rng)
@@ -306,7 +312,8 @@ class Run:
             "sampling": {name: tools.generator_state(rng) for name, rng in self.sampling.items()},
             "random": tools.torch_random_state(),
             "logger": self.logger.state(),
-            "actions": {name: agent.action_dim for name, agent in self._agents()},
+            "actions": self.actions,
+            "states": {name: agent.world.state for name, agent in self._agents()},
             "environments": {d: env.get_wrapper_attr("description") for d, env in self.simulators.items()},
         }
         tools.save_checkpoint(self.logdir / CHECKPOINT, state)
@@ -377,6 +384,7 @@ def load_agent(logdir: Path, domain: str, device: torch.device) -> tuple[Agent, 
         raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}; give --agent")
     config = SimpleNamespace(**saved["config"])
     kind = {"source": SourceAgent, "target": TargetAgent}[domain]
-    agent = kind(config, saved["actions"][domain], max(saved["actions"].values()), device)
+    largest = max(saved["actions"].values())
+    agent = kind(config, saved["actions"][domain], largest, device, saved["states"][domain])
     agent.load_state_dict(saved["agents"][domain])
     return agent, config

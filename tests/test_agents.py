@@ -75,7 +75,7 @@ def test_an_update_of_the_target_leaves_the_source_alone():
 
 def test_an_update_of_the_behaviour_leaves_the_world_model_alone():
     source, _ = agents()
-    seen = source.world.observe(batch()["image"], batch()["action"])
+    seen = source.world.observe(batch())
     before = weights(source.world)
     source.update_behaviour(seen.post)
     assert not changed(before, source.world)
@@ -135,8 +135,8 @@ def test_reward_alignment_replaces_the_reward_loss_by_both_domains_share():
     own, other = batch(), batch(seed=1)
     seen, losses, _, extra = source._aligned_losses(own, other, eta=0.6)
     with torch.no_grad():
-        own_reward = source.world.reward(source.world.observe(own["image"], own["action"]).feat)
-        other_reward = source.world.reward(source.world.observe(other["image"], other["action"]).feat)
+        own_reward = source.world.reward(source.world.observe(own).feat)
+        other_reward = source.world.reward(source.world.observe(other).feat)
     relabelled = 0.75 * other_reward + 0.25 * other["reward"]
     own_nll = (0.5 * (own_reward - own["reward"]) ** 2).mean()
     other_nll = (0.5 * (other_reward - relabelled) ** 2).mean()
@@ -201,7 +201,7 @@ def test_action_sizes_may_differ_both_ways(sizes: tuple[int, int]):
     for agent, actions in zip((source, target), sizes, strict=True):
         assert agent.world.rssm.action_in.in_features == max(sizes)
         image = batch()["image"][:2, 0].numpy()
-        action, _ = agent.act(image, None, torch.ones(2).bool().numpy(), sample=True)
+        action, _ = agent.act({"image": image}, None, torch.ones(2).bool().numpy(), sample=True)
         assert action.shape == (2, actions) and abs(action).max() <= 1
 
 
@@ -219,19 +219,19 @@ def test_acting_carries_its_state_and_forgets_it_where_an_episode_begins():
         source.world.rssm.post_out.bias[source.config.dyn_stoch :] = -100.0
     images = batch()["image"][0].numpy()
     first = torch.tensor([True]).numpy()
-    action_0, state = source.act(images[:1], None, first, sample=False)
-    action_1, _ = source.act(images[1:2], state, ~first, sample=False)
-    again, _ = source.act(images[:1], state, first, sample=False)
+    action_0, state = source.act({"image": images[:1]}, None, first, sample=False)
+    action_1, _ = source.act({"image": images[1:2]}, state, ~first, sample=False)
+    again, _ = source.act({"image": images[:1]}, state, first, sample=False)
     assert (again == action_0).all() and (action_1 != action_0).any()
     with torch.no_grad():
         action = torch.stack([torch.zeros(6), torch.from_numpy(action_0[0])])[None]
-        feat = source.world.observe(torch.from_numpy(images[None, :2]), action).feat[0, 1]
+        feat = source.world.observe({"image": torch.from_numpy(images[None, :2]), "action": action}).feat[0, 1]
         torch.testing.assert_close(torch.from_numpy(action_1[0]), source.behaviour.actor(feat).mode)
 
 
 def test_the_slow_critic_is_copied_every_so_many_updates():
     source, _ = agents(slow_target_update=3)
-    post = source.world.observe(batch()["image"], batch()["action"]).post
+    post = source.world.observe(batch()).post
     copies = []
     for _ in range(5):
         source.update_behaviour(post)
@@ -275,7 +275,31 @@ def test_state_dict_restores_everything():
 
 def test_imagining_from_a_subset_of_states():
     source, _ = agents(imag_starts=5)
-    post = source.world.observe(batch()["image"], batch()["action"]).post
+    post = source.world.observe(batch()).post
     assert models.start_states(post, 5)["deter"].shape == (5, source.config.dyn_deter)
     assert models.start_states(post)["deter"].shape == (24, source.config.dyn_deter)
     source.update_behaviour(post)
+
+
+def state_agents() -> tuple[SourceAgent, TargetAgent, dict[str, Tensor]]:
+    config = tiny(size="32,32", eta_steps=100)
+    source = SourceAgent(config, 4, 5, CPU, {"position": 3, "velocity": 2})
+    own = {**batch(4), "position": torch.randn(3, 8, 3), "velocity": torch.randn(3, 8, 2)}
+    return source, TargetAgent(config, 5, 5, CPU), own
+
+
+def test_a_source_that_sees_states_co_trains_with_a_target_that_sees_images():
+    """Table 4: embeddings of one size, so that the source's RSSM can filter the target's images through its encoder."""
+    source, target, own = state_agents()
+    other = batch(5, seed=1)
+    assert source.world.encoder.embed == target.world.encoder.embed
+    before = weights(target.world)
+    metrics = source.update(own, {**other, "embed": target.embed(other)}, step=0)
+    assert metrics["reward_alignment"] > 0 and metrics["state_loss"] > 0
+    assert not changed(before, target.world)
+    before = weights(source.world)
+    assert target.update(other, source, own)["state_alignment"] > 0
+    assert not changed(before, source.world)
+    action, _ = source.act({"position": torch.zeros(1, 3).numpy(), "velocity": torch.zeros(1, 2).numpy()}, None,
+                           torch.ones(1).bool().numpy(), sample=True)  # fmt: skip
+    assert action.shape == (1, 4)

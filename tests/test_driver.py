@@ -48,8 +48,8 @@ def test_episodes_differ_and_are_reproducible(env):
 def test_a_policy_is_told_where_episodes_begin_and_carries_its_state(env):
     told = []
 
-    def policy(image, state, first):
-        told.append((image.shape, bool(first[0]), state))
+    def policy(observation, state, first):
+        told.append((observation["image"].shape, bool(first[0]), state))
         return np.zeros((1, 6), np.float32), (state or 0) + 1
 
     collected(env, 7, policy)
@@ -78,12 +78,12 @@ def test_a_collector_continues_in_the_middle_of_an_episode(env):
 
 def test_simulators_in_processes_collect_what_one_in_this_process_does(env):
     """Three side by side begin episodes 0, 1, 2; each is the same as when collected alone."""
-    alone = collected(env, 15, lambda image, state, first: (np.full((1, 6), 0.3, np.float32), None))
+    alone = collected(env, 15, lambda observation, state, first: (np.full((1, 6), 0.3, np.float32), None))
     envs = make_envs("walker_walk", 3, size=16, time_limit=5)
     together: list[dict] = []
     collector = driver.Collector(envs, together.append, seed=3)
     for _ in range(5):
-        collector.start(lambda image, state, first: (np.full((3, 6), 0.3, np.float32), None))
+        collector.start(lambda observation, state, first: (np.full((3, 6), 0.3, np.float32), None))
         collector.finish()
     for process in envs:
         process.close()
@@ -94,7 +94,7 @@ def test_simulators_in_processes_collect_what_one_in_this_process_does(env):
 
 
 def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):
-    def noisy(image, state, first):
+    def noisy(observation, state, first):
         return torch.rand(1, 6).numpy() * 2 - 1, state
 
     torch.manual_seed(7)

@@ -96,6 +96,15 @@ def test_state_alignment_gives_the_source_no_gradient():
     assert target.grad.abs().sum() > 0
 
 
+def test_distribution_alignment_compares_mean_softmaxes():
+    source = torch.tensor([[[0.0, 0.0], [0.0, math.log(3.0)]]], requires_grad=True)  # mean of 1/2, 1/2 and 1/4, 3/4
+    target = torch.tensor([[[0.0, 0.0]]])
+    expected = 0.375 * math.log(0.375 / 0.5) + 0.625 * math.log(0.625 / 0.5)
+    loss = models.distribution_alignment(source, target)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert not loss.requires_grad
+
+
 def test_relabelled_reward_and_reward_alignment_by_hand():
     predicted = torch.tensor([4.0], requires_grad=True)
     relabelled = models.relabel_reward(predicted, torch.tensor([2.0]), k=0.3)

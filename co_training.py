@@ -124,9 +124,11 @@ def record_score(run: Run, phase: Phase, scores: Scores) -> None:
 PHASES = {f.__name__: f for f in (prefill, source_updates, source, target_model, target, evaluate_random, evaluate)}
 
 
-def train(run: Run) -> None:
-    """Every phase that is left, in order. `Interrupted` once Ctrl-C or SIGTERM has been heeded."""
+def train(run: Run, until: Callable[[Run], bool] = lambda run: False) -> None:
+    """Every phase that is left, in order, or ``until`` holds after one. `Interrupted` on Ctrl-C or SIGTERM."""
     for phase in run.phases[run.progress.phase :]:
+        if until(run):
+            return
         PHASES[phase.kind](run, phase)
         run.finish_phase(phase)
 
@@ -152,11 +154,11 @@ def default_logdir(config: SimpleNamespace) -> Path:
     return Path("runs") / "-".join([tasks[0], "to", tasks[1], *config.configs, f"seed{config.seed}"])
 
 
-def carry_out(run: Run) -> None:
-    """Train ``run`` to its end; if Ctrl-C or SIGTERM breaks it off, say how to go on and exit."""
+def carry_out(run: Run, until: Callable[[Run], bool] = lambda run: False) -> None:
+    """Train ``run`` to its end or ``until``; if Ctrl-C or SIGTERM breaks it off, say how to go on and exit."""
     run.handle_signals()
     try:
-        train(run)
+        train(run, until)
         run.draw_summary()
     except Interrupted:
         print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)

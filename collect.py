@@ -1,36 +1,44 @@
 r"""Collect a dataset: episodes of a task by a random policy, a trained agent, or a DreamerV2 agent as it learns.
 
-python collect.py --task walker_downhill --out data/walker_downhill --episodes 200 --policy dreamer \
+python collect.py --task walker_downhill --out data/walker_downhill --quality medium-replay --episodes 1000 \
     --configs defaults dmc
 """
 
 import argparse
 import json
+import shutil
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from ruamel.yaml import YAML
 
 import config as settings
 import driver
 import tools
 from co_training import carry_out, source_agent_alone
+from environments import collection_envs
 from errors import BadInput, exit_on_bad_input
 from formats.npz import write_atomically
+from pictures import read_scores
 from replay import save_episode
-from run import Phase, Run, agent_policy, collection_envs, load_agent, pick_device
+from run import Phase, Run, agent_policy, load_agent, pick_device
 from wrappers import parse_task
 
 POLICIES = ("random", "checkpoint", "dreamer")
+QUALITIES = {"random": "random", "expert": "checkpoint", "medium-replay": "dreamer", "medium-expert": "dreamer"}
+SHARE = {"medium-replay": 1 / 3, "medium-expert": 1.0}  # of the maximum score, where the paper's collection stops
+MAX_SCORES = Path(__file__).with_name("max_scores.yaml")
 
 
 def command() -> argparse.ArgumentParser:
     parser = settings.parser(__doc__)
     parser.add_argument("--task", required=True, help="task name, as in co_training.py")
     parser.add_argument("--out", required=True, type=Path, help="folder for the episodes, new or empty")
-    parser.add_argument("--episodes", type=int, default=20, help="how many episodes")
+    parser.add_argument("--episodes", type=int, default=20, help="how many episodes; with --quality medium-*, at most")
     parser.add_argument(
         "--policy",
         choices=POLICIES,
@@ -38,9 +46,26 @@ def command() -> argparse.ArgumentParser:
         help="random actions; the agent of --checkpoint, sampling; or a DreamerV2 agent trained online, every episode "
         "of its replay from the first",
     )
+    parser.add_argument(
+        "--quality",
+        choices=QUALITIES,
+        help="instead of --policy: random; expert (--checkpoint's agent); medium-replay and medium-expert: the replay "
+        "of a DreamerV2 agent until an evaluation reaches a third, or the whole, of --max_score",
+    )
+    parser.add_argument("--max_score", type=float, help="an agent's best return (default: max_scores.yaml's)")
     parser.add_argument("--checkpoint", type=Path, help="run directory of the agent, for --policy checkpoint")
     parser.add_argument("--agent", choices=("target", "source"), default="target", help="which of the run's two agents")
     return parser
+
+
+def score_to_reach(task: str, quality: str | None, max_score: float | None) -> float:
+    """The evaluation return at which collection stops: infinite without a ``medium-*`` quality."""
+    if quality not in SHARE:
+        return float("inf")
+    if max_score is None:
+        known, parsed = YAML(typ="safe").load(MAX_SCORES.read_text()), parse_task(task)
+        max_score = known["tasks"].get(str(parsed), known["suites"][parsed.suite])
+    return SHARE[quality] * max_score
 
 
 def learning_phases(config: SimpleNamespace, episodes: int) -> list[Phase]:
@@ -58,52 +83,70 @@ def learning_phases(config: SimpleNamespace, episodes: int) -> list[Phase]:
     return phases
 
 
-def collect_learning(config: SimpleNamespace, arguments: argparse.Namespace) -> dict[str, Any]:
+def collect_learning(config: SimpleNamespace, own: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Train a DreamerV2 agent on the task and copy its replay, the paper's way. The same command resumes."""
-    config.source_task, config.target_task = arguments.task, ""
-    config.logdir = config.logdir or f"runs/collect-{parse_task(arguments.task)}-seed{config.seed}"
-    config.replay_size = max(config.replay_size, arguments.episodes * config.time_limit)
-    run = Run(config, learning_phases(config, arguments.episodes))
-    carry_out(run)
-    for name in tqdm(run.replay.state_dict()["episodes"], desc="copy episodes"):
-        with np.load(run.replay.directory / name, allow_pickle=False) as arrays:
-            save_episode(arguments.out, dict(arrays), id=name.split("-")[1])
-    return run.simulator("source").get_wrapper_attr("description") | {"steps": run.replay.steps}
+    config.source_task, config.target_task = own.task, ""
+    config.logdir = config.logdir or f"runs/collect-{parse_task(own.task)}-seed{config.seed}"
+    config.replay_size = max(config.replay_size, own.episodes * config.time_limit)
+    wanted = score_to_reach(own.task, own.quality, own.max_score)
+    run = Run(config, learning_phases(config, own.episodes))
+    carry_out(run, until=lambda run: run.last_score is not None and run.last_score >= wanted)
+    if own.quality and run.last_score < wanted:
+        print(f"note: the last evaluation, {run.last_score:.1f}, is below the {wanted:.1f} asked for", file=sys.stderr)
+    names = run.replay.state_dict()["episodes"]
+    with tools.progress_bar(len(names), "copy episodes") as bar:
+        for name in names:
+            with np.load(run.replay.directory / name, allow_pickle=False) as arrays:
+                save_episode(out, dict(arrays), id=name.split("-")[1])
+            bar.update()
+    scores = [row for row in read_scores(run.logdir) if row["phase"] == "evaluate"]
+    return {
+        **run.simulator("source").get_wrapper_attr("description"),
+        "returns": run.replay.returns,
+        "steps": run.replay.steps,
+        "evaluations": [{"steps": int(row["source_steps"]), "mean": float(row["mean"])} for row in scores],
+        "score_to_reach": wanted if own.quality else None,
+    }
 
 
-def collect_playing(config: SimpleNamespace, arguments: argparse.Namespace) -> dict[str, Any]:
+def collect_playing(config: SimpleNamespace, own: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Episodes of the random policy, or of a checkpoint's agent acting with samples of its policy."""
     policy = None
-    if arguments.policy == "checkpoint":
-        if arguments.checkpoint is None:
+    if own.policy == "checkpoint":
+        if own.checkpoint is None:
             raise BadInput("--checkpoint is missing: give the run directory of the agent")
-        agent, trained = load_agent(arguments.checkpoint, arguments.agent, pick_device(config.device))
+        agent, trained = load_agent(own.checkpoint, own.agent, pick_device(config.device))
         config.size = trained.size
         policy = agent_policy(agent, sample=True)
-    envs = collection_envs(config, arguments.task, "collect")
+    envs = collection_envs(config, own.task, "collect")
+    if policy and envs[0].action_space.shape[0] != agent.action_dim:
+        raise BadInput(f"--checkpoint {own.checkpoint}: its {own.agent} agent has other actions than {own.task}")
     tools.seed_everything(config.seed)
     returns: list[float] = []
     lengths: list[int] = []
 
     def finished(episode: dict[str, np.ndarray]) -> None:
-        if len(returns) == arguments.episodes:
+        if len(returns) == own.episodes:
             return  # of several simulators, some finish after the last
-        save_episode(arguments.out, episode, id=f"{config.seed:08x}{len(returns):024x}")
+        save_episode(out, episode, id=f"{config.seed:08x}{len(returns):024x}")
         returns.append(float(episode["reward"].sum()))
         lengths.append(len(episode["reward"]) - 1)
 
     collector = driver.Collector(envs, finished, config.seed)
     policy = noisy(policy or collector.random, config.action_noise, np.random.default_rng([config.seed, 1]))
-    with tools.progress_bar(arguments.episodes, "episodes") as bar:
-        while len(returns) < arguments.episodes:
-            collector.step(policy)
-            if len(returns) > bar.n:
-                bar.update()
-                bar.set_postfix({"return": f"{returns[-1]:.1f}", "mean": f"{np.mean(returns):.1f}"}, refresh=False)
+    try:
+        with tools.progress_bar(own.episodes, "episodes") as bar:
+            while len(returns) < own.episodes:
+                collector.step(policy)
+                if len(returns) > bar.n:
+                    bar.update()
+                    bar.set_postfix({"return": f"{returns[-1]:.1f}", "mean": f"{np.mean(returns):.1f}"}, refresh=False)
+    except KeyboardInterrupt:
+        print("stopped; the episodes that are whole are kept", file=sys.stderr)
     description = envs[0].get_wrapper_attr("description")
     for env in envs:
         env.close()
-    return {**description, "steps": sum(lengths), "action_noise": config.action_noise}
+    return {**description, "returns": returns, "steps": sum(lengths), "action_noise": config.action_noise}
 
 
 def noisy(policy: driver.Policy, w: float, rng: np.random.Generator) -> driver.Policy:
@@ -116,26 +159,37 @@ def noisy(policy: driver.Policy, w: float, rng: np.random.Generator) -> driver.P
     return act if w else policy
 
 
+def new_folder(out: Path) -> Path:
+    """A hidden folder beside ``out`` that takes its name once the dataset is whole. BadInput if ``out`` is in use."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"--out {out} is not empty; choose a new folder, nothing was overwritten")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a collection that was killed
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"--out {out} cannot be made: {error.strerror}; choose another place") from None
+    return partial
+
+
 def main(arguments: list[str] | None = None) -> None:
     config, own = settings.parse(command(), arguments)
     if own.episodes < 1:
         raise BadInput(f"--episodes {own.episodes}: give 1 or more")
-    if own.out.exists() and (not own.out.is_dir() or any(own.out.iterdir())):
-        raise BadInput(f"--out {own.out} is not empty; choose a new folder, nothing was overwritten")
+    own.policy = QUALITIES.get(own.quality, own.policy)
+    partial = new_folder(own.out)
     try:
-        own.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {own.out} cannot be made: {error.strerror}") from None
-    collect = collect_learning if own.policy == "dreamer" else collect_playing
-    description = {
-        **collect(config, own),
-        "policy": own.policy,
-        "seed": config.seed,
-        "episodes": own.episodes,
-    }
-    text = json.dumps(description, indent=2) + "\n"
-    write_atomically(own.out / "dataset.json", lambda file: file.write(text.encode()))
-    print(f"{own.episodes} episodes in {own.out}")
+        collect = collect_learning if own.policy == "dreamer" else collect_playing
+        description = collect(config, own, partial)
+        description |= {"episodes": len(description["returns"]), "policy": own.policy, "quality": own.quality}
+        description |= {"seed": config.seed, "versions": {p: version(p) for p in ("mujoco", "torch")}}
+        text = json.dumps(description, indent=2) + "\n"
+        write_atomically(partial / "dataset.json", lambda file: file.write(text.encode()))
+        if description["episodes"]:
+            partial.replace(own.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{description['episodes']} episodes, {description['steps']} steps in {own.out}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).with_name("configs.yaml")
 
 CHOICES = {
     "precision": ("float32", "bfloat16"),
+    "dataset_format": ("auto", "npz", "hdf5", "minari"),
     "source_observation": ("image", "state"),
     "render": ("fast", "full"),
     "actor_grad": ("dynamics", "reinforce", "both"),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import driver
 import tools
+from environments import environment
 from errors import BadInput, Parser, exit_on_bad_input
 from formats.npz import write_atomically
-from run import EVALUATION_SEED, agent_policy, environment, load_agent, pick_device
+from run import EVALUATION_SEED, agent_policy, load_agent, pick_device
 from wrappers import parse_task
 
 

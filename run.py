@@ -17,10 +17,10 @@ import pictures
 import tools
 from agents import Agent, SourceAgent, TargetAgent
 from config import ARCHITECTURE, to_yaml
+from environments import check_drawn_alike, collection_envs, environment
 from errors import BadInput
 from replay import OfflineDataset, OnlineReplay
-from wrappers import make_env, parse_task
-from wrappers.vector import make_envs
+from wrappers import parse_task
 
 CHECKPOINT = "checkpoint.pt"
 SAME_RUN = ("source_task", "target_task", "seed", "envs", *ARCHITECTURE)  # what must not change when a run resumes
@@ -57,34 +57,14 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM; the run has been saved."""
 
 
-def environment_settings(config: SimpleNamespace, task: str, domain: str) -> dict[str, Any]:
-    """Arguments of `make_env` for ``task`` as the ``source``, the ``target``, or the task to ``collect``."""
-    suite = parse_task(task).suite
-    settings = {
-        "size": config.size[0],
-        "action_repeat": getattr(config, f"{suite}_action_repeat"),
-        "time_limit": config.time_limit,
-        "render": config.render,
-    }
-    if suite == "metaworld":
-        settings |= {"camera": config.metaworld_camera, "flip": config.metaworld_flip}
-    if domain in ("source", "collect"):
-        settings["sparse_reward"] = config.sparse_reward
-    if domain in ("target", "collect"):
-        settings["background"] = config.background or None
-    return settings
-
-
-def environment(config: SimpleNamespace, task: str, domain: str) -> gymnasium.Env:
-    """The simulator of ``task`` in this process, under the run's settings."""
-    return make_env(task, **environment_settings(config, task, domain))
-
-
-def collection_envs(config: SimpleNamespace, task: str, domain: str) -> list[Any]:
-    """``envs`` simulators for a `driver.Collector`, each in its own process; with 0, one in this process."""
-    if config.envs == 0:
-        return [driver.InProcess(environment(config, task, domain))]
-    return make_envs(task, config.envs, **environment_settings(config, task, domain))
+def open_dataset(config: SimpleNamespace) -> OfflineDataset:
+    return OfflineDataset(
+        config.offline_traindir,
+        size=config.size[0],
+        length=config.batch_length,
+        format=config.dataset_format,
+        cache_dir=config.dataset_cache or None,
+    )
 
 
 def agent_policy(agent: Agent, sample: bool) -> driver.Policy:
@@ -123,7 +103,7 @@ class Run:
             self.tasks["target"] = str(parse_task(config.target_task))
             if not config.offline_traindir:
                 raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
-            self.dataset = OfflineDataset(config.offline_traindir, size=config.size[0], length=config.batch_length)
+            self.dataset = open_dataset(config)
         self._check_schedule()
         saved = self._read_saved()
         tools.seed_everything(config.seed)
@@ -169,6 +149,7 @@ class Run:
                     f"--offline_traindir {self.config.offline_traindir}: its actions have {self.dataset.action_dim} "
                     f"dimensions, those of {self.tasks['target']} have {expected}; give that task's dataset"
                 )
+            check_drawn_alike(self.dataset, self.simulator("target").get_wrapper_attr("description"))
         largest = max(actions.values())
         self.source = SourceAgent(self.config, actions["source"], largest, self.device, self.source_state)
         self.target = None

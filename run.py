@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,6 +118,7 @@ class Run:
         }
         self.progress, self.last_score = Progress(), None
         self.stop_signal: int | None = None
+        self.saved_at = time.monotonic()
         self._restore(saved)
 
     # Parts
@@ -197,7 +199,7 @@ class Run:
                 if config.video_every and tools.times_passed(progress.step, stride, config.video_every):
                     self.draw_predictions()
                 stop = self.stop_signal is not None
-                if stop or tools.times_passed(progress.step, stride, config.checkpoint_every):
+                if stop or time.monotonic() > self.saved_at + 60 * config.checkpoint_minutes:
                     self.save()
                 if stop:
                     raise Interrupted
@@ -298,6 +300,7 @@ class Run:
             "environments": {d: env.get_wrapper_attr("description") for d, env in self.simulators.items()},
         }
         tools.save_checkpoint(self.logdir / CHECKPOINT, state)
+        self.saved_at = time.monotonic()
         self.replay.forget_dropped()
 
     def _agents(self) -> list[tuple[str, Agent]]:

@@ -310,7 +310,7 @@ def alive(process: int) -> bool:
 def test_killing_a_run_leaves_no_simulator_and_it_resumes_bit_for_bit(dataset: Path, tmp_path: Path):
     """Two simulators in processes of their own, kill -9, and the same command again."""
     flags = ["--size", "32,32", "--envs", "2", "--rounds", "1", "--warmup_rounds", "0", "--pretrain_steps", "60"]
-    flags += ["--checkpoint_every", "10", "--video_every", "0"]
+    flags += ["--checkpoint_minutes", "0.001", "--video_every", "0"]
     arguments = co_training(dataset, tmp_path / "killed", *flags)
     process = subprocess.Popen([sys.executable, "co_training.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

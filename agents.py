@@ -187,10 +187,6 @@ class SourceAgent(Agent):
 class TargetAgent(Agent):
     """The offline agent of the dataset: phi, psi, xi. Stage A trains its world model, stage C its critic."""
 
-    def __init__(self, config: Config, action_dim: int, model_action_dim: int, device: torch.device):
-        super().__init__(config, action_dim, model_action_dim, device)
-        self.aligned_scales = {**self.scales, "state_alignment": config.state_alignment_scale}
-
     def update(self, batch: Batch, source: SourceAgent | None = None, source_batch: Batch | None = None) -> Metrics:
         """One update of world model (Eq. 3), critic (Eq. 6) and actor (Eq. 7) on the dataset's ``batch``.
 
@@ -216,7 +212,7 @@ class TargetAgent(Agent):
             seen = self.world.observe(batch)
             losses, kl = self.world.losses(seen, batch, self.config)
             if aligned:
-                scales = self.aligned_scales
+                scales = {**scales, "state_alignment": self.config.state_alignment_scale}
                 align = models.state_alignment if source_batch is None else models.distribution_alignment
                 losses["state_alignment"] = align(source.embed(source_batch or batch), seen.embed)
         metrics = self._step_model(losses, kl, scales)

@@ -26,9 +26,12 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
 
 
 def exit_on_bad_input(main: Callable[[], None]) -> None:
-    """Run ``main``; turn `BadInput` into its line on stderr and exit status 2."""
+    """Run ``main``; turn `BadInput` into its line on stderr and exit status 2, Ctrl-C into one and status 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

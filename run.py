@@ -160,9 +160,10 @@ class Run:
 
     def _check_schedule(self) -> None:
         config = self.config
-        if config.prefill < config.time_limit:
+        if config.prefill < config.time_limit * max(config.envs, 1):
             raise BadInput(
-                f"prefill {config.prefill} is shorter than an episode, time_limit {config.time_limit}; raise it"
+                f"prefill {config.prefill} is shorter than an episode (time_limit {config.time_limit}) of each of "
+                f"{max(config.envs, 1)} simulators; raise it"
             )
         if config.time_limit + 1 < config.batch_length:
             raise BadInput(
@@ -288,6 +289,7 @@ class Run:
         state = {
             "config": dict(vars(self.config)),
             "progress": asdict(self.progress),
+            "phases": [phase.kind for phase in self.phases[: self.progress.phase + 1]],
             "last_score": self.last_score,
             "agents": {name: agent.state_dict() for name, agent in self._agents()},
             "replay": self.replay.state_dict(),
@@ -330,6 +332,11 @@ class Run:
                     f"{self.logdir} holds a run with {key} {old.get(key)}, not {new[key]}: "
                     f"give the old value to resume it, or another --logdir"
                 )
+        if saved["phases"] != [phase.kind for phase in self.phases[: len(saved["phases"])]]:
+            raise BadInput(
+                f"{self.logdir} is past the phases {', '.join(saved['phases'])}, which these settings do not begin "
+                f"with: give the old number of warm-up rounds and rounds to resume it, or another --logdir"
+            )
         return saved
 
     def _restore(self, saved: dict[str, Any] | None) -> None:

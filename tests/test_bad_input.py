@@ -34,6 +34,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--device", "tpu"], "tpu"),
         (["--device", "cuda:99"], "GPU"),
         (["--prefill", "3"], "prefill 3 is shorter than an episode"),
+        (["--envs", "3"], "of each of 3 simulators"),
         (["--batch_length", "40"], "batch_length"),
         (["--target_task", "cartpole_swingup"], "dimensions"),
         (["--logdir", "configs.yaml/run"], "configs.yaml/run"),
@@ -115,6 +116,7 @@ def test_resuming_with_another_architecture_changes_nothing(
         (["--dyn_deter", 24], "dyn_deter 16, not 24"),
         (["--source_task", "walker_run"], "source_task dmc_walker_walk, not dmc_walker_run"),
         (["--seed", 4], "seed 0, not 4"),
+        (["--warmup_rounds", 1], "number of warm-up rounds"),
     ]:
         assert message in refused(program.main, [*arguments, *flags], capsys)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -161,6 +161,14 @@ class SourceAgent(Agent):
         sees states has those in ``batch``, and in ``target_batch`` the target encoder's ``embed`` (B, T, E) of images
         that its own cannot see. ``step`` counts the source agent steps since stage B began.
         """
+        seen, metrics = self._update_model(batch, target_batch, step)
+        return {**metrics, **self.update_behaviour(seen.post)}
+
+    def update_model(self, batch: Batch, target_batch: Batch | None = None, *, step: int) -> Metrics:
+        """One update of the world model alone."""
+        return self._update_model(batch, target_batch, step)[1]
+
+    def _update_model(self, batch: Batch, target_batch: Batch | None, step: int) -> tuple[Seen, Metrics]:
         with self.autocast():
             if target_batch is None:
                 seen = self.world.observe(batch)
@@ -168,8 +176,7 @@ class SourceAgent(Agent):
                 extra = {}
             else:
                 seen, losses, kl, extra = self._aligned_losses(batch, target_batch, self.eta(step))
-        metrics = self._step_model(losses, kl, self.scales)
-        return {**metrics, **extra, **self.update_behaviour(seen.post)}
+        return seen, {**self._step_model(losses, kl, self.scales), **extra}
 
     def _aligned_losses(self, batch: Batch, target_batch: Batch, eta: float) -> tuple[Seen, dict, Tensor, Metrics]:
         """Eq. 2 with its reward term replaced by Eq. 5. One scan filters both domains' sequences side by side."""

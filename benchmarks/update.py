@@ -4,7 +4,8 @@
 
 One target update (Eq. 3, 6, 7) and one source update with reward alignment (Eq. 5), the world model and the behaviour
 apart, warm, the median of several. The matrix product runs in the same process and precision, before and after each
-setting, so that what else the machine does falls on both. Data are random: a batch's contents do not change its cost.
+setting, so that what else the machine does falls on both. The plain world model is `benchmarks/plain.py`'s, without
+the alignment. Data are random: a batch's contents do not change its cost.
 """
 
 import argparse
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this f
 
 import config as settings
 from agents import Batch, SourceAgent, TargetAgent
+from benchmarks import plain
 from run import pick_device
 
 BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"]}
@@ -75,11 +77,13 @@ def measure(name: str, own: argparse.Namespace) -> list[dict]:
     source, target = (kind(config, ACTIONS, ACTIONS, device) for kind in (SourceAgent, TargetAgent))
     batch, other = random_batch(config, device), random_batch(config, device)
     work = {
+        "plain world model": lambda: target._step_model(plain.losses(target.world, batch, config), zero, target.scales),
         "target world model": lambda: target.update_model(batch, source),
         "target update": lambda: target.update(batch, source),
         "source world model": lambda: source.update_model(batch, other, step=0),
         "source update": lambda: source.update(batch, other, step=0),
     }
+    zero = torch.zeros((), device=device)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     before = product_rate(device, dtype)
     timed = {key: (seconds(call, own.repeats, device), operations(call)) for key, call in work.items()}

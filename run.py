@@ -1,5 +1,6 @@
 """One run: its agents, data, simulators and records, how they are saved, and how a phase counts its iterations."""
 
+import os
 import signal
 import sys
 import time
@@ -160,6 +161,11 @@ class Run:
 
     def _check_schedule(self) -> None:
         config = self.config
+        most = 8 * (os.cpu_count() or 1)
+        if config.envs > most:
+            raise BadInput(
+                f"envs {config.envs}: {os.cpu_count()} processor cores can keep at most {most} simulators; lower it"
+            )
         if config.prefill < config.time_limit * max(config.envs, 1):
             raise BadInput(
                 f"prefill {config.prefill} is shorter than an episode (time_limit {config.time_limit}) of each of "

@@ -35,6 +35,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--device", "cuda:99"], "GPU"),
         (["--prefill", "3"], "prefill 3 is shorter than an episode"),
         (["--envs", "3"], "of each of 3 simulators"),
+        (["--envs", "100000"], "processor cores"),
         (["--batch_length", "40"], "batch_length"),
         (["--target_task", "cartpole_swingup"], "dimensions"),
         (["--logdir", "configs.yaml/run"], "configs.yaml/run"),

@@ -15,7 +15,7 @@ TASKS = (
     *("cheetah_run", "cheetah_downhill", "cheetah_uphill", "cheetah_nopaw"),
 )
 WALKER_FLOOR, CHEETAH_GROUND = {"floor": (1000, 0.8, 0.2)}, {"ground": (1000, 0.8, 0.5)}
-# name: (original, gravity, euler angles of the camera `side`, sizes of geoms), from coworld.md 8
+# name: (original, gravity, euler angles of the camera `side`, sizes of geoms), the paper's values
 BODIES = {
     "walker_downhill": ("walker_walk", (2.54, 0, -9.47), (60, 0, 15), WALKER_FLOOR),
     "walker_uphill": ("walker_walk", (-2.54, 0, -9.47), (60, 0, -15), WALKER_FLOOR),

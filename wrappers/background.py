@@ -1,4 +1,4 @@
-"""Moving backgrounds (coworld.md 8, Table 10): the user's own pictures and videos where the sky would be."""
+"""Moving backgrounds (the paper's Table 10): the user's own pictures and videos where the sky would be."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice

@@ -1,4 +1,4 @@
-"""The dm_control suite, and the paper's six modified bodies (coworld.md 8).
+"""The dm_control suite, and the paper's six modified bodies.
 
 A modified body is an overlay in ``modified_dmc_xml/``: it names an original model, the task whose reward it
 keeps, and only the attributes that change. Those are written over the installed dm_control's own XML as it is

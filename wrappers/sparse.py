@@ -1,4 +1,4 @@
-"""Sparse reward (coworld.md 8, Table 5): nothing but 500 for the first success of an episode."""
+"""Sparse reward (the paper's Table 5): nothing but 500 for the first success of an episode."""
 
 import gymnasium
 import numpy as np

@@ -1,8 +1,9 @@
 """Draw the documentation's pictures of the simulators: docs/tasks.png and docs/render_full_fast.png.
 
-python benchmarks/pictures.py
+python benchmarks/pictures.py [--out FOLDER]
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
+from errors import BadInput, Parser, exit_on_bad_input
+from formats.npz import write_atomically
 from wrappers import make_env, parse_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,9 +73,20 @@ def render_sheet() -> Image.Image:
     return sheet(images, titles, columns=len(COMPARED))
 
 
+def main() -> None:
+    """Draw both into the folder given."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder for the pictures; by default docs")
+    folder = parser.parse_args().out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the drawing, which takes a while
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be made: {error.strerror}; give another --out") from error
+    for name, draw in (("tasks", tasks_sheet), ("render_full_fast", render_sheet)):
+        path, page = folder / f"{name}.png", draw()
+        write_atomically(path, lambda file, page=page: page.save(file, format="png", optimize=True))
+        print(f"{path}: {page.width}x{page.height}, {path.stat().st_size / 1000:.0f} KB")
+
+
 if __name__ == "__main__":
-    (ROOT / "docs").mkdir(exist_ok=True)
-    for name, page in (("tasks", tasks_sheet()), ("render_full_fast", render_sheet())):
-        path = ROOT / "docs" / f"{name}.png"
-        page.save(path, optimize=True)
-        print(f"{path.relative_to(ROOT)}: {page.width}x{page.height}, {path.stat().st_size / 1000:.0f} KB")
+    exit_on_bad_input(main)

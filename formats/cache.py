@@ -23,7 +23,7 @@ from formats.episode import KEYS, resized
 from formats.npz import Column, columns, write_atomically, write_npz
 from formats.sources import Source
 
-VERSION = 1
+VERSION = 2
 FOLDER = ".coworld-cache"
 
 # Bytes of data that are prepared too quickly for a progress bar.
@@ -38,6 +38,7 @@ class Stored:
     rows: int
     columns: dict[str, Column]
     total_reward: float
+    source: str = ""  # for a copy, the user's own file, by its name within the dataset
 
 
 @dataclass
@@ -69,18 +70,22 @@ class Cache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(f"{self.folder}: cannot be made: {error.strerror}; give another cache_dir") from error
+            raise BadInput(f"{self.folder}: cannot be made: {error.strerror}; give another --dataset_cache") from error
         with _locked(self.folder):
             entries = self._mend(sources)
         self.problems = [line for entry in entries for line in entry.problems]
-        self.episodes = [self._stored(episode) for entry in entries for episode in entry.episodes]
+        self.episodes = [
+            self._stored(episode, source.name)
+            for source, entry in zip(sources, entries, strict=True)
+            for episode in entry.episodes
+        ]
         sizes = {tuple(entry.resized_from) for entry in entries if entry.resized_from}
         for height, width in sorted(sizes):
             print(f"note: {directory}: images of {height}x{width} are resized to {size}x{size}", file=sys.stderr)
 
-    def _stored(self, episode: dict) -> Stored:
+    def _stored(self, episode: dict, source: str) -> Stored:
         found = {key: Column(offset, dtype, tuple(shape)) for key, (offset, dtype, shape) in episode["columns"].items()}
-        return Stored(self.folder / episode["file"], episode["rows"], found, episode["total_reward"])
+        return Stored(self.folder / episode["file"], episode["rows"], found, episode["total_reward"], source)
 
     def _mend(self, sources: list[Source]) -> list[Entry]:
         """Entries of all sources, in order; new and changed ones are read, those that went are removed."""

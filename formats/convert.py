@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -41,17 +43,46 @@ def convert(sources: list[Source], out: Path, to: str, description: dict) -> int
     Raises:
         BadInput: the folder is there and not empty, no episode is usable, or the disk is full; the folder is
             then not made at all.
+        KeyboardInterrupt: Ctrl-C, between two episodes; the folder is not made then either.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out}: exists already; give a folder that is empty or not there")
-    with _all_or_nothing(out) as folder:
+    with _interrupts_held_back() as stop_if_asked, _all_or_nothing(out) as folder:
         write = {"npz": _write_npz, "minari": _write_minari}[to]
-        count = write(folder, _episodes(sources), out.name)
+        count = write(folder, _episodes(sources, stop_if_asked), out.name)
+        stop_if_asked()
         if count == 0:
             raise BadInput("no usable episode to convert; see the warnings above")
         if description:
             (folder / "dataset.json").write_text(json.dumps(description, indent=2))
     return count
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises only where the function given is called, and not at all while things are tidied up.
+
+    Raised anywhere, it is lost where it hits one of HDF5's finalizers, which ignore exceptions.
+    """
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        asked = True
+
+    def stop_if_asked() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield stop_if_asked  # someone else decides what Ctrl-C does
+        return
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield stop_if_asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager
@@ -69,15 +100,17 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _episodes(sources: list[Source]) -> Iterator[tuple[str, dict]]:
+def _episodes(sources: list[Source], stop_if_asked: Callable[[], None]) -> Iterator[tuple[str, dict]]:
     action_size = None
     for source in tqdm(sources, unit="file", desc="converting", disable=None):
+        stop_if_asked()
         try:
             loaders = source.episodes(raw=True)
         except BadInput as error:
             print(f"warning: left out: {error}", file=sys.stderr)
             continue
         for label, load in loaders:
+            stop_if_asked()
             try:
                 episode = load()
             except BadInput as error:

@@ -6,7 +6,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from PIL import Image
 
@@ -51,6 +51,13 @@ def reported(where: object, kind: str) -> Iterator[None]:
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise BadInput(f"{where}: not a readable {kind} file ({reason}); copy it again or remove it") from error
+
+
+def require(names: Iterable[str], found: Container[str], where: object) -> None:
+    """Raise `BadInput` naming the arrays that a file of a known format should hold and does not."""
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise BadInput(f"{where}: no array named {', '.join(missing)}; write the file again with it or remove the file")
 
 
 def refuse_bomb(name: str, claimed: int, stored: int) -> None:

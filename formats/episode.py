@@ -43,7 +43,7 @@ def checked(episode: dict, where: object) -> dict:
         "image": image,
         "action": _in_range(action, where),
         "reward": _vector(episode["reward"], "reward", where),
-        "discount": discount,
+        "discount": _fraction(discount, "discount", where),
     }
     lengths = {key: len(array) for key, array in standard.items()}
     if len(set(lengths.values())) > 1:
@@ -98,6 +98,16 @@ def _in_range(action: np.ndarray, where: object) -> np.ndarray:
         raise BadInput(f"{where}: action {value:.4g} in row {_first(wrong)} is outside [-1, 1]; rescale the actions")
     # clip would turn -0.0 into 0.0 on some paths; leave untouched what needs no clipping
     return np.clip(action, -1, 1) if (np.abs(action) > 1).any() else action
+
+
+def _fraction(array: np.ndarray, key: str, where: object) -> np.ndarray:
+    wrong = (array < 0) | (array > 1)
+    if wrong.any():
+        raise BadInput(
+            f"{where}: {key} {array[wrong][0]:.4g} in row {_first(wrong)} is outside [0, 1]; "
+            "write the episode again or remove the file"
+        )
+    return array
 
 
 def _first(wrong: np.ndarray) -> int:

@@ -17,13 +17,14 @@ import numpy as np
 from PIL import Image
 
 from errors import BadInput
-from formats.damage import MAX_EPISODE_BYTES, refuse_bomb, reported
+from formats.damage import MAX_EPISODE_BYTES, refuse_bomb, reported, require
 from formats.episode import checked
 from formats.vd4rl import read_array
 
-# Where `formats.minari_writer` keeps, within an episode's infos, what Minari's own arrays have no place for.
+# Where `formats.convert` keeps, within an episode's infos, what Minari's own arrays have no place for.
 KEPT = "coworld_rows"
 
+STEPS = ("actions", "rewards", "terminations")
 IMAGE_NAMES = ("image", "pixels", "rgb", "observation")
 
 JPEG = b"\xff\xd8"  # how every JPEG begins
@@ -50,9 +51,10 @@ def _load_hdf5(path: Path, number: int, raw: bool) -> dict:
     where = f"{path} episode_{number}"
     with reported(where, "HDF5"), h5py.File(path, "r") as file:
         group = file[f"episode_{number}"]
+        require(("observations", *STEPS), group, where)
         observations = _leaves(group["observations"])
         kept = _leaves(group[f"infos/{KEPT}"]) if f"infos/{KEPT}" in group else {}
-        steps = {key: read_array(group[key]) for key in ("actions", "rewards", "terminations")}
+        steps = {key: read_array(group[key]) for key in STEPS}
         episode = _rows(observations, steps, kept, where)
     return _finished(episode, raw, where)
 
@@ -92,9 +94,10 @@ def _load_arrow(path: Path, raw: bool) -> dict:
             batch.validate(full=True)
         table = pyarrow.Table.from_batches(batches).combine_chunks()
         columns = {name: table[name].chunk(0) for name in table.column_names}
+        require(("observations", *STEPS), columns, path)
         observations = _arrow_observations(columns["observations"], space)
         # The last row of these is padding, to the length of the observations.
-        steps = {key: _arrow_array(columns[key])[:-1] for key in ("actions", "rewards", "terminations")}
+        steps = {key: _arrow_array(columns[key])[:-1] for key in STEPS}
         episode = _rows(observations, steps, {}, path)
     return _finished(episode, raw, path)
 

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from formats.npz import write_atomically
+
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
 
 # What a reader must know of how the images came to be, printed also where the data does not say.
@@ -83,7 +85,7 @@ class Summary:
         axes.axvline(mean, color="black", linestyle="--")
         axes.set(xlabel="episode return", ylabel="episodes", title=f"{len(self.returns)} episodes, mean {mean:.4g}")
         axes.yaxis.get_major_locator().set_params(integer=True)
-        figure.savefig(path, dpi=120)
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
     def draw_sheet(self, path: Path) -> None:
         """Frames of some episodes, one episode a row, in the order of the files, as PNG."""
@@ -95,7 +97,7 @@ class Summary:
             axes.set(xticks=[], yticks=[])
             axes.set_ylabel(f"return\n{total:.4g}", rotation=0, ha="right", va="center")
         grid[0].set_title("evenly spaced frames, first to last", fontsize=10)
-        figure.savefig(path, dpi=110)
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 def shown(count: int) -> set[int]:

@@ -9,10 +9,11 @@ import h5py
 import numpy as np
 
 from errors import BadInput
-from formats.damage import refuse_bomb, reported
+from formats.damage import refuse_bomb, reported, require
 from formats.episode import checked
 
 FIRST, LAST = 0, 2
+NEEDED = ("observation", "action", "reward", "step_type")
 
 
 def has_steps(file: h5py.File) -> bool:
@@ -31,8 +32,9 @@ def vd4rl_episodes(path: Path, *, raw: bool = False) -> list[tuple[str, Callable
         BadInput: the file is damaged, an array is missing, or lengths differ.
     """
     with reported(path, "HDF5"), h5py.File(path, "r") as file:
+        require(NEEDED, file, path)
         step_type = read_array(file["step_type"])
-        lengths = {key: len(file[key]) for key in ("observation", "action", "reward", "step_type")}
+        lengths = {key: len(file[key]) for key in NEEDED}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise BadInput(f"{path}: arrays differ in length ({told}); copy the file again or remove it")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from errors import BadInput, exit_on_bad_input
+from errors import BadInput, Parser, exit_on_bad_input
 from formats import FORMATS, find_sources
 from formats.cache import may_write
 from formats.convert import convert
@@ -27,10 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     return args.run(args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="datasets.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="datasets.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="info|convert|check")
     info = commands.add_parser("info", help="figures, a return histogram and a contact sheet")
     info.add_argument("directory", type=Path)
@@ -52,21 +50,29 @@ def _parser() -> argparse.ArgumentParser:
 def run_info(args: argparse.Namespace) -> int:
     """Print what is in a dataset and draw its two pictures."""
     sources = find_sources(args.directory, args.dataset_format)
+    description = _description(args, sources)
     loaders, problems = _loaders(sources)
     summary = Summary()
     show = shown(len(loaders))
-    for index, (_, load) in enumerate(tqdm(loaders, unit="episode", desc="reading", disable=None)):
+    sizes: dict[str, int] = {}
+    for index, (place, load) in enumerate(tqdm(loaders, unit="episode", desc="reading", disable=None)):
         try:
-            summary.add(load(), show=index in show)
+            episode = load()
         except BadInput as error:
             problems.append(str(error))
+            continue
+        sizes[place] = episode["action"].shape[1]
+        if sizes[place] == next(iter(sizes.values())):
+            summary.add(episode, show=index in show)
+    if odd := _odd_ones(sizes):
+        raise BadInput(odd[0] + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""))
     for problem in problems:
         print(f"warning: left out: {problem}", file=sys.stderr)
     if not summary.returns:
         raise BadInput(f"{args.directory}: no usable episode; see: python datasets.py check {args.directory}")
     print(f"dataset       {args.directory}")
     print(f"format        {sources[0].format}, {len(sources)} file(s)")
-    print("\n".join(summary.lines(_description(args, sources))))
+    print("\n".join(summary.lines(description)))
     _draw(summary, args)
     return 0
 
@@ -91,6 +97,8 @@ def _draw(summary: Summary, args: argparse.Namespace) -> None:
 def run_convert(args: argparse.Namespace) -> int:
     """Write a dataset in another format."""
     sources = find_sources(args.directory, args.dataset_format)
+    if args.out.resolve().is_relative_to(args.directory.resolve()):
+        raise BadInput(f"{args.out}: lies within the dataset to convert; give a folder outside {args.directory}")
     count = convert(sources, args.out, args.to, _description(args, sources))
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if args.to == "minari":
@@ -107,11 +115,14 @@ def run_check(args: argparse.Namespace) -> int:
     """Read every episode of a dataset and name each that cannot be used, with the reason."""
     sources = find_sources(args.directory, args.dataset_format)
     loaders, problems = _loaders(sources)
-    sizes: dict[str, tuple[int, int]] = {}
-    for label, load in tqdm(loaders, unit="episode", desc="checking", disable=None):
+    try:
+        _description(args, sources)
+    except BadInput as error:
+        problems.append(str(error))
+    sizes: dict[str, int] = {}
+    for place, load in tqdm(loaders, unit="episode", desc="checking", disable=None):
         try:
-            episode = load()
-            sizes[label] = (episode["action"].shape[1], episode["image"].shape[1])
+            sizes[place] = load()["action"].shape[1]
         except BadInput as error:
             problems.append(str(error))
     problems += _odd_ones(sizes)
@@ -121,24 +132,27 @@ def run_check(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _odd_ones(sizes: dict[str, tuple[int, int]]) -> list[str]:
-    """Episodes whose action size is not that of most; a dataset with two sizes cannot be trained on."""
-    counts = Counter(action for action, _ in sizes.values())
+def _odd_ones(sizes: dict[str, int]) -> list[str]:
+    """Places of episodes whose action size is not that of most; a dataset with two sizes cannot be trained on."""
+    counts = Counter(sizes.values())
     if len(counts) < 2:
         return []
     usual = counts.most_common(1)[0][0]
     return [
-        f"{label}: actions of size {action}, most others have {usual}; keep one task a folder"
-        for label, (action, _) in sizes.items()
+        f"{place}: actions of size {action}, most others have {usual}; keep one task a folder"
+        for place, action in sizes.items()
         if action != usual
     ]
 
 
 def _loaders(sources: list[Source]) -> tuple[list[tuple[str, Load]], list[str]]:
+    """Where each episode is, for people to find it, and its loader; and the files that cannot be used."""
     loaders, problems = [], []
     for source in sources:
         try:
-            loaders += source.episodes()
+            for label, load in source.episodes():
+                within = "" if label == source.path.name else f" {label}"
+                loaders.append((f"{source.path}{within}", load))
         except BadInput as error:
             problems.append(str(error))
     return loaders, problems

@@ -273,7 +273,7 @@ def _read_slice(stored: Stored, first: int, into: dict[str, np.ndarray]) -> None
 def _same_action_size(directory: Path, held: list[Stored]) -> None:
     sizes: dict[int, str] = {}
     for stored in held:
-        sizes.setdefault(stored.columns["action"].shape[0], stored.path.name)
+        sizes.setdefault(stored.columns["action"].shape[0], stored.source)
     if len(sizes) > 1:
         told = ", ".join(f"{size} in {name}" for size, name in sizes.items())
         raise BadInput(f"{directory}: action sizes differ between episodes ({told}); keep one task a folder")
@@ -289,13 +289,25 @@ def read_description(place: Path) -> dict:
 
     Args:
         place: the dataset's folder, or one of its files, whose folder or the one above may have it.
+
+    Returns:
+        Its names and values; a null value counts as not recorded.
+
+    Raises:
+        BadInput: the file cannot be read, is not JSON, or holds something else than names with values.
     """
-    folders = [place] if place.is_dir() else [place.parent, place.parent.parent]
+    folders = [place.parent, place.parent.parent] if place.is_file() else [place]
     for folder in folders:
+        path = folder / "dataset.json"
         try:
-            described = json.loads((folder / "dataset.json").read_text())
-        except (OSError, ValueError):
+            described = json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        if isinstance(described, dict):
-            return described
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be read: {error.strerror}; mend or remove it") from error
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}: not JSON ({str(error)[:120]}); mend or remove it") from error
+        if not isinstance(described, dict):
+            raise BadInput(f'{path}: holds no names with values, as in {{"task": ...}}; mend or remove it')
+        return {key: value for key, value in described.items() if value is not None}
     return {}

@@ -1,6 +1,8 @@
 """The command: info is right, convert loses nothing and leaves no half-written file, check names bad ones."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from datetime import datetime
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 import datasets
+import formats.convert
 from errors import BadInput
 from replay import OfflineDataset, save_episode
 
@@ -76,10 +79,18 @@ def test_info_of_data_that_may_not_be_written_to(tmp_path, capsys, monkeypatch):
     (tmp_path / "data").chmod(0o755)
 
 
+def test_info_of_episodes_of_different_tasks_names_the_odd_one(tmp_path):
+    fill(tmp_path, [9, 12])
+    odd = save_episode(tmp_path, make_episode(9, action_dim=4), when=datetime(2025, 1, 1))
+    with pytest.raises(BadInput, match="actions of size 4, most others have 2") as caught:
+        datasets.main(["info", str(tmp_path)])
+    assert str(caught.value).startswith(str(odd))
+
+
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
 def test_info_of_files_of_other_programs(tmp_path, capsys, name):
     if not SHARED.is_dir():
-        pytest.skip("the sample files of other programs (../shared/data) are not on this machine")
+        pytest.skip("example files of other programs are not beside the repository")
     datasets.main(["info", str(SHARED / name), "--out", str(tmp_path)])
     facts = told(capsys.readouterr().out)
     assert facts["steps"] == {"release_npz": "1000", "minari": "240"}.get(name, "500")
@@ -118,6 +129,31 @@ def test_convert_names_bad_files_and_overwrites_nothing(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "full"]
 
 
+def test_convert_does_not_write_within_its_input(tmp_path):
+    fill(tmp_path / "a", [9])
+    with pytest.raises(BadInput, match="lies within the dataset"):
+        datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a" / "sub"), "--to", "npz"])
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("to", "writer"), [("npz", "write_npz"), ("minari", "_add_group")])
+def test_ctrl_c_while_converting_leaves_nothing(tmp_path, monkeypatch, to, writer):
+    fill(tmp_path / "a", [9, 12, 15])
+    written, write = [], getattr(formats.convert, writer)
+
+    def interrupted(*args, **kwargs):
+        written.append(args)
+        os.kill(os.getpid(), signal.SIGINT)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(formats.convert, writer, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", to])
+    assert len(written) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("to", ["npz", "minari"])
 def test_a_full_disk_while_converting_leaves_nothing(tmp_path, to):
     """A limit on the size of files stands for the full disk: writes beyond it fail in the same way."""
@@ -135,20 +171,33 @@ def test_a_full_disk_while_converting_leaves_nothing(tmp_path, to):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_full_disk_while_drawing_leaves_no_picture(tmp_path, monkeypatch):
+    fill(tmp_path / "a", [9])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadInput, match=r"cannot write returns.png: No space left"):
+        datasets.main(["info", str(tmp_path / "a"), "--out", str(tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_check_names_every_bad_file(tmp_path, capsys):
     fill(tmp_path, [9, 12, 9])
     assert datasets.main(["check", str(tmp_path)]) == 0
     (tmp_path / "x.npz").write_text("no")
     np.savez(tmp_path / "y.npz", **make_episode(9) | {"reward": np.full(9, np.nan)})
     odd = save_episode(tmp_path, make_episode(9, action_dim=4))
+    (tmp_path / "dataset.json").write_text("[]")
     capsys.readouterr()
     assert datasets.main(["check", str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     bad = [line for line in lines if line.startswith("bad: ")]
-    assert len(bad) == 3
+    assert len(bad) == 4 and any("dataset.json" in line for line in bad)
     for name, reason in [("x.npz", "not a readable npz"), ("y.npz", "NaN"), (odd.name, "actions of size 4")]:
         assert any(name in line and reason in line for line in bad)
-    assert lines[-1].endswith("6 file(s), 4 good episode(s), 3 problem(s)")
+    assert lines[-1].endswith("6 file(s), 4 good episode(s), 4 problem(s)")
 
 
 def test_the_command_line(tmp_path):
@@ -156,6 +205,9 @@ def test_the_command_line(tmp_path):
     run = [sys.executable, "datasets.py"]
     good = subprocess.run([*run, "check", str(tmp_path / "a")], cwd=ROOT, capture_output=True, text=True)
     assert good.returncode == 0, good.stderr
+    for wrong in (["info"], ["inf", "a"], ["convert", "a", "b", "--to", "mp4"]):
+        with pytest.raises(BadInput, match="see --help"):
+            datasets.main(wrong)
     bad = subprocess.run([*run, "info", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert bad.returncode == 2
     assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"

@@ -127,7 +127,7 @@ def test_datasets_written_by_minari(name, below):
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
 def test_files_of_other_programs(tmp_path, name, capsys):
     if not SHARED.is_dir():
-        pytest.skip("the sample files of other programs (../shared/data) are not on this machine")
+        pytest.skip("example files of other programs are not beside the repository")
     dataset = OfflineDataset(SHARED / name, size=64, length=50, cache_dir=tmp_path)
     rows = 121 if name == "minari" else 501
     assert dataset.action_dim == 6 and set(dataset.lengths) == {rows - 1}
@@ -140,7 +140,7 @@ def test_files_of_other_programs(tmp_path, name, capsys):
 
 def test_the_same_episode_in_two_formats_of_vd4rl():
     if not SHARED.is_dir():
-        pytest.skip("the sample files of other programs (../shared/data) are not on this machine")
+        pytest.skip("example files of other programs are not beside the repository")
     (small,), (large,) = load_all(SHARED / "vd4rl_64px_npz"), load_all(SHARED / "vd4rl_84px_hdf5")
     assert large["image"].shape == (501, 84, 84, 3)
     for key in ("action", "reward", "discount"):
@@ -195,7 +195,8 @@ def replace(key: str, array) -> object:
         (lambda file: file.pop("step_type"), "an HDF5 file without step_type"),
         (replace("step_type", np.ones(15)), "step_type does not begin with 0"),
         (replace("reward", np.zeros(9)), "arrays differ in length"),
-        (lambda file: file.pop("action"), "not a readable HDF5 file"),
+        (lambda file: file.pop("action"), "no array named action"),
+        (lambda file: file.pop("observation"), "no array named observation"),
         (replace("observation", np.zeros((15, 3, 8, 8))), "images are float64"),
         (replace("reward", np.full(15, np.nan)), "NaN or infinite reward"),
         (replace("action", np.full((15, 2), 3.0)), r"action 3 in row 0 is outside \[-1, 1\]"),
@@ -253,6 +254,7 @@ def test_two_formats_mixed_and_other_wrong_folders(tmp_path):
 def test_minari_without_images_or_of_wrong_length(tmp_path):
     for name, change, message in [
         ("states", replace("episode_0/observations", np.zeros((6, 4))), "not from pixels"),
+        ("no actions", lambda file: file.pop("episode_0/actions"), "episode_0: no array named actions"),
         ("short", replace("episode_0/actions", np.zeros((3, 2))), "observations must be one more"),
     ]:
         shutil.copytree(MINARI / "hdf5" / "raw-image-v0", tmp_path / name)

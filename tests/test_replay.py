@@ -71,7 +71,7 @@ def test_same_seed_same_batch(tmp_path):
 
 def test_figures_and_description(tmp_path):
     episodes = fill(tmp_path, [12, 30])
-    (tmp_path / "dataset.json").write_text(json.dumps({"task": "dmc_walker_walk"}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"task": "dmc_walker_walk", "flip": None}))
     dataset = OfflineDataset(tmp_path, size=8)
     assert (dataset.episodes, dataset.steps, dataset.action_dim, dataset.lengths) == (2, 40, 3, [11, 29])
     assert dataset.returns == [float(episode["reward"].sum()) for episode in episodes]
@@ -174,6 +174,10 @@ BAD = {
         lambda path, episode: np.savez(path, **episode | {"action": episode["action"] * 5}),
         r"outside \[-1, 1\]",
     ),
+    "discount range": (
+        lambda path, episode: np.savez(path, **episode | {"discount": np.full(12, 1.5)}),
+        r"discount 1.5 in row 0 is outside \[0, 1\]",
+    ),
     "no reward": (
         lambda path, episode: np.savez(path, image=episode["image"], action=episode["action"]),
         "no array named reward",
@@ -216,7 +220,22 @@ def test_bad_directories(tmp_path):
     with pytest.raises(BadInput, match="format 'nzp' is unknown; nearest: npz"):
         OfflineDataset(tmp_path, size=8, format="nzp")
     save_episode(tmp_path, make_episode(12, action_dim=4))
-    with pytest.raises(BadInput, match="action sizes differ"):
+    with pytest.raises(BadInput, match="action sizes differ") as caught:
+        OfflineDataset(tmp_path, size=8)
+    assert all(f" in {path.name}" in str(caught.value) for path in tmp_path.glob("*.npz")), "the user's own files"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"cannot be made.*give another --dataset_cache"):
+        OfflineDataset(tmp_path, size=8, cache_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{not", "not JSON"), ("[1]", "no names with values"), (None, "cannot be read")]
+)
+def test_a_bad_description_is_not_passed_over(tmp_path, text, message):
+    fill(tmp_path, [12])
+    path = tmp_path / "dataset.json"
+    path.mkdir() if text is None else path.write_text(text)
+    with pytest.raises(BadInput, match=f"dataset.json: .*{message}.*; mend or remove it"):
         OfflineDataset(tmp_path, size=8)
 
 
@@ -313,7 +332,7 @@ def test_replay_bad_input(tmp_path):
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz"])
 def test_files_of_other_programs(tmp_path, name):
     if not SHARED.is_dir():
-        pytest.skip("the sample files of other programs (../shared/data) are not on this machine")
+        pytest.skip("example files of other programs are not beside the repository")
     dataset = OfflineDataset(SHARED / name, size=64, length=50, cache_dir=tmp_path)
     assert set(dataset.lengths) == {500} and dataset.action_dim == 6
     batch = dataset.sample(3, 501, np.random.default_rng(0))

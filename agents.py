@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import models
+from errors import DIVERGED, BadInput
 from models import ActorCritic, Config, Seen, WorldModel
 from networks import State
 from tools import linear_schedule
@@ -81,6 +82,8 @@ class Agent:
             seen = self.world.filter(self.world.embed(seen_now), state.pop("action")[:, None], state)
             policy = self.behaviour.actor(seen.feat[:, -1])
             action = policy.sample() if sample else policy.mode
+        if not torch.isfinite(action).all():
+            raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
         state = {"stoch": seen.post["stoch"][:, -1], "deter": seen.post["deter"][:, -1], "action": action}
         return action.cpu().numpy(), state
 
@@ -127,6 +130,8 @@ class Agent:
 
     def _step_model(self, losses: dict[str, Tensor], plain_kl: Tensor, scales: dict[str, float]) -> Metrics:
         total = models.weighted_sum(losses, scales)
+        if self.device.type == "cpu" and not torch.isfinite(total):  # elsewhere, reading it would stall the device
+            raise BadInput(f"the world model's loss is not finite: {DIVERGED}")
         metrics = {f"{name}_loss": loss for name, loss in losses.items()}
         metrics |= {"model_loss": total, "kl": plain_kl, "model_grad_norm": self.model_opt.step(total)}
         return {k: v.detach() for k, v in metrics.items()}

@@ -13,7 +13,7 @@ import config as settings
 import pictures
 from agents import Metrics
 from driver import Scores
-from errors import BadInput, exit_on_bad_input
+from errors import DIVERGED, BadInput, exit_on_bad_input
 from run import Interrupted, Phase, Run, agent_policy
 from tools import times_passed
 from wrappers import parse_task
@@ -156,17 +156,21 @@ def default_logdir(config: SimpleNamespace) -> Path:
 
 def carry_out(run: Run, until: Callable[[Run], bool] = lambda run: False) -> None:
     """Train ``run`` to its end or ``until``; if Ctrl-C or SIGTERM breaks it off, say how to go on and exit."""
-    run.handle_signals()
+    run.stop.listen()
     try:
         train(run, until)
         run.draw_summary()
     except Interrupted:
         print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)
-        sys.exit(128 + run.stop_signal)
+        sys.exit(128 + run.stop.signal)
     except WorkerCrash as crash:
         sys.exit(
             f"{crash}\na simulator's process failed; the same command continues {run.logdir} from its last checkpoint"
         )
+    except RuntimeError as error:  # what torch raises when it samples a latent from NaN
+        if "probability tensor contains" not in str(error):
+            raise
+        raise BadInput(f"the world model's latents are not finite: {DIVERGED}") from None
     finally:
         run.close()
 

@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from ruamel.yaml import YAML
@@ -62,6 +62,8 @@ def score_to_reach(task: str, quality: str | None, max_score: float | None) -> f
     """The evaluation return at which collection stops: infinite without a ``medium-*`` quality."""
     if quality not in SHARE:
         return float("inf")
+    if max_score is not None and not 0 < max_score < float("inf"):
+        raise BadInput(f"--max_score {max_score}: give a positive return")
     if max_score is None:
         known, parsed = YAML(typ="safe").load(MAX_SCORES.read_text()), parse_task(task)
         max_score = known["tasks"].get(str(parsed), known["suites"][parsed.suite])
@@ -86,14 +88,15 @@ def learning_phases(config: SimpleNamespace, episodes: int) -> list[Phase]:
 def collect_learning(config: SimpleNamespace, own: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Train a DreamerV2 agent on the task and copy its replay, the paper's way. The same command resumes."""
     config.source_task, config.target_task = own.task, ""
-    config.logdir = config.logdir or f"runs/collect-{parse_task(own.task)}-seed{config.seed}"
+    kind = own.quality or own.policy
+    config.logdir = config.logdir or f"runs/collect-{parse_task(own.task)}-{kind}-seed{config.seed}"
     config.replay_size = max(config.replay_size, own.episodes * config.time_limit)
     wanted = score_to_reach(own.task, own.quality, own.max_score)
     run = Run(config, learning_phases(config, own.episodes))
     carry_out(run, until=lambda run: run.last_score is not None and run.last_score >= wanted)
     if own.quality and run.last_score < wanted:
         print(f"note: the last evaluation, {run.last_score:.1f}, is below the {wanted:.1f} asked for", file=sys.stderr)
-    names = run.replay.state_dict()["episodes"]
+    names = run.replay.state_dict()["episodes"][: own.episodes]  # a resumed run may have gone on for longer
     with tools.progress_bar(len(names), "copy episodes") as bar:
         for name in names:
             with np.load(run.replay.directory / name, allow_pickle=False) as arrays:
@@ -102,8 +105,8 @@ def collect_learning(config: SimpleNamespace, own: argparse.Namespace, out: Path
     scores = [row for row in read_scores(run.logdir) if row["phase"] == "evaluate"]
     return {
         **run.simulator("source").get_wrapper_attr("description"),
-        "returns": run.replay.returns,
-        "steps": run.replay.steps,
+        "returns": run.replay.returns[: own.episodes],
+        "steps": sum(run.replay.lengths[: own.episodes]),
         "evaluations": [{"steps": int(row["source_steps"]), "mean": float(row["mean"])} for row in scores],
         "score_to_reach": wanted if own.quality else None,
     }
@@ -117,6 +120,7 @@ def collect_playing(config: SimpleNamespace, own: argparse.Namespace, out: Path)
             raise BadInput("--checkpoint is missing: give the run directory of the agent")
         agent, trained = load_agent(own.checkpoint, own.agent, pick_device(config.device))
         config.size = trained.size
+        check_trained_alike(config, trained, own)
         policy = agent_policy(agent, sample=True)
     envs = collection_envs(config, own.task, "collect")
     if policy and envs[0].action_space.shape[0] != agent.action_dim:
@@ -134,19 +138,27 @@ def collect_playing(config: SimpleNamespace, own: argparse.Namespace, out: Path)
 
     collector = driver.Collector(envs, finished, config.seed)
     policy = noisy(policy or collector.random, config.action_noise, np.random.default_rng([config.seed, 1]))
-    try:
-        with tools.progress_bar(own.episodes, "episodes") as bar:
-            while len(returns) < own.episodes:
-                collector.step(policy)
-                if len(returns) > bar.n:
-                    bar.update()
-                    bar.set_postfix({"return": f"{returns[-1]:.1f}", "mean": f"{np.mean(returns):.1f}"}, refresh=False)
-    except KeyboardInterrupt:
-        print("stopped; the episodes that are whole are kept", file=sys.stderr)
+    own.stop.listen()
+    with tools.progress_bar(own.episodes, "episodes") as bar:
+        while len(returns) < own.episodes and own.stop.signal is None:
+            collector.step(policy)
+            if len(returns) > bar.n:
+                bar.update()
+                bar.set_postfix({"return": f"{returns[-1]:.1f}", "mean": f"{np.mean(returns):.1f}"}, refresh=False)
     description = envs[0].get_wrapper_attr("description")
     for env in envs:
         env.close()
     return {**description, "returns": returns, "steps": sum(lengths), "action_noise": config.action_noise}
+
+
+def check_trained_alike(config: SimpleNamespace, trained: SimpleNamespace, own: argparse.Namespace) -> None:
+    """BadInput if the checkpoint's agent would see or act otherwise than in its training."""
+    suite = parse_task(own.task).suite
+    keys = ["render", f"{suite}_action_repeat"] + ["metaworld_camera", "metaworld_flip"] * (suite == "metaworld")
+    for key in keys:
+        was, now = getattr(trained, key), getattr(config, key)
+        if was != now:
+            raise BadInput(f"--checkpoint {own.checkpoint}: its agent was trained with {key} {was}: give --{key} {was}")
 
 
 def noisy(policy: driver.Policy, w: float, rng: np.random.Generator) -> driver.Policy:
@@ -159,37 +171,53 @@ def noisy(policy: driver.Policy, w: float, rng: np.random.Generator) -> driver.P
     return act if w else policy
 
 
-def new_folder(out: Path) -> Path:
-    """A hidden folder beside ``out`` that takes its name once the dataset is whole. BadInput if ``out`` is in use."""
+def new_folder(out: Path) -> tuple[Path, IO[bytes]]:
+    """A hidden folder beside ``out`` that takes its name once the dataset is whole, and the hold on it.
+
+    BadInput if ``out`` is in use, or another collection is writing it.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"--out {out} is not empty; choose a new folder, nothing was overwritten")
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a collection that was killed
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = tools.hold(partial)
     except OSError as error:
         raise BadInput(f"--out {out} cannot be made: {error.strerror}; choose another place") from None
-    return partial
+    for left in partial.iterdir():  # by a collection that was killed
+        if left.name != ".lock":
+            left.unlink()
+    return partial, lock
+
+
+def finish(partial: Path, out: Path, description: dict[str, Any]) -> None:
+    """Describe a dataset and give it its name."""
+    text = json.dumps(description, indent=2) + "\n"
+    write_atomically(partial / "dataset.json", lambda file: file.write(text.encode()))
+    (partial / ".lock").unlink()
+    partial.replace(out)
 
 
 def main(arguments: list[str] | None = None) -> None:
     config, own = settings.parse(command(), arguments)
     if own.episodes < 1:
         raise BadInput(f"--episodes {own.episodes}: give 1 or more")
-    own.policy = QUALITIES.get(own.quality, own.policy)
-    partial = new_folder(own.out)
+    own.policy, own.stop = QUALITIES.get(own.quality, own.policy), tools.StopRequest()
+    partial, lock = new_folder(own.out)
     try:
         collect = collect_learning if own.policy == "dreamer" else collect_playing
         description = collect(config, own, partial)
         description |= {"episodes": len(description["returns"]), "policy": own.policy, "quality": own.quality}
         description |= {"seed": config.seed, "versions": {p: version(p) for p in ("mujoco", "torch")}}
-        text = json.dumps(description, indent=2) + "\n"
-        write_atomically(partial / "dataset.json", lambda file: file.write(text.encode()))
         if description["episodes"]:
-            partial.replace(own.out)
+            finish(partial, own.out, description)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        lock.close()
     print(f"{description['episodes']} episodes, {description['steps']} steps in {own.out}")
+    if own.stop.signal is not None:
+        print("stopped; the episodes that were whole are kept", file=sys.stderr)
+        sys.exit(128 + own.stop.signal)
 
 
 if __name__ == "__main__":

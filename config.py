@@ -42,24 +42,21 @@ SHARES = (
     "eta_end",
     "actor_grad_mix",
 )
-ARCHITECTURE = (  # what a checkpoint's weights depend on
-    "size dyn_stoch dyn_discrete dyn_deter dyn_hidden cnn_depth units act reward_layers discount_layers pred_discount "
-    "source_observation state_layers actor_layers value_layers"
-).split()
 
 
 def read_blocks(path: Path = CONFIGS) -> CommentedMap:
     """The blocks of a settings file, with their comments. BadInput if it cannot be read or names an unknown key."""
     try:
         blocks = YAML().load(path.read_text())
-    except (OSError, YAMLError) as error:
-        raise BadInput(f"{path.name} cannot be read: {error}") from None
+    except (OSError, ValueError, YAMLError) as error:
+        raise BadInput(f"{path.name} cannot be read: {str(error)[:200]}") from None
     if not isinstance(blocks, dict) or not isinstance(blocks.get("defaults"), dict):
         raise BadInput(f"{path.name} has no block `defaults`")
     for name, block in blocks.items():
-        if not isinstance(block, dict):
+        if not isinstance(name, str) or not isinstance(block, dict):
             raise BadInput(f"{path.name}: block {name} is not a list of `key: value` lines")
         for key in block:
+            key = str(key)
             if key not in blocks["defaults"]:
                 raise BadInput(f"{path.name}, block {name}: unknown key {key!r}; {nearest(key, blocks['defaults'])}")
     return blocks
@@ -118,10 +115,14 @@ def check(key: str, value: Any) -> None:
     """ValueError if ``value`` is outside what ``key`` may be."""
     if key in CHOICES and value not in CHOICES[key]:
         raise ValueError(f"is not one of {', '.join(CHOICES[key])}")
+    if key == "size" and not (isinstance(value, list) and len(value) == 2):
+        raise ValueError("is not a list of two, like 64,64")
     if key == "size" and (value[0] != value[1] or not 16 <= value[0] <= 512):
         raise ValueError("is not two equal numbers of pixels from 16 to 512, like 64,64")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    if key == "seed" and value >= 2**31:
+        raise ValueError("is not under 2147483648")
     least = next((bound for bound, keys in AT_LEAST.items() if key in keys), 0)
     if not least <= value < float("inf"):
         raise ValueError(f"is not {least} or more")
@@ -155,6 +156,8 @@ def parse(
     known, unknown = command.parse_known_args(arguments)
     if unknown:
         name = unknown[0].split("=")[0]
+        if not name.startswith("-"):
+            raise BadInput(f"stray argument {name!r}: lists are written with commas, like --size 32,32")
         options = [o for action in command._actions for o in action.option_strings]
         raise BadInput(f"unknown argument {unknown[0]!r}; {nearest(name, options)}")
     own = vars(known)
@@ -171,7 +174,7 @@ def comment(block: CommentedMap, key: str) -> str:
 
 
 def to_yaml(config: SimpleNamespace) -> str:
-    """The settings as a block that can be put back into configs.yaml."""
+    """The settings as the lines of a block that can be put back into configs.yaml, under a comment with its origin."""
     text = io.StringIO()
-    YAML().dump(vars(config), text)
-    return text.getvalue()
+    YAML().dump({key: value for key, value in vars(config).items() if key != "configs"}, text)
+    return f"# --configs {' '.join(['defaults', *config.configs])}\n{text.getvalue()}"

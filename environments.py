@@ -51,12 +51,18 @@ def check_drawn_alike(dataset: OfflineDataset, simulator: dict[str, Any]) -> Non
     if suite == "metaworld":
         flags |= {"camera": "--metaworld_camera", "flip": "--metaworld_flip"}
     for key, flag in flags.items():
-        if key in recorded and recorded[key] != simulator[key]:
+        if recorded.get(key) is not None and recorded[key] != simulator[key]:
             raise BadInput(
                 f"{dataset.directory} was recorded with {key} {recorded[key]}, evaluation would use {simulator[key]}: "
                 f"give {flag} {recorded[key]}"
             )
-    silent = [key for key in flags if key not in recorded]
+    if "background" in recorded and bool(recorded["background"]) != bool(simulator.get("background")):
+        given = recorded["background"] or "''"
+        raise BadInput(
+            f"{dataset.directory} was recorded with background {given}, evaluation would use "
+            f"{simulator.get('background') or 'none'}: give --background {given}"
+        )
+    silent = [key for key in flags if recorded.get(key) is None]
     if silent:
         values = ", ".join(f"{key} {simulator[key]} ({flags[key]})" for key in silent)
         print(f"note: {dataset.directory} does not say how it was recorded; evaluation uses {values}", file=sys.stderr)

@@ -2,9 +2,13 @@
 
 import argparse
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import NoReturn
+
+DIVERGED = "training has diverged; lower --model_lr, --actor_lr or --value_lr and start a new run"
 
 
 class BadInput(Exception):
@@ -35,3 +39,18 @@ def exit_on_bad_input(main: Callable[[], None]) -> None:
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}; free space", file=sys.stderr)
+        sys.exit(2)
+
+
+def _quiet_interrupt(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, value, trace)
+
+
+sys.excepthook = _quiet_interrupt  # Ctrl-C during the seconds of importing is no more than a line either

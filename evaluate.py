@@ -22,7 +22,7 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=int, default=10, help="how many episodes (default: 10)")
     parser.add_argument("--task", help="another task to score it on (default: the agent's own)")
     parser.add_argument("--seed", type=int, help="of the episodes (default: that of the run's own evaluations)")
-    parser.add_argument("--video", type=Path, help="the GIF to write (default: RUN/videos/evaluate-AGENT.gif)")
+    parser.add_argument("--video", type=Path, help="the GIF to write (default: RUN/videos/evaluate-AGENT-TASK.gif)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     return parser
 
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     own = command().parse_args(arguments)
     if own.episodes < 1:
         raise BadInput(f"--episodes {own.episodes}: give 1 or more")
+    if own.seed is not None and not 0 <= own.seed < 2**31:
+        raise BadInput(f"--seed {own.seed}: give 0 or more, under 2147483648")
     agent, config = load_agent(own.logdir, own.agent, pick_device(own.device))
     task = parse_task(own.task or getattr(config, f"{own.agent}_task"))
     env = environment(config, str(task), own.agent)
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tools.progress_bar(own.episodes * config.time_limit, f"evaluate {own.agent}") as bar:
         scores = driver.evaluate(agent_policy(agent, sample=False), env, own.episodes, seed, lambda _: bar.update())
     env.close()
-    video = own.video or own.logdir / "videos" / f"evaluate-{own.agent}.gif"
+    video = own.video or own.logdir / "videos" / f"evaluate-{own.agent}-{task}.gif"
     write_atomically(video, lambda file: file.write(tools.encode_gif(scores.frames, fps=20)))
     success = "" if scores.success is None else f", success {scores.success:.0%}"
     print(f"{task}: return {scores.mean:.1f} +- {scores.std:.1f}{success} over {own.episodes} episodes; video {video}")

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough
 
+Distribution.set_default_validate_args(False)  # its checks read every tensor back from the device
+
 State = dict[str, Tensor]  # deter, stoch and the parameters of the distribution that stoch was drawn from
 
 

@@ -54,8 +54,10 @@ def read_scores(logdir: Path) -> list[dict[str, str]]:
     try:
         with path.open() as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}; give a run's directory") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read: {error}; give a run's directory") from None
+    if any(not row.get("phase") or not row.get("mean") for row in rows):
+        raise BadInput(f"{path} is damaged: a line has no phase or mean; mend or remove that line")
     if not rows:
         raise BadInput(f"{path} has no score yet; let the run reach its first evaluation")
     return rows
@@ -74,7 +76,7 @@ def score_curve(rows: list[dict[str, str]], title: str, path: Path) -> None:
     axis.set(title=title, xlabel="iterations (source agent steps + target iterations)", ylabel="episode return")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend(loc="upper left")
+    axis.legend(loc="best")
     figure.tight_layout()
     save_figure(figure, path)
 

@@ -1,7 +1,6 @@
 """One run: its agents, data, simulators and records, how they are saved, and how a phase counts its iterations."""
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,14 +17,18 @@ import driver
 import pictures
 import tools
 from agents import Agent, SourceAgent, TargetAgent
-from config import ARCHITECTURE, to_yaml
+from config import to_yaml
 from environments import check_drawn_alike, collection_envs, environment
 from errors import BadInput
 from replay import OfflineDataset, OnlineReplay
 from wrappers import parse_task
 
 CHECKPOINT = "checkpoint.pt"
-SAME_RUN = ("source_task", "target_task", "seed", "envs", *ARCHITECTURE)  # what must not change when a run resumes
+MAY_CHANGE = set(  # between a run and its resumption; the phases already done and the data are checked by themselves
+    "configs logdir device offline_traindir dataset_format dataset_cache replay_size eta_steps pretrain_steps "
+    "warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every eval_episodes "
+    "log_every video_every checkpoint_minutes".split()
+)
 CONTEXT = 5  # frames that an open-loop prediction is given
 EVALUATION_SEED = 10_000  # apart from the seeds of training episodes
 
@@ -69,6 +72,14 @@ def open_dataset(config: SimpleNamespace) -> OfflineDataset:
     )
 
 
+def named_task(config: SimpleNamespace, key: str) -> str:
+    """The task's canonical name; BadInput names the flag too."""
+    try:
+        return str(parse_task(getattr(config, key)))
+    except BadInput as error:
+        raise BadInput(f"--{key}: {error}") from None
+
+
 def agent_policy(agent: Agent, sample: bool) -> driver.Policy:
     """The agent acting with samples of its policy, or with its mode."""
     return lambda observation, state, first: agent.act(observation, state, first, sample)
@@ -98,16 +109,27 @@ class Run:
         self.config, self.phases = config, phases
         self.logdir = Path(config.logdir).expanduser()
         self.device = pick_device(config.device)
-        self.tasks = {"source": str(parse_task(config.source_task))}
+        self.tasks = {"source": named_task(config, "source_task")}
         self.dataset, self.source_role = None, "collect"
         if config.target_task:
             self.source_role = "source"
-            self.tasks["target"] = str(parse_task(config.target_task))
+            self.tasks["target"] = named_task(config, "target_task")
             if not config.offline_traindir:
                 raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
             self.dataset = open_dataset(config)
         self._check_schedule()
-        saved = self._read_saved()
+        self._open_logdir()
+        try:
+            self._set_up(self._read_saved())
+        except BaseException:
+            self.lock.close()
+            raise
+
+    # Parts
+
+    def _set_up(self, saved: dict[str, Any] | None) -> None:
+        """Simulators, agents, replay and counters, as new or as ``saved``."""
+        config = self.config
         tools.seed_everything(config.seed)
         self.simulators: dict[str, gymnasium.Env] = {}  # for evaluation, by domain
         envs = collection_envs(config, self.tasks["source"], self.source_role)
@@ -118,11 +140,9 @@ class Run:
             name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("source", "target"), 1)
         }
         self.progress, self.last_score = Progress(), None
-        self.stop_signal: int | None = None
+        self.stop = tools.StopRequest()
         self.saved_at = time.monotonic()
         self._restore(saved)
-
-    # Parts
 
     def simulator(self, domain: str) -> gymnasium.Env:
         """The domain's simulator for evaluation, made when first asked for. Nothing but `score` steps it."""
@@ -205,7 +225,7 @@ class Run:
                     bar.set_postfix(self._postfix(phase), refresh=False)
                 if config.video_every and tools.times_passed(progress.step, stride, config.video_every):
                     self.draw_predictions()
-                stop = self.stop_signal is not None
+                stop = self.stop.signal is not None
                 if stop or time.monotonic() > self.saved_at + 60 * config.checkpoint_minutes:
                     self.save()
                 if stop:
@@ -273,22 +293,12 @@ class Run:
 
             def between(_: int) -> None:
                 bar.update()
-                if self.stop_signal is not None:
+                if self.stop.signal is not None:
                     raise Interrupted  # the phase before was saved, and this one will be done again
 
             return driver.evaluate(policy, env, self.config.eval_episodes, seed, between)
 
     # Stopping, saving, resuming
-
-    def handle_signals(self) -> None:
-        """Let the first Ctrl-C or SIGTERM save before the run ends; a second one ends it at once."""
-
-        def remember(number: int, _: Any) -> None:
-            self.stop_signal = number
-            signal.signal(number, signal.SIG_DFL)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, remember)
 
     def save(self) -> None:
         """Write the whole state of the run, atomically."""
@@ -303,6 +313,7 @@ class Run:
             "sampling": {name: tools.generator_state(rng) for name, rng in self.sampling.items()},
             "random": tools.torch_random_state(),
             "logger": self.logger.state(),
+            "dataset": self._dataset_figures(),
             "actions": self.actions,
             "states": {name: agent.world.state for name, agent in self._agents()},
             "environments": {d: env.get_wrapper_attr("description") for d, env in self.simulators.items()},
@@ -314,17 +325,18 @@ class Run:
     def _agents(self) -> list[tuple[str, Agent]]:
         return [("source", self.source)] + ([("target", self.target)] if self.target else [])
 
-    def _read_saved(self) -> dict[str, Any] | None:
-        """The checkpoint of the run directory, if any; BadInput if it belongs to another run."""
+    def _open_logdir(self) -> None:
+        """Make the run directory and hold it; BadInput if it cannot be written or another process is at work in it."""
         try:
             self.logdir.mkdir(parents=True, exist_ok=True)
-            probe = self.logdir / ".writable"
-            probe.touch()
-            probe.unlink()
+            self.lock = tools.hold(self.logdir)
         except OSError as error:
             raise BadInput(f"--logdir {self.logdir} cannot be written: {error.strerror}; choose another") from None
         for leftover in self.logdir.glob(f".{CHECKPOINT}.*tmp"):
             leftover.unlink()
+
+    def _read_saved(self) -> dict[str, Any] | None:
+        """The checkpoint of the run directory, if any; BadInput if it belongs to another run."""
         if not (self.logdir / CHECKPOINT).exists():
             return None
         saved = tools.load_checkpoint(self.logdir / CHECKPOINT)
@@ -332,10 +344,10 @@ class Run:
         for domain in ("source", "target"):
             if old.get(f"{domain}_task"):
                 old[f"{domain}_task"] = str(parse_task(old[f"{domain}_task"]))
-        for key in SAME_RUN:
-            if old.get(key) != new[key]:
+        for key in sorted((old.keys() & new.keys()) - MAY_CHANGE):
+            if old[key] != new[key]:
                 raise BadInput(
-                    f"{self.logdir} holds a run with {key} {old.get(key)}, not {new[key]}: "
+                    f"{self.logdir} holds a run with {key} {old[key]}, not {new[key]}: "
                     f"give the old value to resume it, or another --logdir"
                 )
         if saved["phases"] != [phase.kind for phase in self.phases[: len(saved["phases"])]]:
@@ -343,7 +355,17 @@ class Run:
                 f"{self.logdir} is past the phases {', '.join(saved['phases'])}, which these settings do not begin "
                 f"with: give the old number of warm-up rounds and rounds to resume it, or another --logdir"
             )
+        if saved["dataset"] != self._dataset_figures():
+            raise BadInput(
+                f"{self.logdir} holds a run on other data than {self.config.offline_traindir} (episodes, steps and "
+                f"returns were {saved['dataset']}): give the old --offline_traindir, or another --logdir"
+            )
         return saved
+
+    def _dataset_figures(self) -> list[float] | None:
+        """What tells one dataset from another: episodes, steps, sum of returns."""
+        data = self.dataset
+        return None if data is None else [data.episodes, data.steps, round(float(sum(data.returns)), 3)]
 
     def _restore(self, saved: dict[str, Any] | None) -> None:
         if saved is None:
@@ -369,6 +391,7 @@ class Run:
 
     def close(self) -> None:
         """Close simulators and records; a simulator left to the interpreter's exit would complain there."""
+        self.lock.close()
         self.logger.close()
         for env in [*self.simulators.values(), *(slot.env for slot in self.collector.slots)]:
             env.close()

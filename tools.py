@@ -1,14 +1,16 @@
 """The run's records: curves, scores, videos, checkpoints; and schedules and seeding."""
 
 import csv
+import fcntl
 import io
 import json
 import math
-import pickle
 import random
+import signal
 import sys
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from errors import BadInput
+from errors import DIVERGED, BadInput
 from formats.npz import write_atomically
 
 
@@ -77,18 +79,61 @@ def to_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, T
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    write_atomically(path, lambda file: torch.save(state, file))
+    """Write ``state`` atomically. BadInput if the disk is full."""
+    try:
+        write_atomically(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:  # torch's archive writer hides the disk's own error behind this one
+        raise BadInput(
+            f"{path} cannot be written ({one_line(error)}); free space, then the same command resumes"
+        ) from None
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """A checkpoint's state. It is data only: nothing in it is executed. BadInput if it is no whole checkpoint."""
+    if not path.exists():
+        raise BadInput(f"no checkpoint at {path}; train first, or give the run's directory")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise BadInput(f"no checkpoint at {path}; train first, or give the run's directory") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError("its contents are damaged")
+        state = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(state, dict) or not {"config", "agents", "progress"} <= state.keys():
+            raise ValueError("it is not a run's")
+    except Exception as error:  # damage can surface as almost anything
+        reason = one_line(error) or type(error).__name__
         raise BadInput(f"checkpoint {path} cannot be read ({reason}); remove it to start the run anew") from None
+    return state
+
+
+def one_line(error: BaseException) -> str:
+    """The first sentence of an error's text, short enough to quote."""
+    return str(error).strip().split("\n")[0].split(". ")[0][:120]
+
+
+def hold(folder: Path) -> IO[bytes]:
+    """Keep other processes out of ``folder`` for as long as the result is open. BadInput if one is at work there."""
+    lock = (folder / ".lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise BadInput(f"another process is writing {folder}; wait for it, or choose another place") from None
+    return lock
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM as a flag to look at between steps; a second one ends the process at once."""
+
+    def __init__(self):
+        self.signal: int | None = None
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _: Any) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
 
 
 def encode_gif(frames: np.ndarray, fps: int) -> bytes:
@@ -132,7 +177,6 @@ class Logger:
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
         self.latest: dict[str, float] = {}
-        self.warned = False
 
     def add(self, prefix: str, metrics: dict[str, Tensor | float]) -> None:
         """Count values towards the mean of ``prefix/name`` at the next `write`."""
@@ -149,12 +193,11 @@ class Logger:
         self.sums.clear(), self.counts.clear()
         for key, value in point.items():
             self.writer.add_scalar(key, value, step)
-        wrong = [key for key, value in point.items() if not math.isfinite(value)]
-        if wrong and not self.warned:
-            print(f"warning: {wrong[0]} is not finite at step {step}; lower the learning rates", file=sys.stderr)
-            self.warned = True
         finite = {key: value if math.isfinite(value) else str(value) for key, value in point.items()}
         self._append(self.metrics_file, json.dumps({"step": step, **context, **finite}) + "\n")
+        wrong = [key for key, value in point.items() if not math.isfinite(value)]
+        if wrong:
+            raise BadInput(f"{wrong[0]} is not finite at step {step}: {DIVERGED}")
         self.latest.update(point)
 
     def score(self, **row: Any) -> None:
@@ -162,11 +205,13 @@ class Logger:
         text = io.StringIO()
         csv.DictWriter(text, self.SCORES, lineterminator="\n").writerow(row)
         self._append(self.scores_file, text.getvalue())
-        for name in ("mean", "success"):
-            if row[name] != "":
-                self.writer.add_scalar(
-                    f"{row['domain']}/eval_{'return' if name == 'mean' else name}", row[name], row["step"]
-                )
+        curves = {f"{row['domain']}/eval_return": row["mean"]}
+        if row["success"] != "":
+            curves[f"{row['domain']}/eval_success"] = row["success"]
+        for name, value in curves.items():
+            self.writer.add_scalar(name, value, row["step"])
+        context = {key: row[key] for key in ("step", "phase", "round", "source_steps", "target_updates")}
+        self._append(self.metrics_file, json.dumps({**context, **curves}) + "\n")
 
     def video(self, name: str, frames: np.ndarray, step: int, fps: int = 20) -> None:
         """uint8 (T, H, W, 3) as a GIF, in TensorBoard and as videos/NAME-STEP.gif."""

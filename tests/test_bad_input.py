@@ -95,7 +95,15 @@ def test_a_dataset_of_images_that_are_not_in_colour(dataset: Path, tmp_path: Pat
     assert "a-b-13.npz" in refused(program.main, co_training(data, tmp_path / "run"), capsys)
 
 
-def test_resuming_with_another_architecture_changes_nothing(
+def _other_data(dataset: Path, folder: Path) -> Path:
+    """The dataset without its first episode."""
+    folder.mkdir(exist_ok=True)
+    for path in sorted(dataset.glob("*.npz"))[1:]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_resuming_with_other_settings_or_data_changes_nothing(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     short = [
@@ -118,6 +126,9 @@ def test_resuming_with_another_architecture_changes_nothing(
         (["--source_task", "walker_run"], "source_task dmc_walker_walk, not dmc_walker_run"),
         (["--seed", 4], "seed 0, not 4"),
         (["--warmup_rounds", 1], "number of warm-up rounds"),
+        (["--state_alignment", False], "state_alignment True, not False"),
+        (["--time_limit", 13], "time_limit 12, not 13"),
+        (["--offline_traindir", _other_data(dataset, tmp_path.parent / "fewer")], "on other data"),
     ]:
         assert message in refused(program.main, [*arguments, *flags], capsys)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -127,6 +138,45 @@ def test_a_damaged_checkpoint_is_named(dataset: Path, tmp_path: Path, capsys: py
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
     assert "checkpoint.pt" in refused(program.main, co_training(dataset, tmp_path), capsys)
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"PK\x03\x04 not a checkpoint"
+
+
+def test_a_run_directory_in_use_is_refused(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    lock = tools.hold(tmp_path)
+    assert "another process" in refused(program.main, co_training(dataset, tmp_path), capsys)
+    lock.close()
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+
+
+def test_two_collections_of_one_dataset(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / ".data.partial").mkdir()
+    (tmp_path / ".data.partial" / "theirs.npz").write_bytes(b"theirs")
+    lock = tools.hold(tmp_path / ".data.partial")
+    line = refused(collect.main, ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 1], capsys)
+    lock.close()
+    assert "another process" in line and (tmp_path / ".data.partial" / "theirs.npz").exists()
+
+
+@pytest.mark.parametrize("flag", ["--model_lr", "--value_lr"])
+def test_training_that_diverges_says_so(flag: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    flags = ["--envs", 0, "--size", "32,32", flag, 1e30]
+    assert "training has diverged" in refused(program.main, [*co_training(dataset, tmp_path), *flags], capsys)
+
+
+def test_an_expert_is_not_asked_to_see_otherwise_than_it_learned(dataset: Path, tmp_path: Path, capsys):
+    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
+    program.main([str(a) for a in [*co_training(dataset, tmp_path / "run"), *short, "--size", "32,32"]])
+    arguments = [
+        "--task",
+        "walker_walk",
+        "--out",
+        tmp_path / "out",
+        "--quality",
+        "expert",
+        "--checkpoint",
+        tmp_path / "run",
+    ]
+    line = refused(collect.main, [*arguments, "--render", "full", "--envs", 0], capsys)
+    assert line.endswith("give --render fast")
 
 
 class Malicious:
@@ -161,6 +211,13 @@ def test_a_checkpoint_cannot_execute_code(
             "prefill",
         ),
         (collect.main, ["--task", "walker_walk"], "--out"),
+        (
+            collect.main,
+            ["--task", "walker_walk", "--out", "OUT", "--quality", "medium-replay", "--max_score", "nan"],
+            "nan",
+        ),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--seed", "1e30"], "2147483648"),
+        (evaluate.main, ["--logdir", "OUT", "--seed", "-1"], "--seed -1"),
         (evaluate.main, ["--logdir", "OUT"], "no checkpoint"),
         (evaluate.main, ["--logdir", "OUT", "--episode", 3], "--episode"),
     ],

@@ -79,7 +79,11 @@ def described(dataset: Path, changes: dict | None, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("changes", "flag"),
-    [({"render": "full"}, "--render full"), ({"action_repeat": 4}, "--dmc_action_repeat 4")],
+    [
+        ({"render": "full"}, "--render full"),
+        ({"action_repeat": 4}, "--dmc_action_repeat 4"),
+        ({"background": "clips"}, "--background clips"),
+    ],
 )
 def test_data_recorded_otherwise_is_refused_with_the_flag_that_mends_it(
     changes: dict, flag: str, dataset: Path, tmp_path: Path, capsys

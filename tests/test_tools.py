@@ -18,8 +18,8 @@ def test_linear_schedule():
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "checkpoint.pt"
-    tools.save_checkpoint(path, {"step": 1})
+    path, state = tmp_path / "checkpoint.pt", {"config": {}, "agents": {}, "progress": {}}
+    tools.save_checkpoint(path, state)
 
     def full_disk(state, file):
         file.write(b"half")
@@ -28,14 +28,16 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(BadInput, match="No space left"):
         tools.save_checkpoint(path, {"step": 2})
-    assert tools.load_checkpoint(path) == {"step": 1}
+    assert tools.load_checkpoint(path) == state
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_generator_states_survive_a_checkpoint(tmp_path: Path):
     rng = np.random.default_rng(1)
     rng.random(3)
-    tools.save_checkpoint(tmp_path / "c.pt", {"rng": tools.generator_state(rng), "torch": tools.torch_random_state()})
+    run = {"config": {}, "agents": {}, "progress": {}}
+    state = {"rng": tools.generator_state(rng), "torch": tools.torch_random_state()}
+    tools.save_checkpoint(tmp_path / "c.pt", run | state)
     expected = rng.random(4), torch.rand(4)
     saved = tools.load_checkpoint(tmp_path / "c.pt")
     other = np.random.default_rng(2)
@@ -44,18 +46,18 @@ def test_generator_states_survive_a_checkpoint(tmp_path: Path):
     assert (other.random(4) == expected[0]).all() and torch.equal(torch.rand(4), expected[1])
 
 
-def test_a_point_is_the_mean_since_the_last(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_point_is_the_mean_since_the_last(tmp_path: Path):
     logger = tools.Logger(tmp_path)
     logger.add("source", {"loss": torch.tensor(1.0)})
     logger.add("source", {"loss": torch.tensor(3.0), "eta": 0.5})
     logger.write(10, phase="source")
     logger.add("source", {"loss": torch.tensor(float("nan"))})
-    logger.write(20)
+    with pytest.raises(BadInput, match="source/loss is not finite at step 20: training has diverged"):
+        logger.write(20)
     logger.close()
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first == {"step": 10, "phase": "source", "source/loss": 2.0, "source/eta": 0.5}
     assert second == {"step": 20, "source/loss": "nan"}  # NaN is not JSON
-    assert "source/loss is not finite at step 20" in capsys.readouterr().err
     assert EventAccumulator(str(tmp_path)).Reload().Scalars("source/loss")[0].value == 2.0
 
 
@@ -79,3 +81,29 @@ def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path: Path):
         6.0,
     ]
     assert [e.value for e in EventAccumulator(str(tmp_path)).Reload().Scalars("a/x")] == [1.0, 6.0]
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path):
+    first = tools.hold(tmp_path)
+    with pytest.raises(BadInput, match="another process is writing"):
+        tools.hold(tmp_path)
+    first.close()
+    tools.hold(tmp_path).close()
+
+
+@pytest.mark.parametrize("content", [b"", b"hi", b"PK\x03\x04 half", "flipped", {"a": 1}, [1]])
+def test_a_damaged_checkpoint_is_one_line(content: object, tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    if content == "flipped":
+        tools.save_checkpoint(path, {"config": {}, "agents": torch.zeros(1000), "progress": {}})
+        data = bytearray(path.read_bytes())
+        middle = data.index(bytes(3000))
+        data[middle + 1000] ^= 1
+        path.write_bytes(data)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(BadInput, match="cannot be read") as refused:
+        tools.load_checkpoint(path)
+    assert "()" not in str(refused.value) and len(str(refused.value)) < 200 + len(str(path))

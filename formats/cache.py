@@ -69,8 +69,11 @@ class Cache:
         self.folder = _folder(directory, cache_dir) / f"{size}px"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "lock").touch()
         except OSError as error:
-            raise BadInput(f"{self.folder}: cannot be made: {error.strerror}; give another --dataset_cache") from error
+            raise BadInput(
+                f"{self.folder}: cannot be made or written to: {error.strerror}; give another --dataset_cache"
+            ) from error
         with _locked(self.folder):
             entries = self._mend(sources)
         self.problems = [line for entry in entries for line in entry.problems]

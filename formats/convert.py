@@ -47,6 +47,8 @@ def convert(sources: list[Source], out: Path, to: str, description: dict) -> int
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out}: exists already; give a folder that is empty or not there")
+    if out.resolve() == Path.cwd():
+        raise BadInput(f"{out}: the folder you are in cannot be replaced; give a new one")
     with _interrupts_held_back() as stop_if_asked, _all_or_nothing(out) as folder:
         write = {"npz": _write_npz, "minari": _write_minari}[to]
         count = write(folder, _episodes(sources, stop_if_asked), out.name)

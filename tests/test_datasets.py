@@ -129,8 +129,12 @@ def test_convert_names_bad_files_and_overwrites_nothing(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "full"]
 
 
-def test_convert_does_not_write_within_its_input(tmp_path):
+def test_convert_does_not_write_within_its_input(tmp_path, monkeypatch):
     fill(tmp_path / "a", [9])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(BadInput, match="the folder you are in"):
+        datasets.main(["convert", str(tmp_path / "a"), ".", "--to", "npz"])
     with pytest.raises(BadInput, match="lies within the dataset"):
         datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a" / "sub"), "--to", "npz"])
     assert len(list((tmp_path / "a").iterdir())) == 1

@@ -224,7 +224,7 @@ def test_bad_directories(tmp_path):
         OfflineDataset(tmp_path, size=8)
     assert all(f" in {path.name}" in str(caught.value) for path in tmp_path.glob("*.npz")), "the user's own files"
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match=r"cannot be made.*give another --dataset_cache"):
+    with pytest.raises(BadInput, match=r"cannot be made or written to.*give another --dataset_cache"):
         OfflineDataset(tmp_path, size=8, cache_dir=tmp_path / "file")
 
 

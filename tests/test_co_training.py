@@ -120,7 +120,13 @@ def test_every_tie_is_logged_and_eta_falls(finished: Path):
     points = metrics(finished)
     values = [v for p in points for v in p.values() if not isinstance(v, str)]
     assert np.isfinite(values).all()
-    for key in ("target/state_alignment", "source/reward_alignment", "target/value_constraint", "source/eta"):
+    for key in (
+        "target/eval_return",
+        "target/state_alignment",
+        "source/reward_alignment",
+        "target/value_constraint",
+        "source/eta",
+    ):
         assert any(key in point for point in points), key
     etas = [point["source/eta"] for point in points if "source/eta" in point]
     assert etas == sorted(etas, reverse=True) and etas[0] > 0.8 and etas[-1] < 0.2
@@ -159,7 +165,7 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(
     train(dataset, tmp_path)
     assert_same_results(finished, tmp_path)
     steps = [p["step"] for p in metrics(tmp_path)]
-    assert steps == sorted(set(steps)) and steps == [p["step"] for p in metrics(finished)]
+    assert steps == sorted(steps) == [p["step"] for p in metrics(finished)]
 
 
 def test_a_finished_run_is_only_summarised(dataset: Path, finished: Path, capsys: pytest.CaptureFixture):
@@ -216,7 +222,9 @@ def test_a_crashed_simulator_is_reported_and_the_run_can_go_on(dataset: Path, tm
     crashed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True)
     assert crashed.returncode == 1
     assert "SIGKILL" in crashed.stderr and "the same command continues" in crashed.stderr
-    assert tools.load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] >= 30
+    assert (
+        tools.load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] >= 26
+    )  # the random steps are a phase of their own
 
 
 def test_a_checkpoint_holds_each_agent_once(finished: Path):

@@ -156,9 +156,9 @@ def default_logdir(config: SimpleNamespace) -> Path:
 
 def carry_out(run: Run, until: Callable[[Run], bool] = lambda run: False) -> None:
     """Train ``run`` to its end or ``until``; if Ctrl-C or SIGTERM breaks it off, say how to go on and exit."""
-    run.stop.listen()
     try:
-        train(run, until)
+        with run.stop.listening():
+            train(run, until)
         run.draw_summary()
     except Interrupted:
         print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)

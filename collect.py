@@ -138,8 +138,7 @@ def collect_playing(config: SimpleNamespace, own: argparse.Namespace, out: Path)
 
     collector = driver.Collector(envs, finished, config.seed)
     policy = noisy(policy or collector.random, config.action_noise, np.random.default_rng([config.seed, 1]))
-    own.stop.listen()
-    with tools.progress_bar(own.episodes, "episodes") as bar:
+    with own.stop.listening(), tools.progress_bar(own.episodes, "episodes") as bar:
         while len(returns) < own.episodes and own.stop.signal is None:
             collector.step(policy)
             if len(returns) > bar.n:

@@ -9,6 +9,8 @@ import random
 import signal
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -127,9 +129,15 @@ class StopRequest:
     def __init__(self):
         self.signal: int | None = None
 
-    def listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Heed the two signals inside the ``with``; what heeded them before does so again afterwards."""
+        before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _remember(self, number: int, _: Any) -> None:
         self.signal = number

@@ -29,7 +29,6 @@ SMALL = ("--size", "32,32", "--envs", "0")
 
 def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -> None:
     """The program in this process; ``stop_at`` lets a SIGTERM arrive at that step."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     counted = run_module.Run.count
 
     def count(run: run_module.Run, stride: int) -> None:
@@ -42,8 +41,6 @@ def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -
         program.main(co_training(dataset, logdir, *SMALL, *more))
     finally:
         run_module.Run.count = counted
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

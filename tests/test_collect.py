@@ -1,10 +1,14 @@
 """Collection by quality, and whether data and evaluation were drawn alike."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import co_training, tiny
+from conftest import ROOT, co_training, tiny
 from test_bad_input import refused
 
 import co_training as program
@@ -135,3 +139,19 @@ def test_other_programs_data_trains(name: str, tmp_path: Path):
     )
     program.main(arguments)
     assert int(pictures.read_scores(tmp_path / "run")[-1]["target_updates"]) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_collection_that_is_stopped_keeps_its_whole_episodes(number: int, tmp_path: Path):
+    arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 100_000, "--time_limit", 5]
+    command = [sys.executable, "collect.py", *map(str, arguments), "--configs", "defaults", "dmc", "--size", "32,32"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".data.partial/*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "kept" in errors and "Traceback" not in errors
+    described = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert described["episodes"] == len(list((tmp_path / "data").glob("*.npz"))) == len(described["returns"]) > 0
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]

@@ -1,6 +1,7 @@
 """Shared by all tests: tiny settings, a tiny real dataset, and the commands run as a user runs them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import collect
 import config as settings
 
 ROOT = Path(__file__).parents[1]
+
+# Started as a shell's background job, the tests inherit that Ctrl-C is ignored; the tests of Ctrl-C need it heeded.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny(*blocks: str, **flags: object) -> SimpleNamespace:

@@ -145,7 +145,8 @@ def test_no_orphans(how):
         os.kill(child, signal.SIGKILL)
     errors = run.communicate()[1]
     assert left == []
-    assert errors.count("Traceback") == (how == signal.SIGINT)  # the parent's KeyboardInterrupt, no worker's
+    assert "Traceback" not in errors
+    assert errors.count("interrupted") == (how == signal.SIGINT)  # the parent's one line, no worker's
 
 
 def test_worker_holds_no_learner():

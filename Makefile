@@ -16,6 +16,8 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 # Collects a small dataset, then co-trains on it: pretraining, warm-up and two rounds on real simulators.
+# One thread: for networks this small a second one gains little, and on a busy machine the two wait for each other.
+demo: export OMP_NUM_THREADS ?= 1
 demo: setup
 	test -e $(RUN)/data/dataset.json || $(BIN)/python collect.py --task walker_downhill --out $(RUN)/data \
 		--episodes 20 --configs defaults dmc demo

@@ -82,10 +82,10 @@ class Agent:
             seen = self.world.filter(self.world.embed(seen_now), state.pop("action")[:, None], state)
             policy = self.behaviour.actor(seen.feat[:, -1])
             action = policy.sample() if sample else policy.mode
-        if not torch.isfinite(action).all():
+        actions = action.cpu().numpy()
+        if not np.isfinite(actions).all():
             raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
-        state = {"stoch": seen.post["stoch"][:, -1], "deter": seen.post["deter"][:, -1], "action": action}
-        return action.cpu().numpy(), state
+        return actions, {"stoch": seen.post["stoch"][:, -1], "deter": seen.post["deter"][:, -1], "action": action}
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:

@@ -14,6 +14,8 @@ import evaluate
 import tools
 from errors import exit_on_bad_input
 
+SHORT = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
+
 
 def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str:
     """The error line of a command that must exit with status 2."""
@@ -69,19 +71,7 @@ def test_one_truncated_file_among_good_ones_is_named_and_left_out(
     shutil.copytree(dataset, data, ignore=shutil.ignore_patterns(".*"))
     bad = sorted(data.glob("*.npz"))[0]
     bad.write_bytes(bad.read_bytes()[:200])
-    short = [
-        "--pretrain_steps",
-        5,
-        "--warmup_rounds",
-        0,
-        "--rounds",
-        1,
-        "--video_every",
-        0,
-        "--size",
-        "32,32",
-    ]
-    program.main([str(a) for a in [*co_training(data, tmp_path / "run"), *short]])
+    program.main([str(a) for a in [*co_training(data, tmp_path / "run"), *SHORT, "--size", "32,32"]])
     assert bad.name in capsys.readouterr().err
 
 
@@ -106,19 +96,7 @@ def _other_data(dataset: Path, folder: Path) -> Path:
 def test_resuming_with_other_settings_or_data_changes_nothing(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    short = [
-        "--pretrain_steps",
-        5,
-        "--warmup_rounds",
-        0,
-        "--rounds",
-        1,
-        "--video_every",
-        0,
-        "--size",
-        "32,32",
-    ]
-    arguments = [*co_training(dataset, tmp_path), *short]
+    arguments = [*co_training(dataset, tmp_path), *SHORT, "--size", "32,32"]
     program.main([str(a) for a in arguments])
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     for flags, message in [

@@ -1,19 +1,23 @@
 """The two agents: a DreamerV2 learner each, and what ties them. The peer is an argument, never an attribute."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import compilation
 import models
 from errors import DIVERGED, BadInput
-from models import ActorCritic, Config, Seen, WorldModel
+from models import ActorCritic, Config, WorldModel
 from networks import State
 from tools import linear_schedule
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor | float]
+Loss = Callable[..., tuple[Tensor, Metrics, Any]]  # the loss, the metrics, and what else is wanted of it
 
 
 class Optimizer:
@@ -26,12 +30,11 @@ class Optimizer:
             self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=True
         )
 
-    def step(self, loss: Tensor) -> Tensor:
-        """One update. Gradients are computed for the own parameters alone, so nothing else has to be frozen."""
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward(inputs=self.parameters)
+    def step(self) -> Tensor:
+        """One update with the gradients there are, which it then drops. Returns their norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
         return norm
 
 
@@ -54,6 +57,7 @@ class Agent:
         self.config, self.device, self.action_dim = config, device, action_dim
         self.world = WorldModel(config, model_action_dim, state).to(device)
         self.behaviour = ActorCritic(config, self.world.rssm.feat_size, action_dim).to(device)
+        self.frozen_world, self.frozen_critic = models.frozen(self.world), models.frozen(self.behaviour.critic)
         self.model_opt = Optimizer([self.world], config.model_lr, config)
         self.actor_opt = Optimizer([self.behaviour.actor], config.actor_lr, config)
         self.critic_opt = Optimizer([self.behaviour.critic], config.value_lr, config)
@@ -62,6 +66,9 @@ class Agent:
         self.scales = {**observation, "reward": config.reward_scale, "kl": config.kl_scale}
         if config.pred_discount:
             self.scales["discount"] = config.discount_scale
+        self.behaviour_loss = self._compiled(self._behaviour_loss, self.actor_opt, self.critic_opt)
+        self.model_loss = self._compiled(self._model_loss, self.model_opt)
+        self.policy_step = self._compiled(self._policy_step)
 
     @torch.no_grad()
     def act(
@@ -76,16 +83,22 @@ class Agent:
         if state is None:
             state = {**rssm.initial(n), "action": torch.zeros(n, self.action_dim, device=self.device)}
         keep = torch.as_tensor(~first, device=self.device).float().unsqueeze(-1)  # (N, 1)
-        state = {k: v * keep for k, v in state.items()}
-        seen_now = {k: torch.as_tensor(observation[k], device=self.device)[:, None] for k in self.world.keys}
+        seen = {k: torch.as_tensor(observation[k], device=self.device)[:, None] for k in self.world.keys}
+        uniform = torch.rand(n, self.action_dim, device=self.device) if sample else None
         with self.autocast():
-            seen = self.world.filter(self.world.embed(seen_now), state.pop("action")[:, None], state)
-            policy = self.behaviour.actor(seen.feat[:, -1])
-            action = policy.sample() if sample else policy.mode
-        actions = action.cpu().numpy()
+            state = self.policy_step(seen, state, keep, rssm.noise(n, 1), uniform)
+        actions = state["action"].cpu().numpy()
         if not np.isfinite(actions).all():
             raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
-        return actions, {"stoch": seen.post["stoch"][:, -1], "deter": seen.post["deter"][:, -1], "action": action}
+        return actions, state
+
+    def _policy_step(self, seen: Batch, state: State, keep: Tensor, noise: Tensor, uniform: Tensor | None) -> State:
+        """The state after observations (N, 1, ...), its action the mode or what ``uniform`` (N, A) makes of it."""
+        state = {k: v * keep for k, v in state.items()}
+        step = self.world.filter(self.world.embed(seen), state.pop("action")[:, None], state, noise)
+        policy = self.behaviour.actor(step.feat[:, -1])
+        action = policy.mode if uniform is None else policy.icdf(uniform)
+        return {**{k: v[:, -1] for k, v in step.latent.items()}, "action": action}
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
@@ -96,24 +109,38 @@ class Agent:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
-    def update_behaviour(self, post: State, constraint: models.Constraint | None = None) -> Metrics:
-        """One update of the actor (Eq. 7, 10) and the critic (Eq. 6, 11) on rollouts from ``post``, (B, T, ...)."""
-        config, behaviour = self.config, self.behaviour
-        if self.behaviour_updates % config.slow_target_update == 0:
+    def update_behaviour(self, post: State, source_critic: nn.Module | None = None) -> Metrics:
+        """One update of the actor (Eq. 7, 10) and the critic (Eq. 6, 11) on rollouts from ``post``, (B, T, ...).
+
+        ``source_critic`` reads the same features for Eq. 6's constraint, as a constant.
+        """
+        behaviour = self.behaviour
+        if self.behaviour_updates % self.config.slow_target_update == 0:
             behaviour.slow_critic.load_state_dict(behaviour.critic.state_dict())
         self.behaviour_updates += 1
-        with self.autocast():
-            rolled = behaviour.imagine(self.world, models.start_states(post, config.imag_starts), config.imag_horizon)
-            reward = self.world.reward(rolled.feat[:-1])  # (H, N)
-            discount = self.world.predicted_discount(rolled.feat[:-1], config.discount)
-            slow_value = behaviour.slow_critic(rolled.feat)  # (H + 1, N)
-            returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
-            ones = torch.ones_like(discount[:1])
-            weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # the chance, discounted, to get to s_t
-            actor_loss = behaviour.actor_loss(rolled, returns, slow_value[:-1], weight, config)
-            critic_loss, constrained = behaviour.critic_loss(
-                rolled.feat[:-1], returns, weight, constraint, config.value_constraint_scale
-            )
+        start = models.start_states(post, self.config.imag_starts)
+        starts = len(start["deter"])
+        noise = behaviour.noise(self.world, starts, self.config.imag_horizon)
+        optimizers = {"actor": self.actor_opt, "critic": self.critic_opt}
+        return self._train(self.behaviour_loss, optimizers, starts, start, noise, source_critic)[0]
+
+    def _behaviour_loss(
+        self, start: State, noise: tuple[Tensor, Tensor], source_critic: nn.Module | None
+    ) -> tuple[Tensor, Metrics, None]:
+        """The sum of the actor's and the critic's loss, which share no weights, from starts (N, ...)."""
+        config, behaviour, world = self.config, self.behaviour, self.frozen_world
+        rolled = behaviour.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
+        reward = self._imagined_reward(rolled.feat[:-1])  # (H, N)
+        discount = world.predicted_discount(rolled.feat[:-1], config.discount)
+        slow_value = behaviour.slow_critic(rolled.feat)  # (H + 1, N)
+        returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
+        ones = torch.ones_like(discount[:1])
+        weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # the chance, discounted, to get to s_t
+        actor_loss = behaviour.actor_loss(rolled, returns, slow_value[:-1], weight, config)
+        constraint = source_critic and partial(models.critic_constraint, source_critic, config.value_constraint)
+        critic_loss, constrained = behaviour.critic_loss(
+            rolled.feat[:-1], returns, weight, constraint, config.value_constraint_scale
+        )
         metrics = {
             "actor_loss": actor_loss,
             "critic_loss": critic_loss,
@@ -121,20 +148,56 @@ class Agent:
             "imagined_reward": reward.mean(),
             "value": slow_value.mean(),
             "actor_entropy": rolled.entropy.mean(),
-            "actor_grad_norm": self.actor_opt.step(actor_loss),
-            "critic_grad_norm": self.critic_opt.step(critic_loss),
         }
-        if constraint is not None:
+        if source_critic is not None:
             metrics["value_constraint"] = constrained
-        return {k: v.detach() for k, v in metrics.items()}
+        return actor_loss + critic_loss, metrics, None
 
-    def _step_model(self, losses: dict[str, Tensor], plain_kl: Tensor, scales: dict[str, float]) -> Metrics:
-        total = models.weighted_sum(losses, scales)
-        if self.device.type == "cpu" and not torch.isfinite(total):  # elsewhere, reading it would stall the device
-            raise BadInput(f"the world model's loss is not finite: {DIVERGED}")
-        metrics = {f"{name}_loss": loss for name, loss in losses.items()}
-        metrics |= {"model_loss": total, "kl": plain_kl, "model_grad_norm": self.model_opt.step(total)}
-        return {k: v.detach() for k, v in metrics.items()}
+    def _imagined_reward(self, feat: Tensor) -> Tensor:
+        """What the actor is rewarded with in imagination: (H, N, F) -> (H, N)."""
+        return self.frozen_world.reward(feat)
+
+    def _train(
+        self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: models.Tree
+    ) -> tuple[Metrics, list[Any]]:
+        """One step of ``optimizers`` on ``loss(*inputs)``, taken in ``grad_accum`` micro-batches.
+
+        Gradients are computed for their own parameters alone, so nothing else has to be frozen. Returns the metrics,
+        with each optimizer's gradient norm, and what else the loss gave for each micro-batch.
+        """
+        parameters = [p for optimizer in optimizers.values() for p in optimizer.parameters]
+        metrics, others = {}, []
+        for share, part in models.micro_batches(self.config.grad_accum, size, *inputs):
+            with self.autocast():
+                total, values, other = loss(*part)
+            if self.device.type == "cpu" and not torch.isfinite(total):  # elsewhere, reading it would stall the device
+                raise BadInput(f"a loss is not finite: {DIVERGED}")
+            (share * total).backward(inputs=parameters)
+            metrics = {k: metrics.get(k, 0.0) + share * v.detach() for k, v in values.items()}
+            others.append(other)
+        norms = {f"{name}_grad_norm": optimizer.step() for name, optimizer in optimizers.items()}
+        return {**metrics, **norms}, others
+
+    def _train_model(self, loss: Loss, size: int, *inputs: models.Tree) -> tuple[State, Metrics]:
+        """One update of the world model. Returns the posterior states that it saw, (B, T, ...), and the metrics."""
+        metrics, posts = self._train(loss, {"model": self.model_opt}, size, *inputs)
+        return {k: torch.cat([post[k] for post in posts]) for k in posts[0]}, metrics
+
+    def _total(self, losses: dict[str, Tensor], plain_kl: Tensor, **more: float) -> tuple[Tensor, Metrics]:
+        """The weighted sum of a world model's losses, and all of them as metrics."""
+        total = models.weighted_sum(losses, {**self.scales, **more})
+        return total, {**{f"{name}_loss": loss for name, loss in losses.items()}, "model_loss": total, "kl": plain_kl}
+
+    def _compiled(self, function: Callable[..., Any], *optimizers: Optimizer) -> Callable[..., Any]:
+        """``function`` as `compilation.Compiled`, where ``compile`` asks for it."""
+        if not compilation.wanted(self.config.compile, self.device):
+            return function
+        graphs = self.device.type == "cuda" and self.config.grad_accum == 1
+        return compilation.Compiled(function, [p for o in optimizers for p in o.parameters], graphs)
+
+    def _noise(self, *batches: Batch | None) -> tuple[Tensor | None, ...]:
+        """`RSSM.noise` for each batch there is."""
+        return tuple(b and self.world.rssm.noise(*b["action"].shape[:2]) for b in batches)
 
     def state_dict(self) -> dict:
         return {
@@ -166,78 +229,111 @@ class SourceAgent(Agent):
         sees states has those in ``batch``, and in ``target_batch`` the target encoder's ``embed`` (B, T, E) of images
         that its own cannot see. ``step`` counts the source agent steps since stage B began.
         """
-        seen, metrics = self._update_model(batch, target_batch, step)
-        return {**metrics, **self.update_behaviour(seen.post)}
+        post, metrics = self._update_model(batch, target_batch, step)
+        return {**metrics, **self.update_behaviour(post)}
 
     def update_model(self, batch: Batch, target_batch: Batch | None = None, *, step: int) -> Metrics:
         """One update of the world model alone."""
         return self._update_model(batch, target_batch, step)[1]
 
-    def _update_model(self, batch: Batch, target_batch: Batch | None, step: int) -> tuple[Seen, Metrics]:
-        with self.autocast():
-            if target_batch is None:
-                seen = self.world.observe(batch)
-                losses, kl = self.world.losses(seen, batch, self.config)
-                extra = {}
-            else:
-                seen, losses, kl, extra = self._aligned_losses(batch, target_batch, self.eta(step))
-        return seen, {**self._step_model(losses, kl, self.scales), **extra}
+    def _update_model(self, batch: Batch, target_batch: Batch | None, step: int) -> tuple[State, Metrics]:
+        eta = torch.tensor(self.eta(step) if target_batch else 1.0)
+        noise = self._noise(batch, target_batch)
+        return self._train_model(self.model_loss, len(batch["action"]), batch, target_batch, noise, eta)
 
-    def _aligned_losses(self, batch: Batch, target_batch: Batch, eta: float) -> tuple[Seen, dict, Tensor, Metrics]:
-        """Eq. 2 with its reward term replaced by Eq. 5. One scan filters both domains' sequences side by side."""
+    def _model_loss(
+        self, batch: Batch, target_batch: Batch | None, noise: tuple[Tensor, Tensor | None], eta: Tensor
+    ) -> tuple[Tensor, Metrics, State]:
+        """Eq. 2; with ``target_batch`` its reward term is Eq. 5's, and one scan filters both domains' sequences."""
+        if target_batch is None:
+            seen = self.world.observe(batch, noise[0])
+            total, metrics = self._total(*self.world.losses(seen, batch, self.config))
+            return total, metrics, seen.latent
         actions = [models.pad_action(b["action"], self.world.action_dim) for b in (batch, target_batch)]
         embeds = [b["embed"] if "embed" in b else self.world.embed(b) for b in (batch, target_batch)]
-        seen, seen_target = self.world.filter(torch.cat(embeds), torch.cat(actions)).split(len(batch["action"]))
+        both = self.world.filter(torch.cat(embeds), torch.cat(actions), noise=torch.cat(noise))
+        seen, seen_target = both.split(len(batch["action"]))
         losses, kl = self.world.losses(seen, batch, self.config)
         predicted = self.world.reward(seen_target.feat)  # (B, T)
         relabelled = models.relabel_reward(predicted, target_batch["reward"], self.config.target_informed_factor)
         target_nll = models.scalar_nll(predicted, relabelled).mean()
         losses["reward"] = models.reward_alignment(losses["reward"], target_nll, eta)
-        return seen, losses, kl, {"reward_alignment": target_nll.detach(), "eta": eta}
+        total, metrics = self._total(losses, kl)
+        return total, {**metrics, "reward_alignment": target_nll, "eta": eta}, seen.latent
 
 
 class TargetAgent(Agent):
-    """The offline agent of the dataset: phi, psi, xi. Stage A trains its world model, stage C its critic."""
+    """The offline agent of the dataset: phi, psi, xi. Stage A trains its world model, stage C its critic.
 
-    def update(self, batch: Batch, source: SourceAgent | None = None, source_batch: Batch | None = None) -> Metrics:
+    Of several sources, the one whose softmaxed embedding of the same images is the nearest to its own (in the
+    alignment's KL) is followed at an update, or the one that ``chosen`` names (paper, appendix C). The metrics then
+    hold ``chosen`` and each ``distance_N``.
+    """
+
+    def update(
+        self,
+        batch: Batch,
+        sources: Sequence[SourceAgent] = (),
+        source_batches: Sequence[Batch | None] | None = None,
+        chosen: int | None = None,
+    ) -> Metrics:
         """One update of world model (Eq. 3), critic (Eq. 6) and actor (Eq. 7) on the dataset's ``batch``.
 
-        ``source_batch`` is for a source that sees states, which are then what its encoder embeds.
+        ``source_batches`` is for sources that see states, which are then what their encoders embed.
         """
-        seen, metrics = self._update_model(batch, source, source_batch)
-        constraint = None
-        if source is not None and self.config.value_constraint != "off":
-            constraint = self._constraint(source)
-        return {**metrics, **self.update_behaviour(seen.post, constraint)}
+        post, metrics = self._update_model(batch, sources, source_batches, chosen)
+        critic = None
+        if sources and self.config.value_constraint != "off":
+            critic = sources[int(metrics.get("chosen", 0))].frozen_critic
+        return {**metrics, **self.update_behaviour(post, critic)}
 
     def update_model(
-        self, batch: Batch, source: SourceAgent | None = None, source_batch: Batch | None = None
+        self,
+        batch: Batch,
+        sources: Sequence[SourceAgent] = (),
+        source_batches: Sequence[Batch | None] | None = None,
+        chosen: int | None = None,
     ) -> Metrics:
         """One update of the world model alone (Eq. 3): the warm-up."""
-        return self._update_model(batch, source, source_batch)[1]
+        return self._update_model(batch, sources, source_batches, chosen)[1]
 
     def _update_model(
-        self, batch: Batch, source: SourceAgent | None, source_batch: Batch | None
-    ) -> tuple[Seen, Metrics]:
-        scales, aligned = self.scales, source is not None and self.config.state_alignment
-        with self.autocast():
-            seen = self.world.observe(batch)
-            losses, kl = self.world.losses(seen, batch, self.config)
-            if aligned:
-                scales = {**scales, "state_alignment": self.config.state_alignment_scale}
-                align = models.state_alignment if source_batch is None else models.distribution_alignment
-                losses["state_alignment"] = align(source.embed(source_batch or batch), seen.embed)
-        metrics = self._step_model(losses, kl, scales)
-        if aligned:
-            metrics["state_alignment"] = metrics.pop("state_alignment_loss")
-        return seen, metrics
+        self,
+        batch: Batch,
+        sources: Sequence[SourceAgent],
+        source_batches: Sequence[Batch | None] | None,
+        chosen: int | None,
+    ) -> tuple[State, Metrics]:
+        embeds, same_images = [], source_batches is None
+        if len(sources) > 1 or self.config.state_alignment:
+            batches = source_batches or [batch] * len(sources)
+            embeds = [source.embed(own) for source, own in zip(sources, batches, strict=True)]
+        if len(sources) > 1 and chosen is None and self.config.grad_accum > 1:  # one choice for all micro-batches
+            chosen = int(self._distances(self.embed(batch), embeds, same_images).argmin())
+        picked = None if chosen is None else torch.tensor(chosen, device=self.device)
+        noise = self._noise(batch)
+        return self._train_model(self.model_loss, len(batch["action"]), batch, noise, embeds, picked, same_images)
 
-    def _constraint(self, source: SourceAgent) -> models.Constraint:
-        """Eq. 6's alpha term: the source critic, a constant, reads the target's features."""
+    @staticmethod
+    def _distances(own: Tensor, embeds: list[Tensor], same_images: bool) -> Tensor:
+        """Eq. 3's KL to each source's embeddings, (M,)."""
+        measure = models.state_alignment if same_images else models.distribution_alignment
+        return torch.stack([measure(embed, own) for embed in embeds])
 
-        def constraint(value: Tensor, feat: Tensor) -> Tensor:
-            with torch.no_grad():
-                source_value = source.behaviour.critic(feat)
-            return models.value_constraint(value, source_value, self.config.value_constraint)
-
-        return constraint
+    def _model_loss(
+        self, batch: Batch, noise: tuple[Tensor], embeds: list[Tensor], chosen: Tensor | None, same_images: bool
+    ) -> tuple[Tensor, Metrics, State]:
+        """Eq. 2 and, where there are sources to follow, Eq. 3's beta_2 term."""
+        seen, scale, extra = self.world.observe(batch, noise[0]), {}, {}
+        losses, kl = self.world.losses(seen, batch, self.config)
+        if embeds:
+            distances = self._distances(seen.embed, embeds, same_images)
+            chosen = distances.argmin() if chosen is None else chosen
+            if self.config.state_alignment:
+                losses["state_alignment"] = extra["state_alignment"] = distances[chosen]
+                scale["state_alignment"] = self.config.state_alignment_scale
+            if len(embeds) > 1:
+                extra |= {f"distance_{i}": distance for i, distance in enumerate(distances, 1)} | {"chosen": chosen}
+        total, metrics = self._total(losses, kl, **scale)
+        metrics.pop("state_alignment_loss", None)
+        return total, {**metrics, **extra}, seen.latent

@@ -94,8 +94,8 @@ def target(run: Run, phase: Phase) -> None:
 
 
 def update_target(run: Run, update: Callable[..., Metrics]) -> None:
-    source_batch = run.batch("source") if run.source.world.state else None
-    run.logger.add("target", update(run.batch("target"), run.source, source_batch))
+    source_batches = [run.batch("source")] if run.source.world.state else None
+    run.logger.add("target", update(run.batch("target"), [run.source], source_batches))
     run.progress.target_updates += 1
 
 

@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).with_name("configs.yaml")
 
 CHOICES = {
     "precision": ("float32", "bfloat16"),
+    "compile": ("auto", "on", "off"),
     "dataset_format": ("auto", "npz", "hdf5", "minari"),
     "source_observation": ("image", "state"),
     "render": ("fast", "full"),
@@ -29,7 +30,8 @@ CHOICES = {
 AT_LEAST = {  # other numbers only have to be 0 or more
     1: (
         "time_limit dmc_action_repeat metaworld_action_repeat robodesk_action_repeat train_every eval_every "
-        "eval_episodes batch_size dyn_stoch dyn_deter dyn_hidden cnn_depth units slow_target_update log_every"
+        "eval_episodes batch_size grad_accum dyn_stoch dyn_deter dyn_hidden cnn_depth units slow_target_update "
+        "log_every"
     ).split(),
     2: ["batch_length", "imag_horizon"],
 }

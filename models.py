@@ -5,9 +5,10 @@ A prime (phi', psi', xi') is the source domain's, as in the paper.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,14 @@ from networks import (
     ScalarHead,
     State,
     StateEncoder,
+    TruncatedNormal,
     mlp,
     pad_action,
     scale_image,
 )
 
 Config = SimpleNamespace
+Tree = Any  # tensors in dicts, lists and tuples; None where there are none
 Constraint = Callable[[Tensor, Tensor], Tensor]  # (value, feat) -> Eq. 6's alpha term of each state
 
 
@@ -109,6 +112,13 @@ def value_constraint(value: Tensor, source_value: Tensor, mode: str) -> Tensor:
     return value if mode == "brute" else torch.maximum(value, source_value.detach())
 
 
+def critic_constraint(source_critic: nn.Module, mode: str, value: Tensor, feat: Tensor) -> Tensor:
+    """`value_constraint` with what the source critic, a constant, makes of the target's features (..., F)."""
+    with torch.no_grad():
+        source_value = source_critic(feat)
+    return value_constraint(value, source_value, mode)
+
+
 def weighted_sum(losses: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
     """The total of named losses; a term without a scale, or a scale without a term, is an error."""
     if losses.keys() != scales.keys():
@@ -127,6 +137,11 @@ class Seen:
     post: State
     prior: State
     feat: Tensor
+
+    @property
+    def latent(self) -> State:
+        """What imagination begins from: the posterior's stoch and deter."""
+        return {key: self.post[key] for key in ("stoch", "deter")}
 
     def split(self, batch: int) -> tuple["Seen", "Seen"]:
         """The first ``batch`` sequences and the rest."""
@@ -181,13 +196,13 @@ class WorldModel(nn.Module):
         """Its observations, image (B, T, H, W, 3) uint8 or those of ``state`` (B, T, ...), to embeddings (B, T, E)."""
         return self.encoder(self._observation(batch))
 
-    def observe(self, batch: dict[str, Tensor]) -> Seen:
+    def observe(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Seen:
         """Filter a batch of observations (B, T, ...) and actions (B, T, own A) from the zero state."""
-        return self.filter(self.embed(batch), batch["action"])
+        return self.filter(self.embed(batch), batch["action"], noise=noise)
 
-    def filter(self, embed: Tensor, action: Tensor, state: State | None = None) -> Seen:
-        """embed (B, T, E), action (B, T, own A), padded here, from ``state`` or zeros."""
-        post, prior = self.rssm.observe(embed, pad_action(action, self.action_dim), state)
+    def filter(self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None) -> Seen:
+        """embed (B, T, E), action (B, T, own A), padded here, from ``state`` or zeros; ``noise`` is `RSSM.noise`'s."""
+        post, prior = self.rssm.observe(embed, pad_action(action, self.action_dim), state, noise)
         return Seen(embed, post, prior, self.rssm.feat(post))
 
     def _observation(self, batch: dict[str, Tensor]) -> Tensor:
@@ -261,17 +276,27 @@ class ActorCritic(nn.Module):
         self.critic = ScalarHead(feat, layers=config.value_layers, units=units, act=act)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
-    def imagine(self, world: WorldModel, start: State, horizon: int) -> Imagined:
-        """Roll the prior ``horizon`` steps from ``start``, a state of (N, ...), with the actor's samples."""
-        state, feats, log_probs, entropies = start, [world.rssm.feat(start)], [], []
-        for _ in range(horizon):
+    def noise(self, world: WorldModel, starts: int, horizon: int) -> tuple[Tensor, Tensor]:
+        """The chance in a rollout: `RSSM.noise` (N, H, ...) for the latents, uniform (N, H, A) for the actions."""
+        latent = world.rssm.noise(starts, horizon)
+        return latent, torch.rand(starts, horizon, self.actor.action_dim, device=latent.device)
+
+    def imagine(self, world: WorldModel, start: State, noise: tuple[Tensor, Tensor], log_prob: bool = True) -> Imagined:
+        """Roll the prior from ``start``, a state of (N, ...), with the actor's samples, as far as ``noise`` goes.
+
+        Without ``log_prob`` the actions' log probabilities are left out (they are zeros).
+        """
+        state, feats, means, stds, actions = start, [world.rssm.feat(start)], [], [], []
+        for latent, uniform in zip(*(n.unbind(1) for n in noise), strict=True):
             policy = self.actor(feats[-1].detach())
-            action = policy.rsample()
-            log_probs.append(policy.log_prob(action.detach()).sum(-1))
-            entropies.append(policy.entropy().sum(-1))
-            state = world.rssm.imagine_step(state, pad_action(action, world.action_dim))
+            action = policy.icdf(uniform)
+            state = world.rssm.imagine_step(state, pad_action(action, world.action_dim), latent)
             feats.append(world.rssm.feat(state))
-        return Imagined(torch.stack(feats), torch.stack(log_probs), torch.stack(entropies))
+            means.append(policy.loc), stds.append(policy.scale), actions.append(action.detach())
+        policy = TruncatedNormal(torch.stack(means), torch.stack(stds))
+        entropy = policy.entropy().sum(-1)
+        log_probs = policy.log_prob(torch.stack(actions)).sum(-1) if log_prob else torch.zeros_like(entropy)
+        return Imagined(torch.stack(feats), log_probs, entropy)
 
     def actor_loss(self, seen: Imagined, returns: Tensor, baseline: Tensor, weight: Tensor, config: Config) -> Tensor:
         """Eq. 7 and 10, negated: -E[ rho V + (1 - rho) ln pi(a) sg(V - v) + beta H ], over a_0 .. a_{H-2}.
@@ -300,6 +325,32 @@ class ActorCritic(nn.Module):
         extra = torch.zeros_like(value) if constraint is None else constraint(value, feat)
         loss = (weight * (scalar_nll(value, returns.detach()) + alpha * extra)).mean()
         return loss, extra.detach().mean()
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """A view of ``module`` on the same weights that needs no gradients, so that none are prepared for."""
+    view = copy.deepcopy(module).requires_grad_(False)
+    for ours, theirs in zip(view.parameters(), module.parameters(), strict=True):
+        ours.data = theirs.data
+    return view
+
+
+def micro_batches(count: int, size: int, *inputs: Tree) -> Iterator[tuple[float, tuple[Tree, ...]]]:
+    """``inputs`` cut into ``count`` parts along their tensors' first dimension, of ``size``; and each part's share."""
+    if count == 1:
+        yield 1.0, inputs
+        return
+    for rows in torch.arange(size).tensor_split(min(count, size)):
+        yield len(rows) / size, rows_of(inputs, slice(int(rows[0]), int(rows[-1]) + 1))
+
+
+def rows_of(tree: Tree, rows: slice) -> Tree:
+    """Those rows of every tensor in ``tree`` that has a first dimension."""
+    if isinstance(tree, dict):
+        return {key: rows_of(value, rows) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(rows_of(value, rows) for value in tree)
+    return tree[rows] if torch.is_tensor(tree) and tree.dim() else tree
 
 
 def start_states(post: State, count: int = 0) -> State:

@@ -150,30 +150,43 @@ class RSSM(nn.Module):
         zeros = self.action_in.weight.new_zeros
         return {"stoch": zeros(batch, self.stoch_size), "deter": zeros(batch, self.deter)}
 
-    def observe(self, embed: Tensor, action: Tensor, state: State | None = None) -> tuple[State, State]:
+    def noise(self, batch: int, steps: int) -> Tensor:
+        """The chance in ``steps`` latents of ``batch`` sequences: (B, T, S, K) of Exp(1), or (B, T, S) of N(0, 1).
+
+        Drawn beforehand, it makes everything after it a function: of whole batches or of parts, compiled or not.
+        """
+        shape = (steps, batch, self.stoch, *([self.discrete] if self.discrete else []))
+        empty = self.action_in.weight.new_empty(shape)
+        return (empty.exponential_() if self.discrete else empty.normal_()).transpose(0, 1)
+
+    def observe(
+        self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
+    ) -> tuple[State, State]:
         """Filter a sequence: embed (B, T, E), action (B, T, A), where action t led to embedding t.
 
         Returns (posterior, prior): dicts of deter (B, T, D), stoch (B, T, S * K) and the distribution's
         parameters (B, T, ...).
         """
         state = state or self.initial(embed.shape[0])
+        noise = self.noise(*embed.shape[:2]) if noise is None else noise
         stoch, deter = state["stoch"], state["deter"]
         action_part, embed_part = self.action_in(action).unbind(1), self.post_embed(embed).unbind(1)
         deters, stats, stochs = [], [], []
-        for a, e in zip(action_part, embed_part, strict=True):
+        for a, e, n in zip(action_part, embed_part, noise.unbind(1), strict=True):
             deter = self.cell(self.act(a + self.stoch_in(stoch)), deter)
             stat = self.post_out(self.act(self.post_deter(deter) + e))
-            stoch = self._sample(self._split(stat))
+            stoch = self.sample(self._split(stat), n)
             deters.append(deter), stats.append(stat), stochs.append(stoch)
         deter = torch.stack(deters, 1)
         post = {"deter": deter, "stoch": torch.stack(stochs, 1), **self._split(torch.stack(stats, 1))}
         return post, {"deter": deter, **self._prior(deter)}
 
-    def imagine_step(self, state: State, action: Tensor) -> State:
+    def imagine_step(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
         """One step of the prior: state of (N, ...), action (N, A) -> the next state, with a sampled stoch."""
+        noise = self.noise(len(action), 1)[:, 0] if noise is None else noise
         deter = self.cell(self.act(self.action_in(action) + self.stoch_in(state["stoch"])), state["deter"])
         prior = self._prior(deter)
-        return {"deter": deter, "stoch": self._sample(prior), **prior}
+        return {"deter": deter, "stoch": self.sample(prior, noise), **prior}
 
     def dist(self, state: State) -> Distribution:
         """The latent's distribution: event (S, K) one-hot for a categorical latent, (S,) for a Gaussian one."""
@@ -196,9 +209,17 @@ class RSSM(nn.Module):
         mean, std = stat.chunk(2, -1)
         return {"mean": mean, "std": 2 * torch.sigmoid(std / 2) + self.min_std}
 
-    def _sample(self, parameters: State) -> Tensor:
-        sample = self.dist(parameters).rsample()
-        return sample.flatten(-2) if self.discrete else sample
+    def sample(self, parameters: State, noise: Tensor) -> Tensor:
+        """A latent (..., S * K) of the distribution (..., S, K), chosen by ``noise``, with straight-through gradients.
+
+        A race of exponentials, as inside torch.multinomial, which draws its own and reads back from the device.
+        """
+        if not self.discrete:
+            return parameters["mean"] + parameters["std"] * noise
+        probs = parameters["logit"].softmax(-1)
+        winner = (probs.detach() / noise).argmax(-1, keepdim=True)
+        one_hot = torch.zeros_like(probs).scatter_(-1, winner, 1.0)
+        return (one_hot + (probs - probs.detach())).flatten(-2)
 
 
 class TruncatedNormal(Distribution):
@@ -223,8 +244,10 @@ class TruncatedNormal(Distribution):
         return self.loc.clamp(-1, 1)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        uniform = torch.rand(self._extended_shape(sample_shape), device=self.loc.device)
-        cdf = (self.cdf_low + uniform * self.mass).clamp(self.edge, 1 - self.edge)
+        return self.icdf(torch.rand(self._extended_shape(sample_shape), device=self.loc.device))
+
+    def icdf(self, value: Tensor) -> Tensor:
+        cdf = (self.cdf_low + value * self.mass).clamp(self.edge, 1 - self.edge)
         return (self.loc + self.scale * torch.special.ndtri(cdf)).clamp(-1 + self.edge, 1 - self.edge)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -244,7 +267,7 @@ class Actor(nn.Module):
 
     def __init__(self, feat: int, action: int, *, layers: int, units: int, act: str, min_std: float):
         super().__init__()
-        self.layers, self.min_std = mlp(feat, 2 * action, layers, units, act), min_std
+        self.layers, self.min_std, self.action_dim = mlp(feat, 2 * action, layers, units, act), min_std, action
 
     def forward(self, feat: Tensor) -> TruncatedNormal:
         """(..., F) -> a distribution over (..., A)."""

@@ -1,18 +1,23 @@
-"""The world model's loss written the plain way, module by module and step by step: what `models.py` is held against.
+"""An update written the plain way, module by module and step by step: what the fast path is held against.
 
 Same weights, same random numbers, same mathematics: each step encodes, predicts the prior and filters with whole
-concatenated inputs, and takes its own KL; the decoder begins with a transposed convolution. Nothing is shared with the
-fast path but the parameters, so that the tests compare two programs, and the benchmark what the rearrangement gives.
+concatenated inputs, and takes its own KL; the decoder begins with a transposed convolution; the behaviour learns with
+requires_grad switched off and on around it. Nothing is shared with the fast path but the weights and the optimisers'
+settings, so that the tests compare two programs, and the benchmark what the rearrangement gives.
 """
 
+import math
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, Normal, OneHotCategoricalStraightThrough, kl_divergence
 
-from models import WorldModel
+from agents import SourceAgent, TargetAgent
+from models import ActorCritic, WorldModel
+
+Latent = tuple[Tensor, Tensor]  # stoch (B, S * K), deter (B, D)
 
 
 def distribution(world: WorldModel, stat: Tensor) -> Independent:
@@ -32,21 +37,40 @@ def detached(world: WorldModel, dist: Independent) -> Independent:
     return Independent(Normal(base.mean.detach(), base.stddev.detach()), 1)
 
 
-def step(world: WorldModel, stoch: Tensor, deter: Tensor, action: Tensor, embed: Tensor) -> tuple:
-    """(stoch, deter, posterior, prior) after one action (B, A) and embedding (B, E)."""
+def sample(world: WorldModel, dist: Independent, noise: Tensor) -> Tensor:
+    """A latent (B, S * K) of ``dist`` chosen by ``noise``, as `RSSM.sample` chooses it."""
+    if not world.rssm.discrete:
+        return dist.base_dist.mean + dist.base_dist.stddev * noise
+    probs = dist.base_dist.probs
+    one_hot = F.one_hot((probs / noise).argmax(-1), world.rssm.discrete)
+    return (one_hot + (probs - probs.detach())).flatten(-2)
+
+
+def recur(world: WorldModel, stoch: Tensor, deter: Tensor, action: Tensor) -> Tensor:
+    """The next deter (B, D) after an action (B, A)."""
     r = world.rssm
     weight = torch.cat([r.action_in.weight, r.stoch_in.weight], 1)
     x = r.act(F.linear(torch.cat([action, stoch], -1), weight, r.action_in.bias))
     gates = F.layer_norm(r.cell.gates(torch.cat([x, deter], -1)), (3 * r.deter,), r.cell.norm.weight, r.cell.norm.bias)
     reset, candidate, update = torch.chunk(gates, 3, -1)
     update = torch.sigmoid(update - 1)
-    deter = update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
-    prior = distribution(world, r.prior_out(r.act(r.prior_hidden(deter))))
+    return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
+
+
+def prior_of(world: WorldModel, deter: Tensor) -> Independent:
+    r = world.rssm
+    return distribution(world, r.prior_out(r.act(r.prior_hidden(deter))))
+
+
+def posterior_of(world: WorldModel, deter: Tensor, embed: Tensor) -> Independent:
+    r = world.rssm
     weight = torch.cat([r.post_deter.weight, r.post_embed.weight], 1)
-    hidden = r.act(F.linear(torch.cat([deter, embed], -1), weight, r.post_embed.bias))
-    post = distribution(world, r.post_out(hidden))
-    stoch = post.rsample()
-    return stoch.flatten(-2) if r.discrete else stoch, deter, post, prior
+    return distribution(world, r.post_out(r.act(F.linear(torch.cat([deter, embed], -1), weight, r.post_embed.bias))))
+
+
+def encode(world: WorldModel, image: Tensor) -> Tensor:
+    """uint8 images (B, H, W, 3) to embeddings (B, E)."""
+    return world.encoder.layers((image.float() / 255.0 - 0.5).permute(0, 3, 1, 2)).flatten(1)
 
 
 def decode(world: WorldModel, feat: Tensor) -> Tensor:
@@ -59,23 +83,117 @@ def decode(world: WorldModel, feat: Tensor) -> Tensor:
     return decoder.layers(x).permute(0, 2, 3, 1)
 
 
-def losses(world: WorldModel, batch: dict[str, Tensor], config: SimpleNamespace) -> dict[str, Tensor]:
-    """The terms of Eq. 2 as `WorldModel.losses` gives them, for a model that sees images, in float32."""
+def model_losses(
+    world: WorldModel,
+    batch: dict[str, Tensor],
+    config: SimpleNamespace,
+    noise: Tensor,
+    source: WorldModel | None = None,
+) -> tuple[dict[str, Tensor], list[Latent]]:
+    """The terms of Eq. 2, and Eq. 3's with ``source``, of a model that sees images; and the posterior at each step."""
     state = world.rssm.initial(len(batch["action"]))
     stoch, deter = state["stoch"], state["deter"]
-    image_terms, reward_terms, to_prior, to_post = [], [], [], []
+    terms = {"image": [], "reward": [], "prior side": [], "posterior side": [], "state_alignment": []}
+    latents = []
     for t in range(batch["action"].shape[1]):
-        image = batch["image"][:, t].float() / 255.0 - 0.5
-        embed = world.encoder.layers(image.permute(0, 3, 1, 2)).flatten(1)
-        stoch, deter, post, prior = step(world, stoch, deter, batch["action"][:, t], embed)
+        embed = encode(world, batch["image"][:, t])
+        deter = recur(world, stoch, deter, batch["action"][:, t])
+        prior, post = prior_of(world, deter), posterior_of(world, deter, embed)
+        stoch = sample(world, post, noise[:, t])
+        latents.append((stoch, deter))
         feat = torch.cat([stoch, deter], -1)
-        image_terms.append(0.5 * ((decode(world, feat) - image) ** 2).sum((1, 2, 3)))
-        reward_terms.append(0.5 * (world.reward.layers(feat)[:, 0] - batch["reward"][:, t]) ** 2)
-        to_prior.append(kl_divergence(detached(world, post), prior))
-        to_post.append(kl_divergence(post, detached(world, prior)))
-    prior_side, post_side = (torch.stack(kl).mean().clamp(min=config.kl_free) for kl in (to_prior, to_post))
-    return {
-        "image": torch.stack(image_terms).mean(),
-        "reward": torch.stack(reward_terms).mean(),
-        "kl": config.kl_balance * prior_side + (1 - config.kl_balance) * post_side,
-    }
+        image = batch["image"][:, t].float() / 255.0 - 0.5
+        terms["image"].append(0.5 * ((decode(world, feat) - image) ** 2).sum((1, 2, 3)))
+        terms["reward"].append(0.5 * (world.reward.layers(feat)[:, 0] - batch["reward"][:, t]) ** 2)
+        terms["prior side"].append(kl_divergence(detached(world, post), prior))
+        terms["posterior side"].append(kl_divergence(post, detached(world, prior)))
+        if source is not None:
+            with torch.no_grad():
+                theirs = torch.softmax(encode(source, batch["image"][:, t]), -1)
+            ours = torch.log_softmax(embed, -1)
+            terms["state_alignment"].append((theirs * (theirs.log() - ours)).sum(-1))
+    means = {name: torch.stack(values).mean() for name, values in terms.items() if values}
+    prior_side, post_side = (means.pop(side).clamp(min=config.kl_free) for side in ("prior side", "posterior side"))
+    return {**means, "kl": config.kl_balance * prior_side + (1 - config.kl_balance) * post_side}, latents
+
+
+def act(behaviour: ActorCritic, feat: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """(action, entropy): the truncated normal's sample where its distribution function is ``uniform`` (N, A)."""
+    mean, std = torch.chunk(behaviour.actor.layers(feat), 2, -1)
+    mean, std = torch.tanh(mean), 2 * torch.sigmoid(std / 2) + behaviour.actor.min_std
+    low, high, unit = (-1 - mean) / std, (1 - mean) / std, Normal(0.0, 1.0)
+    below, mass = unit.cdf(low), unit.cdf(high) - unit.cdf(low)
+    quantile = (below + uniform * mass).clamp(1e-6, 1 - 1e-6)
+    action = (mean + std * unit.icdf(quantile)).clamp(-1 + 1e-6, 1 - 1e-6)
+    edges = (low * unit.log_prob(low).exp() - high * unit.log_prob(high).exp()) / (2 * mass)
+    return action, (0.5 * math.log(2 * math.pi * math.e) + (std * mass).log() + edges).sum(-1)
+
+
+def behaviour_losses(
+    agent: SourceAgent | TargetAgent, start: Latent, noise: tuple[Tensor, Tensor], source_critic: nn.Module | None
+) -> tuple[Tensor, Tensor]:
+    """The actor's loss (Eq. 7 with rho = 1) and the critic's (Eq. 11, Eq. 6), from starts of (N, ...)."""
+    world, behaviour, config = agent.world, agent.behaviour, agent.config
+    stoch, deter = (x.detach() for x in start)
+    feats, entropies = [torch.cat([stoch, deter], -1)], []
+    for t in range(config.imag_horizon):
+        action, entropy = act(behaviour, feats[-1].detach(), noise[1][:, t])
+        deter = recur(world, stoch, deter, F.pad(action, (0, world.action_dim - action.shape[-1])))
+        stoch = sample(world, prior_of(world, deter), noise[0][:, t])
+        feats.append(torch.cat([stoch, deter], -1)), entropies.append(entropy)
+    returns = [behaviour.slow_critic.layers(feats[-1])[:, 0]]
+    for feat, following in zip(feats[-2::-1], feats[:0:-1], strict=True):
+        value = behaviour.slow_critic.layers(following)[:, 0]
+        mixed = (1 - config.discount_lambda) * value + config.discount_lambda * returns[0]
+        returns.insert(0, world.reward.layers(feat)[:, 0] + config.discount * mixed)
+    actor_loss, critic_loss = [], []
+    for t, feat in enumerate(feats[:-1]):
+        weight = config.discount**t
+        if t < config.imag_horizon - 1:
+            actor_loss.append(-weight * (config.actor_entropy * entropies[t] + returns[t + 1]))
+        value = behaviour.critic.layers(feat.detach())[:, 0]
+        loss = 0.5 * (value - returns[t].detach()) ** 2
+        if source_critic is not None:
+            with torch.no_grad():
+                theirs = source_critic.layers(feat)[:, 0]
+            loss = loss + config.value_constraint_scale * torch.maximum(value, theirs)
+        critic_loss.append(weight * loss)
+    return torch.stack(actor_loss).mean(), torch.stack(critic_loss).mean()
+
+
+class Trainer:
+    """Updates of an agent's weights, plainly, each module with its own optimiser."""
+
+    def __init__(self, agent: TargetAgent):
+        self.agent, config = agent, agent.config
+        parts = (agent.world, config.model_lr), (agent.behaviour.actor, config.actor_lr)
+        parts = *parts, (agent.behaviour.critic, config.value_lr)
+        self.optimizers = [(m, torch.optim.AdamW(m.parameters(), lr, eps=config.opt_eps)) for m, lr in parts]
+
+    def update_model(self, batch: dict[str, Tensor], source: SourceAgent) -> list[Latent]:
+        agent = self.agent
+        noise = agent.world.rssm.noise(*batch["action"].shape[:2])
+        losses, latents = model_losses(agent.world, batch, agent.config, noise, source.world)
+        scales = {**agent.scales, "state_alignment": agent.config.state_alignment_scale}
+        self._step(0, sum(scales[name] * loss for name, loss in losses.items()))
+        return latents
+
+    def update(self, batch: dict[str, Tensor], source: SourceAgent) -> None:
+        """One target update: Eq. 3, then Eq. 7 and Eq. 6 from every state of the batch."""
+        start = tuple(
+            torch.stack(parts, 1).flatten(0, 1) for parts in zip(*self.update_model(batch, source), strict=True)
+        )
+        agent = self.agent
+        noise = agent.behaviour.noise(agent.world, len(start[0]), agent.config.imag_horizon)
+        agent.world.requires_grad_(False)
+        actor_loss, critic_loss = behaviour_losses(agent, start, noise, source.behaviour.critic)
+        agent.world.requires_grad_(True)
+        self._step(1, actor_loss)
+        self._step(2, critic_loss)
+
+    def _step(self, index: int, loss: Tensor) -> None:
+        module, optimizer = self.optimizers[index]
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), self.agent.config.grad_clip)
+        optimizer.step()

@@ -39,12 +39,11 @@ def test_the_scan_is_the_step_by_step_filter(discrete: int):
     """One sequence of T steps, and T sequences of one step carried on by hand, agree for the same random numbers."""
     rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=discrete, min_std=0.1, act="ELU")
     embed, action = torch.randn(2, 4, 6), torch.randn(2, 4, 2)
-    torch.manual_seed(1)
-    post, prior = rssm.observe(embed, action)
-    torch.manual_seed(1)
+    noise = rssm.noise(2, 4)
+    post, prior = rssm.observe(embed, action, noise=noise)
     state = rssm.initial(2)
     for t in range(4):
-        one, one_prior = rssm.observe(embed[:, t : t + 1], action[:, t : t + 1], state)
+        one, one_prior = rssm.observe(embed[:, t : t + 1], action[:, t : t + 1], state, noise[:, t : t + 1])
         for whole, part in ((post, one), (prior, one_prior)):
             for key, value in part.items():
                 torch.testing.assert_close(whole[key][:, t], value[:, 0])
@@ -68,6 +67,28 @@ def test_categorical_latents_are_one_hot_and_pass_gradients_straight_through():
     torch.testing.assert_close(one_hot.detach().sort(-1).values, torch.tensor([0.0, 0, 0, 1]).expand(2, 4, 3, 4))
     (post["stoch"] * torch.randn(12)).sum().backward()
     assert rssm.post_out.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_latents_are_drawn_from_their_distribution(discrete: int):
+    rssm = RSSM(6, 2, stoch=1, deter=5, hidden=7, discrete=discrete, min_std=0.1, act="ELU")
+    torch.manual_seed(0)
+    noise = rssm.noise(1, 20_000)[0]
+    if discrete:
+        probs = torch.tensor([0.1, 0.6, 0.05, 0.25])
+        samples = rssm.sample({"logit": probs.log().expand(20_000, 1, 4)}, noise)
+        assert scipy.stats.chisquare(samples.sum(0).numpy(), 20_000 * probs.numpy()).pvalue > 1e-3
+    else:
+        samples = rssm.sample({"mean": torch.tensor(2.0), "std": torch.tensor(0.5)}, noise)
+        assert scipy.stats.kstest(samples[:, 0].numpy(), scipy.stats.norm(2.0, 0.5).cdf).pvalue > 1e-3
+
+
+def test_straight_through_gradients_are_torchs():
+    rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=4, min_std=0.1, act="ELU")
+    logit, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 12)
+    (ours,) = torch.autograd.grad((rssm.sample({"logit": logit}, rssm.noise(2, 1)[:, 0]) * weight).sum(), logit)
+    (theirs,) = torch.autograd.grad((rssm.dist({"logit": logit}).rsample().flatten(-2) * weight).sum(), logit)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_truncated_normal_is_scipys():

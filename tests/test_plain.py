@@ -1,45 +1,121 @@
-"""The fast world model against the plain one of benchmarks/plain.py: same losses, same gradients."""
+"""The fast path against the plain program of benchmarks/plain.py, whole batches against parts, and compiled code
+against eager: same losses, same gradients."""
+
+import shutil
 
 import pytest
 import torch
+import torch._dynamo
+import torch._inductor.config
 from conftest import tiny
-from test_agents import batch
+from test_agents import agents, batch
+from torch import Tensor, nn
 
+import models
 from benchmarks import plain
 from models import WorldModel, weighted_sum
 
 
+def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    return {name: g for name, g in zip(names, found, strict=True) if g is not None}
+
+
 @pytest.mark.parametrize("discrete", [0, 4])
 @pytest.mark.parametrize("size", [32, 64])
-def test_losses_and_gradients_are_those_of_the_plain_program(discrete: int, size: int):
+def test_model_losses_and_gradients_are_those_of_the_plain_program(discrete: int, size: int):
     config = tiny(size=f"{size},{size}", dyn_discrete=discrete, kl_free=0.0)
     torch.manual_seed(0)
     world, data = WorldModel(config, 6), batch(size=size)
-    results = []
-    for program in (
-        lambda: world.losses(world.observe(data), data, config)[0],
-        lambda: plain.losses(world, data, config),
-    ):
-        torch.manual_seed(1)
-        losses = program()
-        world.zero_grad()
-        weighted_sum(losses, {"image": 1.0, "reward": 1.0, "kl": 1.0}).backward()
-        results.append((losses, {name: p.grad.clone() for name, p in world.named_parameters()}))
-    (fast, fast_grads), (slow, slow_grads) = results
+    noise = world.rssm.noise(3, 8)
+    fast, _ = world.losses(world.observe(data, noise), data, config)
+    slow, _ = plain.model_losses(world, data, config, noise)
     torch.testing.assert_close(fast, slow)
-    assert all(grad.abs().sum() > 0 for grad in slow_grads.values())
+    scales = dict.fromkeys(("image", "reward", "kl"), 1.0)
+    fast_grads, slow_grads = (gradients(world, weighted_sum(losses, scales)) for losses in (fast, slow))
+    assert len(slow_grads) == len(list(world.parameters())) and all(g.abs().sum() > 0 for g in slow_grads.values())
     torch.testing.assert_close(fast_grads, slow_grads, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_behaviour_losses_and_gradients_are_those_of_the_plain_program(discrete: int):
+    source, target = agents(4, 6, dyn_discrete=discrete)
+    torch.manual_seed(0)
+    start = models.start_states(target.world.observe(batch()).post)
+    noise = target.behaviour.noise(target.world, 24, target.config.imag_horizon)
+    critic = source.behaviour.critic
+    total, metrics, _ = target._behaviour_loss(start, noise, critic)
+    actor_loss, critic_loss = plain.behaviour_losses(target, (start["stoch"], start["deter"]), noise, critic)
+    torch.testing.assert_close(metrics["actor_loss"], actor_loss)
+    torch.testing.assert_close(metrics["critic_loss"], critic_loss)
+    for module, slow in ((target.behaviour.actor, actor_loss), (target.behaviour.critic, critic_loss)):
+        fast_grads, slow_grads = (gradients(module, loss) for loss in (total, slow))
+        torch.testing.assert_close(fast_grads, slow_grads, rtol=1e-3, atol=1e-6)
+        assert all(g.abs().sum() > 0 for g in slow_grads.values())
 
 
 def test_bfloat16_losses_stay_near_those_in_float32():
     config = tiny(size="32,32", kl_free=0.0)
     torch.manual_seed(0)
     world, data = WorldModel(config, 6), batch()
-    torch.manual_seed(1)
-    exact, _ = world.losses(world.observe(data), data, config)
-    torch.manual_seed(1)
+    noise = world.rssm.noise(3, 8)
+    exact, _ = world.losses(world.observe(data, noise), data, config)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = world.losses(world.observe(data), data, config)
+        rounded, _ = world.losses(world.observe(data, noise), data, config)
     assert all(loss.dtype == torch.float32 for loss in rounded.values())
     torch.testing.assert_close(rounded["image"], exact["image"], rtol=0.02, atol=0.0)
     torch.testing.assert_close(rounded["reward"], exact["reward"], rtol=0.1, atol=0.01)
+
+
+def updated(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Metrics of a source and a target update, and the gradients as the optimisers' first moments hold them."""
+    torch.manual_seed(0)
+    source, target = agents(kl_free=0.0, **flags)
+    torch.manual_seed(1)
+    data, other = batch(), batch(seed=1)
+    metrics = {f"source/{k}": v for k, v in source.update(data, other, step=40).items()}
+    metrics |= {f"target/{k}": v for k, v in target.update(other, [source]).items()}
+    moments = {}
+    for name, agent in (("source", source), ("target", target)):
+        for optimizer in ("model_opt", "actor_opt", "critic_opt"):
+            states = getattr(agent, optimizer).adam.state.values()
+            moments |= {f"{name} {optimizer} {i}": state["exp_avg"] for i, state in enumerate(states)}
+    return metrics, moments
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_micro_batches_give_the_gradients_of_the_whole(parts: int, discrete: int):
+    """Free nats are a maximum over the whole batch, the one term that parts may see otherwise; here they are 0."""
+    whole, in_parts = updated(dyn_discrete=discrete), updated(dyn_discrete=discrete, grad_accum=parts)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-3, atol=1e-5)
+
+
+def short(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A target update over two steps and two imagined ones: compiling takes as long as the loops are."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    source, target = agents(imag_horizon=2, kl_free=0.0, **flags)
+    torch.manual_seed(1)
+    metrics = target.update({key: value[:, :2] for key, value in batch().items()}, [source])
+    optimizers = (target.model_opt, target.actor_opt, target.critic_opt)
+    moments = [state["exp_avg"] for optimizer in optimizers for state in optimizer.adam.state.values()]
+    return metrics, dict(enumerate(moments))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_updates_are_the_eager_ones(capfd: pytest.CaptureFixture):
+    eager, compiled = short(), short(compile="on")
+    assert "not compiled" not in capfd.readouterr().err
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
+
+
+def test_what_cannot_be_compiled_runs_eagerly_and_says_why(
+    capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    eager, fallen_back = short(), short(compile="on")
+    assert "note: not compiled" in capfd.readouterr().err
+    torch.testing.assert_close(fallen_back, eager, rtol=0, atol=0)

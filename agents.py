@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import compilation
 import models
 from errors import DIVERGED, BadInput
-from models import ActorCritic, Config, WorldModel
+from models import ActorCritic, Config, Seen, WorldModel
 from networks import State
 from tools import linear_schedule
 
@@ -25,17 +25,32 @@ class Optimizer:
 
     def __init__(self, modules: Iterable[nn.Module], lr: float, config: Config):
         self.parameters = [p for module in modules for p in module.parameters()]
-        self.clip = config.grad_clip
+        self.clip, self.anchor = config.grad_clip, None
         self.adam = torch.optim.AdamW(
             self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=True
         )
 
     def step(self) -> Tensor:
-        """One update with the gradients there are, which it then drops. Returns their norm before clipping."""
+        """One update with the gradients there are, which it then drops. Returns their norm before clipping.
+
+        An ``anchor`` (`baselines.ElasticWeights`) adds its own first.
+        """
+        if self.anchor is not None:
+            self.anchor.add_gradient(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return norm
+
+    def state_dict(self) -> dict:
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Moments take the memory layout of their parameters, which the fused kernel supposes and does not check."""
+        self.adam.load_state_dict(state)
+        for parameter, moments in self.adam.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter).copy_(moments[name]).detach()
 
 
 class Agent:
@@ -43,7 +58,8 @@ class Agent:
 
     ``action_dim`` is the agent's own action size, that of its actor and its data; ``model_action_dim`` the larger
     of the two domains', to which the world model pads. The actor's entropy counts its own actions only. ``state``
-    names low-dimensional observations and their sizes, seen instead of images.
+    names low-dimensional observations and their sizes, seen instead of images. ``actor_dim`` gives the actor outputs
+    for more actions than its own. A ``world`` and its ``model_opt`` may be another agent's.
     """
 
     def __init__(
@@ -53,12 +69,16 @@ class Agent:
         model_action_dim: int,
         device: torch.device,
         state: dict[str, int] | None = None,
+        *,
+        actor_dim: int | None = None,
+        world: WorldModel | None = None,
+        model_opt: Optimizer | None = None,
     ):
         self.config, self.device, self.action_dim = config, device, action_dim
-        self.world = WorldModel(config, model_action_dim, state).to(device)
-        self.behaviour = ActorCritic(config, self.world.rssm.feat_size, action_dim).to(device)
+        self.world = world or WorldModel(config, model_action_dim, state).to(device)
+        self.behaviour = ActorCritic(config, self.world.rssm.feat_size, action_dim, actor_dim).to(device)
         self.frozen_world, self.frozen_critic = models.frozen(self.world), models.frozen(self.behaviour.critic)
-        self.model_opt = Optimizer([self.world], config.model_lr, config)
+        self.model_opt = model_opt or Optimizer([self.world], config.model_lr, config)
         self.actor_opt = Optimizer([self.behaviour.actor], config.actor_lr, config)
         self.critic_opt = Optimizer([self.behaviour.critic], config.value_lr, config)
         self.behaviour_updates = 0
@@ -66,6 +86,10 @@ class Agent:
         self.scales = {**observation, "reward": config.reward_scale, "kl": config.kl_scale}
         if config.pred_discount:
             self.scales["discount"] = config.discount_scale
+        self.compile()
+
+    def compile(self) -> None:
+        """Prepare what is called at every step, for the optimisers there are."""
         self.behaviour_loss = self._compiled(self._behaviour_loss, self.actor_opt, self.critic_opt)
         self.model_loss = self._compiled(self._model_loss, self.model_opt)
         self.policy_step = self._compiled(self._policy_step)
@@ -118,11 +142,14 @@ class Agent:
         if self.behaviour_updates % self.config.slow_target_update == 0:
             behaviour.slow_critic.load_state_dict(behaviour.critic.state_dict())
         self.behaviour_updates += 1
-        start = models.start_states(post, self.config.imag_starts)
-        starts = len(start["deter"])
-        noise = behaviour.noise(self.world, starts, self.config.imag_horizon)
         optimizers = {"actor": self.actor_opt, "critic": self.critic_opt}
-        return self._train(self.behaviour_loss, optimizers, starts, start, noise, source_critic)[0]
+        return self._train(self.behaviour_loss, optimizers, *self._starts(post), source_critic)[0]
+
+    def _starts(self, post: State) -> tuple[int, State, tuple[Tensor, Tensor]]:
+        """How many states imagination begins from, these states (N, ...), and the chance in it."""
+        start = models.start_states(post, self.config.imag_starts)
+        count = len(start["deter"])
+        return count, start, self.behaviour.noise(self.world, count, self.config.imag_horizon)
 
     def _behaviour_loss(
         self, start: State, noise: tuple[Tensor, Tensor], source_critic: nn.Module | None
@@ -153,6 +180,10 @@ class Agent:
             metrics["value_constraint"] = constrained
         return actor_loss + critic_loss, metrics, None
 
+    def _model_loss(self, *inputs: models.Tree) -> tuple[Tensor, Metrics, State]:
+        """The world model's loss, its metrics, and the latents it saw (B, T, ...)."""
+        raise NotImplementedError
+
     def _imagined_reward(self, feat: Tensor) -> Tensor:
         """What the actor is rewarded with in imagination: (H, N, F) -> (H, N)."""
         return self.frozen_world.reward(feat)
@@ -160,10 +191,18 @@ class Agent:
     def _train(
         self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: models.Tree
     ) -> tuple[Metrics, list[Any]]:
-        """One step of ``optimizers`` on ``loss(*inputs)``, taken in ``grad_accum`` micro-batches.
+        """One step of ``optimizers`` on ``loss(*inputs)``. Returns the metrics, with each optimizer's gradient norm,
+        and what else the loss gave for each micro-batch."""
+        metrics, others = self._backward(loss, optimizers, size, *inputs)
+        norms = {f"{name}_grad_norm": optimizer.step() for name, optimizer in optimizers.items()}
+        return {**metrics, **norms}, others
 
-        Gradients are computed for their own parameters alone, so nothing else has to be frozen. Returns the metrics,
-        with each optimizer's gradient norm, and what else the loss gave for each micro-batch.
+    def _backward(
+        self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: models.Tree
+    ) -> tuple[Metrics, list[Any]]:
+        """Leave the gradients of ``loss(*inputs)``, taken in ``grad_accum`` micro-batches, with the parameters.
+
+        They are computed for the optimizers' parameters alone, so nothing else has to be frozen.
         """
         parameters = [p for optimizer in optimizers.values() for p in optimizer.parameters]
         metrics, others = {}, []
@@ -175,8 +214,7 @@ class Agent:
             (share * total).backward(inputs=parameters)
             metrics = {k: metrics.get(k, 0.0) + share * v.detach() for k, v in values.items()}
             others.append(other)
-        norms = {f"{name}_grad_norm": optimizer.step() for name, optimizer in optimizers.items()}
-        return {**metrics, **norms}, others
+        return metrics, others
 
     def _train_model(self, loss: Loss, size: int, *inputs: models.Tree) -> tuple[State, Metrics]:
         """One update of the world model. Returns the posterior states that it saw, (B, T, ...), and the metrics."""
@@ -201,17 +239,24 @@ class Agent:
 
     def state_dict(self) -> dict:
         return {
-            "world": self.world.state_dict(),
-            "behaviour": self.behaviour.state_dict(),
-            **{name: getattr(self, name).adam.state_dict() for name in ("model_opt", "actor_opt", "critic_opt")},
+            **self.model_dict(),
+            **{name: getattr(self, name).state_dict() for name in ("model_opt", "actor_opt", "critic_opt")},
             "behaviour_updates": self.behaviour_updates,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def model_dict(self) -> dict:
+        """What `load_models` needs."""
+        return {"world": self.world.state_dict(), "behaviour": self.behaviour.state_dict()}
+
+    def load_models(self, state: dict) -> None:
+        """What acting, predicting and judging need, of a `state_dict`."""
         self.world.load_state_dict(state["world"])
         self.behaviour.load_state_dict(state["behaviour"])
+
+    def load_state_dict(self, state: dict) -> None:
+        self.load_models(state)
         for name in ("model_opt", "actor_opt", "critic_opt"):
-            getattr(self, name).adam.load_state_dict(state[name])
+            getattr(self, name).load_state_dict(state[name])
         self.behaviour_updates = state["behaviour_updates"]
 
 
@@ -235,6 +280,19 @@ class SourceAgent(Agent):
     def update_model(self, batch: Batch, target_batch: Batch | None = None, *, step: int) -> Metrics:
         """One update of the world model alone."""
         return self._update_model(batch, target_batch, step)[1]
+
+    def gradients(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """Gradients of Eq. 2, 7 and 11 on source data, by optimiser, with nothing updated."""
+        model, behaviour = {"model": self.model_opt}, {"actor": self.actor_opt, "critic": self.critic_opt}
+        inputs = (batch, None, self._noise(batch, None), torch.tensor(1.0))
+        _, posts = self._backward(self.model_loss, model, len(batch["action"]), *inputs)
+        post = {k: torch.cat([post[k] for post in posts]) for k in posts[0]}
+        self._backward(self.behaviour_loss, behaviour, *self._starts(post), None)
+        found = {}
+        for name, optimizer in {**model, **behaviour}.items():
+            found[f"{name}_opt"] = [torch.zeros_like(p) if p.grad is None else p.grad for p in optimizer.parameters]
+            optimizer.adam.zero_grad(set_to_none=True)
+        return found
 
     def _update_model(self, batch: Batch, target_batch: Batch | None, step: int) -> tuple[State, Metrics]:
         eta = torch.tensor(self.eta(step) if target_batch else 1.0)
@@ -269,6 +327,8 @@ class TargetAgent(Agent):
     alignment's KL) is followed at an update, or the one that ``chosen`` names (paper, appendix C). The metrics then
     hold ``chosen`` and each ``distance_N``.
     """
+
+    takes_source_batches = False  # an update is given source data too
 
     def update(
         self,
@@ -314,6 +374,10 @@ class TargetAgent(Agent):
         noise = self._noise(batch)
         return self._train_model(self.model_loss, len(batch["action"]), batch, noise, embeds, picked, same_images)
 
+    def _more_losses(self, seen: Seen) -> dict[str, Tensor]:
+        """Further terms of the world model's loss, for which ``scales`` has weights."""
+        return {}
+
     @staticmethod
     def _distances(own: Tensor, embeds: list[Tensor], same_images: bool) -> Tensor:
         """Eq. 3's KL to each source's embeddings, (M,)."""
@@ -326,6 +390,7 @@ class TargetAgent(Agent):
         """Eq. 2 and, where there are sources to follow, Eq. 3's beta_2 term."""
         seen, scale, extra = self.world.observe(batch, noise[0]), {}, {}
         losses, kl = self.world.losses(seen, batch, self.config)
+        losses |= self._more_losses(seen)
         if embeds:
             distances = self._distances(seen.embed, embeds, same_images)
             chosen = distances.argmin() if chosen is None else chosen

@@ -6,6 +6,7 @@ python co_training.py --source_task walker_walk --target_task walker_downhill --
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,33 +14,37 @@ import config as settings
 import pictures
 from agents import Metrics
 from driver import Scores
-from errors import DIVERGED, BadInput, exit_on_bad_input
-from run import Interrupted, Phase, Run, agent_policy
+from errors import BadInput, exit_on_bad_input
+from methods import CHOSEN, METHODS, Phase
+from run import BEFORE_ALIGNMENT, Interrupted, Run, agent_policy
+from sources import Source, named_tasks
 from tools import times_passed
-from wrappers import parse_task
 from wrappers.vector import WorkerCrash
 
 
 def algorithm_1(config: SimpleNamespace) -> list[Phase]:
-    """The phases of a run in order: pretraining, warm-up, then rounds of offline and online phases."""
-    phases = [Phase("evaluate_random"), *source_agent_alone(config, config.pretrain_steps)]
+    """The phases of a run in order: pretraining of every source, warm-up, then rounds of offline and online phases."""
+    phases = [Phase("evaluate_random")]
+    for source in range(len(config.source_task.split(","))):
+        phases += source_agent_alone(config, config.pretrain_steps, source)
+    online = Phase("source", aligned=config.reward_alignment, source=CHOSEN)
     for _ in range(config.warmup_rounds):
         phases.append(Phase("target_model", config.warmup_updates))
-        phases.append(Phase("source", config.warmup_steps, aligned=config.reward_alignment))
+        phases.append(replace(online, iterations=config.warmup_steps))
     for r in range(1, config.rounds + 1):
         phases.append(Phase("evaluate", round=r))
         phases.append(Phase("target", config.target_iterations, round=r))
         if r < config.rounds:
-            phases.append(Phase("source", config.source_iterations, round=r, aligned=config.reward_alignment))
+            phases.append(replace(online, iterations=config.source_iterations, round=r))
     return [*phases, Phase("evaluate", round=config.rounds)]
 
 
-def source_agent_alone(config: SimpleNamespace, steps: int) -> list[Phase]:
+def source_agent_alone(config: SimpleNamespace, steps: int, source: int = 0) -> list[Phase]:
     """DreamerV2 online: random steps, the first updates, then ``steps`` agent steps."""
     return [
-        Phase("prefill", config.prefill),
-        Phase("source_updates", config.pretrain),
-        Phase("source", steps),
+        Phase("prefill", config.prefill, source=source),
+        Phase("source_updates", config.pretrain, source=source),
+        Phase("source", steps, source=source),
     ]
 
 
@@ -48,41 +53,49 @@ def source_agent_alone(config: SimpleNamespace, steps: int) -> list[Phase]:
 
 def prefill(run: Run, phase: Phase) -> None:
     """Random steps in the source simulator, so that there is something to learn from."""
-    for _ in run.iterations(phase, len(run.collector)):
-        run.collector.step()
-        run.progress.source_steps += len(run.collector)
+    collector = run.source_of(phase).collector
+    for _ in run.iterations(phase, len(collector)):
+        collector.step()
+        run.progress.source_steps += len(collector)
 
 
 def source_updates(run: Run, phase: Phase) -> None:
     """Updates of the source agent without stepping its simulator."""
     for _ in run.iterations(phase):
-        update_source(run, aligned=False)
+        update_source(run, run.source_of(phase), phase.aligned)
 
 
 def source(run: Run, phase: Phase) -> None:
     """Online phase: step the source simulator; train the source agent (Eq. 2, with Eq. 5 where aligned) meanwhile."""
-    policy, stride = agent_policy(run.source, sample=True), len(run.collector)
+    source = run.source_of(phase)
+    policy, stride = agent_policy(source.agent, sample=True), len(source.collector)
     for _ in run.iterations(phase, stride):
-        run.collector.start(policy)
+        source.collector.start(policy)
         run.progress.source_steps += stride
         run.progress.aligned_steps += stride * phase.aligned
         for _ in range(times_passed(run.progress.source_steps, stride, run.config.train_every)):
-            update_source(run, phase.aligned)
-        run.collector.finish()
+            update_source(run, source, phase.aligned)
+        source.collector.finish()
 
 
-def update_source(run: Run, aligned: bool) -> None:
-    batch, target_batch = run.batch("source"), run.batch("target") if aligned else None
-    if target_batch and run.source.world.state:  # it cannot see images: the target's encoder lends it its eyes
+def update_source(run: Run, source: Source, aligned: bool) -> None:
+    batch, target_batch = run.batch(source.name), run.batch("target") if aligned else None
+    if target_batch and source.agent.world.state:  # it cannot see images: the target's encoder lends it its eyes
         target_batch["embed"] = run.target.embed(target_batch)
-    run.logger.add("source", run.source.update(batch, target_batch, step=run.progress.aligned_steps))
+    run.logger.add(source.name, source.agent.update(batch, target_batch, step=run.progress.aligned_steps))
     run.progress.source_updates += 1
+
+
+def hand_over(run: Run, phase: Phase) -> None:
+    """The target's agent becomes the source's (DV2 Finetune)."""
+    batches = [run.batch("source") for _ in range(run.config.ewc_batches)]
+    run.target.take_over(run.agents["source"], batches)
 
 
 def target_model(run: Run, phase: Phase) -> None:
     """Warm-up: the target's world model alone (Eq. 3)."""
     for _ in run.iterations(phase):
-        update_target(run, run.target.update_model)
+        update_target(run, phase, run.target.update_model)
 
 
 def target(run: Run, phase: Phase) -> None:
@@ -90,13 +103,22 @@ def target(run: Run, phase: Phase) -> None:
     for _ in run.iterations(phase):
         run.progress.target_iterations += 1
         if times_passed(run.progress.target_iterations, 1, run.config.train_every):
-            update_target(run, run.target.update)
+            update_target(run, phase, run.target.update)
 
 
-def update_target(run: Run, update: Callable[..., Metrics]) -> None:
-    source_batches = [run.batch("source")] if run.source.world.state else None
-    run.logger.add("target", update(run.batch("target"), [run.source], source_batches))
+def update_target(run: Run, phase: Phase, update: Callable[..., Metrics]) -> None:
+    """One update; of several sources it follows the one that ``select`` says."""
+    if run.progress.target_updates == 0 and run.method.tied:
+        run.save_models(BEFORE_ALIGNMENT)
+    source_batches = None
+    if run.target.takes_source_batches or any(agent.world.state for agent in run.followed):
+        source_batches = [run.batch(source.name) for source in run.sources]
+    metrics = update(run.batch("target"), run.followed, source_batches, run.choices.fixed())
     run.progress.target_updates += 1
+    if "chosen" in metrics:
+        counts = {"step": run.progress.step, "target_updates": run.progress.target_updates}
+        run.logger.choice(**counts, phase=phase.kind, round=phase.round, **run.choices.count(metrics))
+    run.logger.add("target", metrics)
 
 
 def evaluate_random(run: Run, phase: Phase) -> None:
@@ -105,9 +127,8 @@ def evaluate_random(run: Run, phase: Phase) -> None:
 
 
 def evaluate(run: Run, phase: Phase) -> None:
-    """Score the domain's agent, acting with its mode. Of the target's simulator there is no other use."""
-    agent = {"source": run.source, "target": run.target}[phase.domain]
-    scores = run.score(agent_policy(agent, sample=False), phase.domain)
+    """Score the domain's agent, acting with its mode. Of a dataset's simulator there is no other use."""
+    scores = run.score(agent_policy(run.agents[phase.domain], sample=False), phase.domain)
     record_score(run, phase, scores)
     run.logger.video(f"{phase.domain}/evaluation", scores.frames, run.progress.step)
     run.last_score = scores.mean
@@ -121,7 +142,8 @@ def record_score(run: Run, phase: Phase, scores: Scores) -> None:
     run.logger.score(domain=phase.domain, phase=phase.kind, round=phase.round, **counts, **results)
 
 
-PHASES = {f.__name__: f for f in (prefill, source_updates, source, target_model, target, evaluate_random, evaluate)}
+KINDS = prefill, source_updates, source, hand_over, target_model, target, evaluate_random, evaluate
+PHASES = {function.__name__: function for function in KINDS}
 
 
 def train(run: Run, until: Callable[[Run], bool] = lambda run: False) -> None:
@@ -134,24 +156,33 @@ def train(run: Run, until: Callable[[Run], bool] = lambda run: False) -> None:
 
 
 def summary(run: Run) -> str:
-    """The scores of a finished run as a short table."""
+    """The scores of a finished run as a short table; of several sources, how often each was followed."""
     rows = [row for row in pictures.read_scores(run.logdir) if row["domain"] == "target"]
-    lines = [f"{run.tasks['target']:24} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
+    width, name = max(24, len(run.tasks["target"])), run.config.method
+    lines = [f"{run.tasks['target']:{width}} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
     for row in rows:
-        name = "random policy" if row["phase"] == "evaluate_random" else f"CoWorld, before round {row['round']}"
+        label = "random policy" if row["phase"] == "evaluate_random" else f"{name}, before round {row['round']}"
         if row is rows[-1]:
-            name = "CoWorld, at the end"
+            label = f"{name}, at the end"
         success = f"{float(row['success']):.0%}" if row["success"] else "-"
-        lines.append(
-            f"{name:24} {float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}"
-        )
+        figures = f"{float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}"
+        lines.append(f"{label:{width}} {figures}")
+    updates = sum(run.choices.won)
+    if updates:
+        lines.append(f"{'source':{width}} {'followed':>9} of {updates} target updates")
+        for source, won in zip(run.sources, run.choices.won, strict=True):
+            lines.append(f"{source.name + ' ' + source.task:{width}} {won / updates:9.0%}")
     return "\n".join([*lines, f"run directory: {run.logdir}"])
 
 
 def default_logdir(config: SimpleNamespace) -> Path:
     """Determined by the command, so that the same command finds its run again."""
-    tasks = [str(parse_task(t)) for t in (config.source_task, config.target_task)]
-    return Path("runs") / "-".join([tasks[0], "to", tasks[1], *config.configs, f"seed{config.seed}"])
+    method = METHODS[config.method]
+    target = named_tasks(config, "target_task")[0]
+    learned = [*([] if config.method == "coworld" else [config.method])]
+    if method.online.startswith("source"):
+        learned += ["+".join(named_tasks(config, "source_task")), "to"]
+    return Path("runs") / "-".join([*learned, target, *config.configs, f"seed{config.seed}"])
 
 
 def carry_out(run: Run, until: Callable[[Run], bool] = lambda run: False) -> None:
@@ -167,21 +198,23 @@ def carry_out(run: Run, until: Callable[[Run], bool] = lambda run: False) -> Non
         sys.exit(
             f"{crash}\na simulator's process failed; the same command continues {run.logdir} from its last checkpoint"
         )
-    except RuntimeError as error:  # what torch raises when it samples a latent from NaN
-        if "probability tensor contains" not in str(error):
-            raise
-        raise BadInput(f"the world model's latents are not finite: {DIVERGED}") from None
     finally:
         run.close()
 
 
 def main(arguments: list[str] | None = None) -> None:
     config, _ = settings.parse(settings.parser(__doc__), arguments)
-    for key in ("source_task", "target_task", "offline_traindir"):
-        if not getattr(config, key):
+    method = METHODS[config.method]
+    needed = {
+        "source_task": method.online.startswith("source"),
+        "target_task": True,
+        "offline_traindir": method.dataset,
+    }
+    for key, wanted in needed.items():
+        if wanted and not getattr(config, key):
             raise BadInput(f"--{key} is missing (see --help)")
     config.logdir = config.logdir or str(default_logdir(config))
-    run = Run(config, algorithm_1(config))
+    run = Run(config, method.schedule(algorithm_1(config)), method)
     carry_out(run)
     print(summary(run))
 

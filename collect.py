@@ -23,9 +23,10 @@ from co_training import carry_out, source_agent_alone
 from environments import collection_envs
 from errors import BadInput, exit_on_bad_input
 from formats.npz import write_atomically
+from methods import COLLECTION, Phase
 from pictures import read_scores
 from replay import save_episode
-from run import Phase, Run, agent_policy, load_agent, pick_device
+from run import Run, agent_policy, load_agent, pick_device
 from wrappers import parse_task
 
 POLICIES = ("random", "checkpoint", "dreamer")
@@ -54,7 +55,7 @@ def command() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_score", type=float, help="an agent's best return (default: max_scores.yaml's)")
     parser.add_argument("--checkpoint", type=Path, help="run directory of the agent, for --policy checkpoint")
-    parser.add_argument("--agent", choices=("target", "source"), default="target", help="which of the run's two agents")
+    parser.add_argument("--agent", default="target", help="which of the run's agents: target, source, source_2, ...")
     return parser
 
 
@@ -92,21 +93,22 @@ def collect_learning(config: SimpleNamespace, own: argparse.Namespace, out: Path
     config.logdir = config.logdir or f"runs/collect-{parse_task(own.task)}-{kind}-seed{config.seed}"
     config.replay_size = max(config.replay_size, own.episodes * config.time_limit)
     wanted = score_to_reach(own.task, own.quality, own.max_score)
-    run = Run(config, learning_phases(config, own.episodes))
+    run = Run(config, learning_phases(config, own.episodes), COLLECTION)
+    replay = run.sources[0].replay
     carry_out(run, until=lambda run: run.last_score is not None and run.last_score >= wanted)
     if own.quality and run.last_score < wanted:
         print(f"note: the last evaluation, {run.last_score:.1f}, is below the {wanted:.1f} asked for", file=sys.stderr)
-    names = run.replay.state_dict()["episodes"][: own.episodes]  # a resumed run may have gone on for longer
+    names = replay.state_dict()["episodes"][: own.episodes]  # a resumed run may have gone on for longer
     with tools.progress_bar(len(names), "copy episodes") as bar:
         for name in names:
-            with np.load(run.replay.directory / name, allow_pickle=False) as arrays:
+            with np.load(replay.directory / name, allow_pickle=False) as arrays:
                 save_episode(out, dict(arrays), id=name.split("-")[1])
             bar.update()
     scores = [row for row in read_scores(run.logdir) if row["phase"] == "evaluate"]
     return {
         **run.simulator("source").get_wrapper_attr("description"),
-        "returns": run.replay.returns[: own.episodes],
-        "steps": sum(run.replay.lengths[: own.episodes]),
+        "returns": replay.returns[: own.episodes],
+        "steps": sum(replay.lengths[: own.episodes]),
         "evaluations": [{"steps": int(row["source_steps"]), "mean": float(row["mean"])} for row in scores],
         "score_to_reach": wanted if own.quality else None,
     }

@@ -20,6 +20,8 @@ CONFIGS = Path(__file__).with_name("configs.yaml")
 CHOICES = {
     "precision": ("float32", "bfloat16"),
     "compile": ("auto", "on", "off"),
+    "method": ("coworld", "offline_dv2", "dv2_finetune", "dv2_finetune_ewc", "multitask_dv2", "online_dv2"),
+    "select": ("nearest", "first", "round_robin"),
     "dataset_format": ("auto", "npz", "hdf5", "minari"),
     "source_observation": ("image", "state"),
     "render": ("fast", "full"),
@@ -30,8 +32,8 @@ CHOICES = {
 AT_LEAST = {  # other numbers only have to be 0 or more
     1: (
         "time_limit dmc_action_repeat metaworld_action_repeat robodesk_action_repeat train_every eval_every "
-        "eval_episodes batch_size grad_accum dyn_stoch dyn_deter dyn_hidden cnn_depth units slow_target_update "
-        "log_every"
+        "eval_episodes eval_envs batch_size grad_accum dyn_stoch dyn_deter dyn_hidden cnn_depth units ensemble "
+        "ewc_batches slow_target_update log_every"
     ).split(),
     2: ["batch_length", "imag_horizon"],
 }
@@ -98,7 +100,7 @@ def convert(value: Any, default: Any) -> Any:
             raise ValueError(f"is not a list of {len(default)}, like {','.join(map(str, default))}")
         return [convert(item, default[0]) for item in items]
     if isinstance(default, str):
-        return str(value)
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
     kind = "a whole number" if isinstance(default, int) else "a number"
     if isinstance(value, bool):
         raise ValueError(f"is not {kind}")

@@ -1,6 +1,6 @@
 """The only code that steps simulators: collecting episodes of the source task, and evaluating."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -196,36 +196,63 @@ class Scores:
 
 def evaluate(
     policy: Policy,
-    env: gymnasium.Env,
+    envs: Sequence[Any],
     episodes: int,
     seed: int,
     between: Callable[[int], None] = lambda steps: None,
 ) -> Scores:
-    """Score ``policy`` over ``episodes`` episodes, which ``seed`` determines.
+    """Score ``policy`` over ``episodes`` episodes, which ``seed`` and the number of ``envs`` determine.
 
-    The global random state is put back afterwards, so that an evaluation changes nothing in a run. ``between`` is
-    called after every step with the number of steps so far; it may raise to break off.
+    As many episodes as there are ``envs`` (`InProcess` or `wrappers.vector.ProcessEnv`) are played side by side. The
+    global random state is put back afterwards, so that an evaluation changes nothing in a run. ``between`` is called
+    after every step with the number of agent steps it took; it may raise to break off.
     """
-    scores, steps = Scores(), 0
+    scores = Scores()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for index in range(episodes):
-            observation, _ = env.reset(seed=episode_seed(seed, index))
-            frames, total, success, state, first, done = [observation["image"]], 0.0, None, None, True, False
-            while not done:
-                action, state = policy({k: v[None] for k, v in observation.items()}, state, np.array([first]))
-                observation, reward, terminated, truncated, info = env.step(action[0])
-                first, done = False, terminated or truncated
-                total += float(reward)
-                if "success" in info:
-                    success = max(success or 0.0, float(info["success"]))
-                if index == 0:
-                    frames.append(observation["image"])
-                steps += 1
-                between(steps)
-            scores.returns.append(total)
-            if success is not None:
-                scores.successes.append(success)
-            if index == 0:
-                scores.frames = np.stack(frames)
+        for begun in range(0, episodes, len(envs)):
+            players = [Player(env, episode_seed(seed, begun + i)) for i, env in enumerate(envs[: episodes - begun])]
+            play(policy, players, between)
+            scores.returns += [player.total for player in players]
+            scores.successes += [player.success for player in players if player.success is not None]
+            if begun == 0:
+                scores.frames = np.stack(players[0].frames)
     return scores
+
+
+class Player:
+    """An evaluation episode under way: what it was seen to do so far."""
+
+    def __init__(self, env: Any, seed: int):
+        self.env, self.total, self.success, self.done = env, 0.0, None, False
+        env.reset_async(seed=seed)
+        self.frames: list[np.ndarray] = []
+
+    def begin(self) -> None:
+        self.observation, _ = self.env.reset_wait()
+        self.frames.append(self.observation["image"])
+
+    def receive(self) -> None:
+        self.observation, reward, terminated, truncated, info = self.env.step_wait()
+        self.frames.append(self.observation["image"])
+        self.done = terminated or truncated
+        self.total += float(reward)
+        if "success" in info:
+            self.success = max(self.success or 0.0, float(info["success"]))
+
+
+def play(policy: Policy, players: list[Player], between: Callable[[int], None]) -> None:
+    """Play the episodes to their ends. One that is over waits for the others, its last observation repeated."""
+    for player in players:
+        player.begin()
+    state, first = None, np.ones(len(players), bool)
+    while active := [player for player in players if not player.done]:
+        seen = {key: np.stack([player.observation[key] for player in players]) for key in players[0].observation}
+        actions, state = policy(seen, state, first)
+        first = np.zeros(len(players), bool)
+        for player, action in zip(players, actions, strict=True):
+            if not player.done:
+                player.env.step_async(action)
+        for player in active:
+            player.receive()
+        between(len(active))

@@ -43,6 +43,14 @@ def collection_envs(config: SimpleNamespace, task: str, domain: str) -> list[Any
     return make_envs(task, config.envs, **environment_settings(config, task, domain))
 
 
+def evaluation_envs(config: SimpleNamespace, task: str, domain: str, episodes: int) -> list[Any]:
+    """``eval_envs`` simulators for `driver.evaluate`, each in its own process; a single one is in this process."""
+    count = min(config.eval_envs, episodes)
+    if count <= 1:
+        return [driver.InProcess(environment(config, task, domain))]
+    return make_envs(task, count, **environment_settings(config, task, domain))
+
+
 def check_drawn_alike(dataset: OfflineDataset, simulator: dict[str, Any]) -> None:
     """BadInput if the dataset was recorded otherwise than the evaluation's simulator; a note where it does not say."""
     recorded = dataset.description

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import driver
 import tools
-from environments import environment
+from environments import evaluation_envs
 from errors import BadInput, Parser, exit_on_bad_input
 from formats.npz import write_atomically
-from run import EVALUATION_SEED, agent_policy, load_agent, pick_device
+from run import EVALUATION_SEED, agent_policy, agent_task, load_agent, pick_device
 from wrappers import parse_task
 
 
 def command() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--logdir", required=True, type=Path, help="run directory that holds the checkpoint")
-    parser.add_argument("--agent", choices=("target", "source"), default="target", help="which agent (default: target)")
+    parser.add_argument("--agent", default="target", help="target, source, source_2, ... (default: target)")
     parser.add_argument("--episodes", type=int, default=10, help="how many episodes (default: 10)")
     parser.add_argument("--task", help="another task to score it on (default: the agent's own)")
     parser.add_argument("--seed", type=int, help="of the episodes (default: that of the run's own evaluations)")
@@ -34,16 +34,18 @@ def main(arguments: list[str] | None = None) -> None:
     if own.seed is not None and not 0 <= own.seed < 2**31:
         raise BadInput(f"--seed {own.seed}: give 0 or more, under 2147483648")
     agent, config = load_agent(own.logdir, own.agent, pick_device(own.device))
-    task = parse_task(own.task or getattr(config, f"{own.agent}_task"))
-    env = environment(config, str(task), own.agent)
+    task = parse_task(own.task or agent_task(config, own.agent))
+    envs = evaluation_envs(config, str(task), own.agent.split("_")[0], own.episodes)
+    env = envs[0]
     if env.action_space.shape[0] != agent.action_dim:
         raise BadInput(
             f"--task {task} has {env.action_space.shape[0]} actions, the agent {agent.action_dim}; choose another"
         )
     seed = EVALUATION_SEED + config.seed if own.seed is None else own.seed
     with tools.progress_bar(own.episodes * config.time_limit, f"evaluate {own.agent}") as bar:
-        scores = driver.evaluate(agent_policy(agent, sample=False), env, own.episodes, seed, lambda _: bar.update())
-    env.close()
+        scores = driver.evaluate(agent_policy(agent, sample=False), envs, own.episodes, seed, bar.update)
+    for env in envs:
+        env.close()
     video = own.video or own.logdir / "videos" / f"evaluate-{own.agent}-{task}.gif"
     write_atomically(video, lambda file: file.write(tools.encode_gif(scores.frames, fps=20)))
     success = "" if scores.success is None else f", success {scores.success:.0%}"

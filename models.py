@@ -267,11 +267,17 @@ class Imagined:
 class ActorCritic(nn.Module):
     """psi and xi: the actor, the critic and the critic's slow copy, which gives the targets."""
 
-    def __init__(self, config: Config, feat: int, action_dim: int):
+    def __init__(self, config: Config, feat: int, action_dim: int, actor_dim: int | None = None):
         super().__init__()
         act, units = config.act, config.units
         self.actor = Actor(
-            feat, action_dim, layers=config.actor_layers, units=units, act=act, min_std=config.actor_min_std
+            feat,
+            action_dim,
+            layers=config.actor_layers,
+            units=units,
+            act=act,
+            min_std=config.actor_min_std,
+            outputs=actor_dim,
         )
         self.critic = ScalarHead(feat, layers=config.value_layers, units=units, act=act)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)

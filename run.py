@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,32 +16,24 @@ import torch
 import driver
 import pictures
 import tools
-from agents import Agent, SourceAgent, TargetAgent
+from agents import Agent
 from config import to_yaml
-from environments import check_drawn_alike, collection_envs, environment
+from environments import check_drawn_alike, collection_envs, environment, environment_settings
 from errors import BadInput
-from replay import OfflineDataset, OnlineReplay
-from wrappers import parse_task
+from methods import CHOSEN, Domains, Method, Phase
+from replay import Batch, OfflineDataset, Prefetcher, SequenceStore
+from sources import Choices, Source, named_tasks, online_tasks, open_source
+from wrappers.vector import make_envs
 
 CHECKPOINT = "checkpoint.pt"
+BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents as they were before the target's first training, for analyse.py
 MAY_CHANGE = set(  # between a run and its resumption; the phases already done and the data are checked by themselves
     "configs logdir device offline_traindir dataset_format dataset_cache replay_size eta_steps pretrain_steps "
     "warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every eval_episodes "
-    "log_every video_every checkpoint_minutes".split()
+    "log_every video_every checkpoint_minutes eval_envs compile".split()
 )
 CONTEXT = 5  # frames that an open-loop prediction is given
 EVALUATION_SEED = 10_000  # apart from the seeds of training episodes
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of a run: ``kind`` names its loop in co_training.py, ``iterations`` its length."""
-
-    kind: str
-    iterations: int = 1
-    round: int = 0
-    domain: str = "target"  # whose agent an evaluation scores
-    aligned: bool = False  # stage B (reward alignment) is on
 
 
 @dataclass
@@ -51,7 +43,7 @@ class Progress:
     phase: int = 0  # phases finished
     iteration: int = 0  # iterations finished of the phase under way
     step: int = 0  # iterations of all phases: the curves' axis
-    source_steps: int = 0  # agent steps in the source simulator
+    source_steps: int = 0  # agent steps in simulators that are learned in
     aligned_steps: int = 0  # those since stage B began, eta's clock
     source_updates: int = 0
     target_iterations: int = 0
@@ -72,12 +64,12 @@ def open_dataset(config: SimpleNamespace) -> OfflineDataset:
     )
 
 
-def named_task(config: SimpleNamespace, key: str) -> str:
-    """The task's canonical name; BadInput names the flag too."""
-    try:
-        return str(parse_task(getattr(config, key)))
-    except BadInput as error:
-        raise BadInput(f"--{key}: {error}") from None
+def agent_task(config: SimpleNamespace, domain: str) -> str:
+    """The task of ``target``, ``source`` or ``source_2`` under a run's settings."""
+    if domain == "target":
+        return config.target_task
+    _, _, number = domain.partition("_")
+    return config.source_task.split(",")[int(number or 1) - 1]
 
 
 def agent_policy(agent: Agent, sample: bool) -> driver.Policy:
@@ -99,21 +91,23 @@ def pick_device(name: str) -> torch.device:
 
 
 class Run:
-    """Everything a run holds. With a target it co-trains; without one it is the source agent alone, online.
+    """Everything a run holds: what ``method`` learns from, its agents, simulators and records.
 
-    Attributes: config, phases, progress, source, target (agents, target may be None), replay, dataset, collector,
-    logger, last_score. Building one resumes from ``logdir`` if it holds a checkpoint.
+    Attributes: config, method, phases, progress, agents (by domain: ``target``, ``source`` or ``source_1``, ...),
+    sources (the domains it learns in online), choices (which of several it follows), dataset, logger, last_score.
+    Building one resumes from ``logdir`` if it holds a checkpoint.
     """
 
-    def __init__(self, config: SimpleNamespace, phases: list[Phase]):
-        self.config, self.phases = config, phases
+    def __init__(self, config: SimpleNamespace, phases: list[Phase], method: Method):
+        self.config, self.phases, self.method = config, phases, method
         self.logdir = Path(config.logdir).expanduser()
         self.device = pick_device(config.device)
-        self.tasks = {"source": named_task(config, "source_task")}
-        self.dataset, self.source_role = None, "collect"
-        if config.target_task:
-            self.source_role = "source"
-            self.tasks["target"] = named_task(config, "target_task")
+        tools.keep_freed_memory()
+        self.online = online_tasks(config, method)
+        self.tasks = {name: task for name, (task, _) in self.online.items()}
+        self.dataset = None
+        if method.dataset:
+            self.tasks["target"] = named_tasks(config, "target_task")[0]
             if not config.offline_traindir:
                 raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
             self.dataset = open_dataset(config)
@@ -131,62 +125,97 @@ class Run:
         """Simulators, agents, replay and counters, as new or as ``saved``."""
         config = self.config
         tools.seed_everything(config.seed)
-        self.simulators: dict[str, gymnasium.Env] = {}  # for evaluation, by domain
-        envs = collection_envs(config, self.tasks["source"], self.source_role)
-        self.collector = driver.Collector(envs, self._episode_finished, config.seed)
-        self._build_agents(envs[0])
-        self.replay = OnlineReplay(self.logdir / "source_replay", capacity=config.replay_size)
-        self.sampling = {
-            name: np.random.default_rng([config.seed, i]) for i, name in enumerate(("source", "target"), 1)
-        }
+        self.simulators: dict[str, gymnasium.Env] = {}  # one of each domain, in this process
+        self.evaluators: dict[str, list[Any]] = {}  # for evaluation, by domain
+        self.sources = []
+        for index, (name, task) in enumerate(self.online.items()):
+            envs = collection_envs(config, *task)
+            self.sources.append(open_source(name, task, envs, self._episode_finished, self.logdir, config, index))
+        self.choices = Choices([source.name for source in self.sources], config.select)
+        self._build_agents()
+        self.batches = {name: Prefetcher(*self._drawing(name, i)) for name, i in self._streams()}
         self.progress, self.last_score = Progress(), None
         self.stop = tools.StopRequest()
         self.saved_at = time.monotonic()
         self._restore(saved)
 
+    @property
+    def target(self) -> Agent | None:
+        """The agent of the target's domain, if there is one."""
+        return self.agents.get("target")
+
+    @property
+    def followed(self) -> Sequence[Agent]:
+        """The agents that the target's updates follow, in the order of ``sources``."""
+        return [source.agent for source in self.sources] if self.method.tied else []
+
     def simulator(self, domain: str) -> gymnasium.Env:
-        """The domain's simulator for evaluation, made when first asked for. Nothing but `score` steps it."""
+        """The domain's simulator in this process, made when first asked for. Nothing but `score` steps it."""
         if domain not in self.simulators:
-            role = self.source_role if domain == "source" else domain
+            _, role = self.online.get(domain, (None, domain))
             self.simulators[domain] = environment(self.config, self.tasks[domain], role)
         return self.simulators[domain]
 
     def batch(self, domain: str) -> dict[str, torch.Tensor]:
         """A batch of the domain's data on the device: image, action, reward, discount, (B, T, ...)."""
-        store, agent = (self.replay, self.source) if domain == "source" else (self.dataset, self.target)
-        keys = (*agent.world.keys, "action", "reward", "discount")
-        arrays = store.sample(self.config.batch_size, self.config.batch_length, self.sampling[domain], keys)
-        return tools.to_device(arrays, self.device)
+        return tools.to_device(self.batches[domain].next(), self.device)
 
-    def _build_agents(self, source_env: gymnasium.Env) -> None:
-        self.actions = actions = {"source": source_env.action_space.shape[0]}
-        self.source_state = {}
-        if self.config.source_observation == "state":
-            spaces = source_env.observation_space.spaces
-            self.source_state = {key: space.shape[0] for key, space in spaces.items() if key != "image"}
+    def store(self, domain: str) -> SequenceStore:
+        """The domain's data: the replay of a source, or the dataset."""
+        return next((source.replay for source in self.sources if source.name == domain), self.dataset)
+
+    def _streams(self) -> list[tuple[str, int]]:
+        """Each domain with the number that makes its batches' chance its own: 1 a single source's, 2 the target's."""
+        numbers = [(source.name, 1 if i == 0 else 2 + i) for i, source in enumerate(self.sources)]
+        return numbers + ([("target", 2)] if self.dataset is not None else [])
+
+    def _drawing(self, domain: str, number: int) -> tuple[Callable[[], Batch], np.random.Generator]:
+        """What makes a batch of the domain, on the way to the device, and its chance."""
+        rng, store, config = np.random.default_rng([self.config.seed, number]), self.store(domain), self.config
+        keys = (*self.agents[domain].world.keys, "action", "reward", "discount")
+
+        def draw() -> Batch:
+            return tools.to_tensors(store.sample(config.batch_size, config.batch_length, rng, keys), self.device)
+
+        return draw, rng
+
+    def _build_agents(self) -> None:
+        self.actions, self.states = {}, {}
+        for source in self.sources:
+            env = source.collector.slots[0].env
+            self.actions[source.name] = env.action_space.shape[0]
+            if self.config.source_observation == "state" and source.role != "target":
+                spaces = env.observation_space.spaces
+                self.states[source.name] = {key: space.shape[0] for key, space in spaces.items() if key != "image"}
         if self.dataset is not None:
-            actions["target"] = self.dataset.action_dim
-            expected = self.simulator("target").action_space.shape[0]
-            if expected != self.dataset.action_dim:
-                raise BadInput(
-                    f"--offline_traindir {self.config.offline_traindir}: its actions have {self.dataset.action_dim} "
-                    f"dimensions, those of {self.tasks['target']} have {expected}; give that task's dataset"
-                )
-            check_drawn_alike(self.dataset, self.simulator("target").get_wrapper_attr("description"))
-        largest = max(actions.values())
-        self.source = SourceAgent(self.config, actions["source"], largest, self.device, self.source_state)
-        self.target = None
-        if self.dataset is not None:
-            self.target = TargetAgent(self.config, actions["target"], largest, self.device)
+            self.actions["target"] = self._target_actions()
+        self.agents = self.method.agents(Domains(self.config, self.device, self.actions, self.states))
+        for source in self.sources:
+            source.agent = self.agents[source.name]
+
+    def _target_actions(self) -> int:
+        """The target's action size. BadInput if data and simulator do not fit."""
+        expected, found = self.simulator("target").action_space.shape[0], self.dataset.action_dim
+        if expected != found:
+            raise BadInput(
+                f"--offline_traindir {self.config.offline_traindir}: its actions have {found} "
+                f"dimensions, those of {self.tasks['target']} have {expected}; give that task's dataset"
+            )
+        check_drawn_alike(self.dataset, self.simulator("target").get_wrapper_attr("description"))
+        return found
 
     def _check_schedule(self) -> None:
         config = self.config
         most = 8 * (os.cpu_count() or 1)
-        if config.envs > most:
-            raise BadInput(
-                f"envs {config.envs}: {os.cpu_count()} processor cores can keep at most {most} simulators; lower it"
-            )
-        if config.prefill < config.time_limit * max(config.envs, 1):
+        for key in ("envs", "eval_envs"):
+            if getattr(config, key) > most:
+                raise BadInput(
+                    f"{key} {getattr(config, key)}: {os.cpu_count()} processor cores can keep at most {most} "
+                    f"simulators; lower it"
+                )
+        if config.source_observation == "state" and self.method.dataset and not self.method.tied:
+            raise BadInput(f"method {config.method} shares weights between domains that see alike: not states")
+        if self.online and config.prefill < config.time_limit * max(config.envs, 1):
             raise BadInput(
                 f"prefill {config.prefill} is shorter than an episode (time_limit {config.time_limit}) of each of "
                 f"{max(config.envs, 1)} simulators; raise it"
@@ -198,15 +227,16 @@ class Run:
         if config.eta_steps == 0:
             config.eta_steps = sum(p.iterations for p in self.phases if p.kind == "source" and p.aligned)
 
-    def _episode_finished(self, episode: dict[str, np.ndarray]) -> None:
-        self.replay.add_episode(episode)
+    def _episode_finished(self, name: str, episode: dict[str, np.ndarray]) -> None:
+        self.batches[name].withdraw()
+        self.store(name).add_episode(episode)
         metrics = {
             "episode_return": float(episode["reward"].sum()),
             "episode_length": len(episode["reward"]) - 1,
         }
         if "success" in episode:
             metrics["episode_success"] = float(episode["success"].max())
-        self.logger.add("source", metrics)
+        self.logger.add(name, metrics)
 
     # The count of iterations
 
@@ -235,8 +265,14 @@ class Run:
         self.progress.iteration += stride
         self.progress.step += stride
 
+    def source_of(self, phase: Phase) -> Source:
+        """The source that an online phase is about."""
+        return self.sources[self.choices.online() if phase.source == CHOSEN else phase.source]
+
     def finish_phase(self, phase: Phase) -> None:
         self.write_point(phase)
+        if phase.kind == "source" and phase.source == CHOSEN:
+            self.choices.next_turn()
         self.progress.phase += 1
         self.progress.iteration = 0
         self.save()
@@ -247,7 +283,7 @@ class Run:
         self.logger.write(p.step, phase=phase.kind, round=phase.round, **counts)
 
     def _postfix(self, phase: Phase) -> dict[str, str]:
-        domain = "target" if phase.kind.startswith("target") else "source"
+        domain = "target" if phase.kind.startswith("target") else self.source_of(phase).name
         shown = {"image": "image_loss", "kl": "kl", "value": "value", "return": "episode_return"}
         latest = self.logger.latest
         bar = {k: f"{latest[f'{domain}/{v}']:.3g}" for k, v in shown.items() if f"{domain}/{v}" in latest}
@@ -271,59 +307,84 @@ class Run:
     def predictions(self, sequences: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """For each domain with data, true and predicted images, uint8 (B, T, H, W, 3); no random state is touched."""
         shown = {}
-        agents = dict(self._agents())
-        for domain, store in (("source", self.replay), ("target", self.dataset)):
-            if store is None or store.episodes == 0 or agents[domain].world.state:
+        for domain, agent in self.agents.items():
+            store = self.store(domain)
+            if store.episodes == 0 or agent.world.state:
                 continue
             rng = np.random.default_rng([self.config.seed, self.progress.step])
             arrays = store.sample(min(sequences, self.config.batch_size), self.config.batch_length, rng)
-            batch = tools.to_device(arrays, self.device)
+            batch = tools.to_device(tools.to_tensors(arrays, self.device), self.device)
             with torch.random.fork_rng():
                 context = min(CONTEXT, self.config.batch_length - 1)
-                predicted = agents[domain].world.open_loop(batch["image"], batch["action"], context)
+                predicted = agent.world.open_loop(batch["image"], batch["action"], context)
             shown[domain] = arrays["image"], predicted.cpu().numpy()
         return shown
 
     def score(self, policy: driver.Policy | None, domain: str) -> driver.Scores:
         """`driver.evaluate` with a bar, for ``eval_episodes``; no policy is the random one."""
-        env, seed = self.simulator(domain), EVALUATION_SEED + self.config.seed
-        policy = policy or driver.RandomPolicy(env.action_space, np.random.default_rng(seed))
+        envs, seed = self._evaluators(domain), EVALUATION_SEED + self.config.seed
+        policy = policy or driver.RandomPolicy(envs[0].action_space, np.random.default_rng(seed))
         steps = self.config.eval_episodes * self.config.time_limit
         with tools.progress_bar(steps, f"evaluate {domain}", leave=False) as bar:
 
-            def between(_: int) -> None:
-                bar.update()
+            def between(steps: int) -> None:
+                bar.update(steps)
                 if self.stop.signal is not None:
                     raise Interrupted  # the phase before was saved, and this one will be done again
 
-            return driver.evaluate(policy, env, self.config.eval_episodes, seed, between)
+            return driver.evaluate(policy, envs, self.config.eval_episodes, seed, between)
+
+    def _evaluators(self, domain: str) -> list[Any]:
+        """The simulators that the domain's evaluation episodes are played in, made when first asked for."""
+        count = min(self.config.eval_envs, self.config.eval_episodes)
+        if count == 1:
+            return [driver.InProcess(self.simulator(domain))]
+        if domain not in self.evaluators:
+            _, role = self.online.get(domain, (None, domain))
+            self.evaluators[domain] = make_envs(
+                self.tasks[domain], count, **environment_settings(self.config, self.tasks[domain], role)
+            )
+        return self.evaluators[domain]
 
     # Stopping, saving, resuming
 
     def save(self) -> None:
         """Write the whole state of the run, atomically."""
+        for batches in self.batches.values():
+            batches.withdraw()
         state = {
-            "config": dict(vars(self.config)),
-            "progress": asdict(self.progress),
+            **self._about(),
             "phases": [phase.kind for phase in self.phases[: self.progress.phase + 1]],
             "last_score": self.last_score,
-            "agents": {name: agent.state_dict() for name, agent in self._agents()},
-            "replay": self.replay.state_dict(),
-            "collector": self.collector.state_dict(),
-            "sampling": {name: tools.generator_state(rng) for name, rng in self.sampling.items()},
+            "agents": {name: agent.state_dict() for name, agent in self.agents.items()},
+            "replay": {source.name: source.replay.state_dict() for source in self.sources},
+            "collector": {source.name: source.collector.state_dict() for source in self.sources},
+            "choices": self.choices.state_dict(),
+            "sampling": {name: tools.generator_state(batches.rng) for name, batches in self.batches.items()},
             "random": tools.torch_random_state(),
             "logger": self.logger.state(),
             "dataset": self._dataset_figures(),
-            "actions": self.actions,
-            "states": {name: agent.world.state for name, agent in self._agents()},
             "environments": {d: env.get_wrapper_attr("description") for d, env in self.simulators.items()},
         }
         tools.save_checkpoint(self.logdir / CHECKPOINT, state)
         self.saved_at = time.monotonic()
-        self.replay.forget_dropped()
+        for source in self.sources:
+            source.replay.forget_dropped()
 
-    def _agents(self) -> list[tuple[str, Agent]]:
-        return [("source", self.source)] + ([("target", self.target)] if self.target else [])
+    def save_models(self, name: str) -> None:
+        """Write the agents' models alone, for `load_agent`."""
+        state = {name: agent.model_dict() for name, agent in self.agents.items()}
+        tools.save_checkpoint(self.logdir / name, {**self._about(), "agents": state})
+
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint's agents are rebuilt from, and how far the run was."""
+        return {
+            "config": dict(vars(self.config)),
+            "progress": asdict(self.progress),
+            "actions": self.actions,
+            "actor_dims": {name: agent.behaviour.actor.outputs for name, agent in self.agents.items()},
+            "states": {name: agent.world.state for name, agent in self.agents.items()},
+        }
 
     def _open_logdir(self) -> None:
         """Make the run directory and hold it; BadInput if it cannot be written or another process is at work in it."""
@@ -340,10 +401,11 @@ class Run:
         if not (self.logdir / CHECKPOINT).exists():
             return None
         saved = tools.load_checkpoint(self.logdir / CHECKPOINT)
-        old, new = saved["config"], {**vars(self.config), **{f"{d}_task": t for d, t in self.tasks.items()}}
-        for domain in ("source", "target"):
-            if old.get(f"{domain}_task"):
-                old[f"{domain}_task"] = str(parse_task(old[f"{domain}_task"]))
+        old, new = dict(saved["config"]), dict(vars(self.config))
+        for key in ("source_task", "target_task"):
+            for settings in (old, new):
+                if settings[key]:
+                    settings[key] = ",".join(named_tasks(SimpleNamespace(**settings), key))
         for key in sorted((old.keys() & new.keys()) - MAY_CHANGE):
             if old[key] != new[key]:
                 raise BadInput(
@@ -369,22 +431,27 @@ class Run:
 
     def _restore(self, saved: dict[str, Any] | None) -> None:
         if saved is None:
-            self.replay.load_state_dict({"episodes": [], "added": 0})  # clears what a run killed early left
+            for source in self.sources:
+                source.replay.load_state_dict({"episodes": [], "added": 0})  # clears what a run killed early left
             self.logger = tools.Logger(self.logdir)
             (self.logdir / "config.yaml").write_text(to_yaml(self.config))
             return
         self.progress = Progress(**saved["progress"])
         self.last_score = saved["last_score"]
-        for name, agent in self._agents():
+        for name, agent in self.agents.items():
             agent.load_state_dict(saved["agents"][name])
-        self.replay.load_state_dict(saved["replay"])
+        for source in self.sources:
+            source.replay.load_state_dict(saved["replay"][source.name])
+        self.choices.load_state_dict(saved["choices"])
         self.logger = tools.Logger(self.logdir, saved["logger"]["sizes"], self.progress.step)
         self.logger.load_state(saved["logger"])
-        held = saved["collector"]["policy_state"]
-        saved["collector"]["policy_state"] = held and {k: v.to(self.device) for k, v in held.items()}
-        self.collector.load_state_dict(saved["collector"])
-        for name, rng in self.sampling.items():
-            tools.restore_generator(rng, saved["sampling"][name])
+        for source in self.sources:
+            state = saved["collector"][source.name]
+            held = state["policy_state"]
+            state["policy_state"] = held and {k: v.to(self.device) for k, v in held.items()}
+            source.collector.load_state_dict(state)
+        for name, batches in self.batches.items():
+            tools.restore_generator(batches.rng, saved["sampling"][name])
         tools.restore_torch_random(saved["random"])
         (self.logdir / "config.yaml").write_text(to_yaml(self.config))
         print(f"resuming {self.logdir} at step {self.progress.step}", file=sys.stderr)
@@ -393,18 +460,24 @@ class Run:
         """Close simulators and records; a simulator left to the interpreter's exit would complain there."""
         self.lock.close()
         self.logger.close()
-        for env in [*self.simulators.values(), *(slot.env for slot in self.collector.slots)]:
+        for batches in self.batches.values():
+            batches.close()
+        collecting = [slot.env for source in self.sources for slot in source.collector.slots]
+        evaluating = [env for envs in self.evaluators.values() for env in envs]
+        for env in [*self.simulators.values(), *evaluating, *collecting]:
             env.close()
 
 
-def load_agent(logdir: Path, domain: str, device: torch.device) -> tuple[Agent, SimpleNamespace]:
-    """The ``source`` or ``target`` agent of a run's checkpoint, and the run's settings. BadInput if there is none."""
-    saved = tools.load_checkpoint(Path(logdir).expanduser() / CHECKPOINT)
+def load_agent(
+    logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT
+) -> tuple[Agent, SimpleNamespace]:
+    """An agent of a run's checkpoint, by domain (``target``, ``source``, ``source_2``), with its models alone, and the
+    run's settings. BadInput if there is none."""
+    saved = tools.load_checkpoint(Path(logdir).expanduser() / file)
     if domain not in saved["agents"]:
-        raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}; give --agent")
+        raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}")
     config = SimpleNamespace(**saved["config"])
-    kind = {"source": SourceAgent, "target": TargetAgent}[domain]
-    largest = max(saved["actions"].values())
-    agent = kind(config, saved["actions"][domain], largest, device, saved["states"][domain])
-    agent.load_state_dict(saved["agents"][domain])
+    sizes = saved["actions"][domain], max(saved["actions"].values())
+    agent = Agent(config, *sizes, device, saved["states"][domain], actor_dim=saved["actor_dims"][domain])
+    agent.load_models(saved["agents"][domain])
     return agent, config

@@ -274,6 +274,21 @@ def test_state_dict_restores_everything():
     assert all(torch.equal(results[0][k], v) for k, v in results[1].items())
 
 
+def test_moments_take_the_layout_of_their_weights():
+    """The fused optimiser pairs them by their places in memory; a checkpoint's may lie otherwise."""
+    source, _ = agents()
+    source.update(batch(), step=0)
+    saved = copy.deepcopy(source.state_dict())
+    for moments in saved["model_opt"]["state"].values():
+        moments |= {key: moments[key].contiguous() for key in ("exp_avg", "exp_avg_sq")}
+    other, _ = agents()
+    other.load_state_dict(saved)
+    for agent in (source, other):
+        torch.manual_seed(5)
+        agent.update(batch(), step=0)
+    assert not changed(weights(source.world), other.world)
+
+
 def test_imagining_from_a_subset_of_states():
     source, _ = agents(imag_starts=5)
     post = source.world.observe(batch()).post

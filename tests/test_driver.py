@@ -99,7 +99,7 @@ def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):
 
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one, two, other = (driver.evaluate(noisy, env, 2, seed) for seed in (1, 1, 2))
+    one, two, other = (driver.evaluate(noisy, [driver.InProcess(env)], 2, seed) for seed in (1, 1, 2))
     assert one.returns == two.returns != other.returns
     assert torch.equal(torch.get_rng_state(), before)
     assert one.frames.shape == (6, 16, 16, 3)

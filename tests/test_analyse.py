@@ -1,0 +1,230 @@
+"""Value estimates against true returns, embeddings and frames: by hand, and of a real run at `debug` size."""
+
+import csv
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from PIL import Image
+from test_bad_input import refused
+from test_co_training import scores, train
+
+import analyse
+import driver
+import tools
+from analyse import BEFORE, Embedded, Episode, Evaluated
+from environments import environment
+from formats.npz import write_atomically
+from run import CHECKPOINT, EVALUATION_SEED, load_agent
+
+CPU = torch.device("cpu")
+BY_HAND = Episode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the agents as they were before the target's first update."""
+    logdir = tmp_path_factory.mktemp("runs") / "whole"
+    more = ("--rounds", "1", "--video_every", "0")
+    with pytest.raises(SystemExit):
+        train(dataset, logdir, *more, stop_at=47)  # 26 random steps, 2 updates and 19 of 20 steps of pretraining
+    before = (logdir / CHECKPOINT).read_bytes()
+    train(dataset, logdir, *more)
+    if not (logdir / BEFORE).exists():
+        (logdir / BEFORE).write_bytes(before)
+    return logdir
+
+
+def altered(run: Path, logdir: Path, **config: object) -> Path:
+    """A run directory with the checkpoint of ``run`` alone, under other settings."""
+    saved = tools.load_checkpoint(run / CHECKPOINT)
+    saved["config"] |= config
+    write_atomically(logdir / CHECKPOINT, lambda file: torch.save(saved, file))
+    return logdir
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def analyse_runs(*arguments: object) -> None:
+    analyse.main([str(a) for a in ("--device", "cpu", "--episodes", 2, "--images", 20, "--logdir", *arguments)])
+
+
+# By hand
+
+
+def test_true_returns_begin_with_the_reward_of_arriving_and_end_with_the_last():
+    # G_2 = 2 + 4/2, G_1 = 1 + 2/2 + 4/4, G_0 = 0 + 1/2 + 2/4 + 4/8
+    np.testing.assert_allclose(BY_HAND.true_returns(0.5), [1.5, 3.0, 4.0])
+    np.testing.assert_allclose(BY_HAND.true_returns(1.0), [7.0, 7.0, 6.0])
+
+
+def test_the_unseen_share_is_what_lies_beyond_the_time_limit():
+    np.testing.assert_allclose(BY_HAND.unseen(0.5), [1 / 16, 1 / 8, 1 / 4])
+    np.testing.assert_array_equal(BY_HAND.compared(0.5, 0.13), [True, True, False])
+    np.testing.assert_array_equal(BY_HAND.compared(0.5, 0.01), [True, False, False])  # the first step in any case
+    ended = Episode(BY_HAND.estimates, BY_HAND.rewards, terminated=True)
+    assert not ended.unseen(0.5).any() and ended.compared(0.5, 0.0).all()
+    np.testing.assert_array_equal(ended.continued_returns(0.5), ended.true_returns(0.5))
+
+
+def test_continued_returns_add_the_last_rewards_for_ever():
+    # beyond the limit 4 a step: worth 4 / (1 - 1/2) = 8 at its first step, which is 4, 3 and 2 steps away
+    np.testing.assert_allclose(BY_HAND.continued_returns(0.5), [1.5 + 8 / 16, 3 + 8 / 8, 4 + 8 / 4])
+    steady = Episode(np.zeros(40), np.array([0.0] + [3.0] * 40), terminated=False)
+    np.testing.assert_allclose(steady.continued_returns(0.9), [27.0] + [30.0] * 39)
+    np.testing.assert_allclose(steady.true_returns(0.9)[1:], 30 * (1 - steady.unseen(0.9)[1:]))
+    last_tenth = Episode(np.zeros(20), np.array([0.0] * 19 + [1.0, 3.0]), terminated=False)
+    np.testing.assert_allclose(last_tenth.continued_returns(0.5)[-1], 1 + 3 / 2 + (2 / 0.5) / 4)
+
+
+def test_the_table_averages_over_the_compared_steps_of_each_episode_and_then_over_episodes():
+    other = Episode(np.array([1.0, 9.0, 9.0]), np.zeros(4), terminated=False)
+    run = Evaluated("name", tiny(target_task="walker_downhill", discount=0.5), [BY_HAND, other], np.zeros(0))
+    row = analyse.value_row(run, 0.13)
+    # compared: t = 0, 1. Estimates (2 + 5)/2 and (1 + 9)/2; returns (1.5 + 3)/2 and 0; continued (2 + 4)/2 and 0
+    assert (row["task"], row["episodes"], row["compared_steps"], row["unseen"]) == ("dmc_walker_downhill", 2, 4, 0.125)
+    assert (row["score"], row["estimate"], row["true_return"]) == (3.5, (3.5 + 5) / 2, 2.25 / 2)
+    assert row["difference"] == (1.25 + 5) / 2 and row["difference_std"] == (5 - 1.25) / 2  # over-estimates: positive
+    assert (row["continued_return"], row["continued_difference"]) == (1.5, 4.25 - 1.5)
+    steps = analyse.step_rows(run, 0.13)
+    assert [(s["episode"], s["step"], s["compared"]) for s in steps[:4]] == [(0, 0, 1), (0, 1, 1), (0, 2, 0), (1, 0, 1)]
+    assert [s["true_return"] for s in steps] == [1.5, 3.0, 4.0, 0.0, 0.0, 0.0]
+
+
+def test_episodes_of_different_lengths_are_averaged_step_by_step():
+    mean, std = analyse.by_step([np.array([1.0, 2.0]), np.array([3.0])])
+    np.testing.assert_array_equal(mean, [2.0, 2.0])
+    np.testing.assert_array_equal(std, [1.0, 0.0])
+
+
+def test_sources_are_named_as_in_the_checkpoint():
+    names = [analyse.source_agents(SimpleNamespace(source_task=t)) for t in ("", "walker_walk", "walker_walk, cup")]
+    assert names == [{}, {"source": "walker_walk"}, {"source_1": "walker_walk", "source_2": "cup"}]
+
+
+def test_labels_tell_runs_apart(tmp_path: Path):
+    assert analyse.labels([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert analyse.labels([tmp_path / "x" / "seed0", tmp_path / "y" / "seed0"]) == ["x/seed0", "y/seed0"]
+
+
+# Of a real run
+
+
+def test_estimates_and_rewards_are_those_of_the_episode_step_by_step(finished: Path):
+    run = analyse.evaluate(finished, "run", 2, CPU)
+    agent, config = load_agent(finished, "target", CPU)
+    env = environment(config, config.target_task, "target")
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(EVALUATION_SEED + config.seed)
+        observation, _ = env.reset(seed=driver.episode_seed(EVALUATION_SEED + config.seed, 0))
+        state, values, rewards = None, [], [0.0]
+        for step in range(12):
+            np.testing.assert_array_equal(run.frames[step], observation["image"])
+            action, state = agent.act({"image": observation["image"][None]}, state, np.array([step == 0]), False)
+            feat = torch.cat([state["stoch"], state["deter"]], -1)
+            values.append(float(agent.behaviour.critic(feat)))
+            observation, reward, *_ = env.step(action[0])
+            rewards.append(reward)
+    env.close()
+    first, second = run.episodes
+    np.testing.assert_allclose(first.estimates, values, rtol=1e-6)
+    np.testing.assert_array_equal(first.rewards, rewards)
+    assert len(second.estimates) == 12 and len(second.rewards) == 13 and not second.terminated
+    mean = np.mean([episode.rewards.sum() for episode in run.episodes])
+    assert mean == pytest.approx(float(scores(finished)[-1]["mean"]))  # the run's own evaluation
+
+
+def test_a_run_and_another_without_the_time_before(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    other, out = altered(finished, tmp_path / "other", discount=0.5, value_constraint="off"), tmp_path / "out"
+    analyse_runs(finished, other, "--out", out)
+    names = ["embeddings.png", "frames.png", "value_steps.csv", "values.csv", "values.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    whole, second = table(out / "values.csv")
+    assert (whole["run"], whole["discount"], whole["compared_steps"]) == ("whole", "0.995", "2")  # the first steps
+    assert (second["run"], second["discount"], second["compared_steps"]) == ("other", "0.5", "20")  # 1/2^4 is under 10%
+    steps = [row for row in table(out / "value_steps.csv") if row["run"] == "other" and row["compared"] == "1"]
+    differences = [float(row["estimate"]) - float(row["true_return"]) for row in steps]
+    assert float(second["difference"]) == pytest.approx(np.mean(differences))
+    shown = capsys.readouterr()
+    assert f"note: other: embeddings of the checkpoint alone, as {other} has no {BEFORE}" in shown.err
+    assert "note: whole: its episodes are short for a discount of 0.995" in shown.err
+    assert "source: walker_walk: " in shown.out and "before alignment, " in shown.out and str(out) in shown.out
+    for name in (name for name in names if name.endswith(".png")):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 200
+
+
+def test_analysing_again_gives_the_same(finished: Path, tmp_path: Path):
+    for out in ("one", "two"):
+        analyse_runs(finished, "--out", tmp_path / out)
+    for name in ("value_steps.csv", "embeddings.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_embeddings_are_of_the_files_named_and_the_kl_is_the_alignments(finished: Path):
+    _, config = load_agent(finished, "target", CPU)
+    images = analyse.target_images(config, 20)
+    assert images.shape[1:] == (1, 32, 32, 3) and 1 < len(images) <= 20
+    panels = analyse.alignment(finished, analyse.evaluate(finished, "run", 1, CPU), 20, CPU)
+    assert list(panels) == ["before alignment", "after alignment"]
+    for parts, file in zip(panels.values(), (BEFORE, CHECKPOINT), strict=True):
+        expected = []
+        for part, domain in zip(parts, ("target", "source"), strict=True):
+            agent, _ = load_agent(finished, domain, CPU, file=file)
+            expected.append(agent.embed({"image": torch.from_numpy(images)}))
+            torch.testing.assert_close(part.embed, expected[-1])
+        g, g_source = (e.double().softmax(-1) for e in expected)
+        assert parts[1].kl == pytest.approx(float((g_source * (g_source / g).log()).sum(-1).mean()), rel=1e-3)
+        assert parts[1].kl > 0 == parts[0].kl
+
+
+def test_few_samples_and_several_sources_can_be_drawn(tmp_path: Path):
+    torch.manual_seed(0)
+    parts = [Embedded(name, torch.randn(2, 1, 8)) for name in ("target", "source 1", "source 2")]
+    assert [plane.shape for plane in analyse.project(parts)] == [(2, 2)] * 3
+    assert np.isfinite(analyse.project([Embedded(name, torch.randn(1, 1, 8)) for name in "ab"])).all()
+    analyse.embeddings_picture({"one": {"after": parts}, "two": {"before": parts, "after": parts}}, tmp_path / "e.png")
+    with Image.open(tmp_path / "e.png") as picture:
+        assert picture.width > 800 and picture.height > 900
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"source_task": "", "method": "offline_dv2"}, "no source agent"),
+        ({"source_observation": "state"}, "sees states"),
+        ({"offline_traindir": "nowhere"}, "nowhere"),
+    ],
+)
+def test_without_embeddings_the_rest_is_still_made(
+    config: dict, why: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    logdir = altered(finished, tmp_path / "run", **config)
+    analyse_runs(logdir)
+    assert sorted(p.name for p in (logdir / "analysis").glob("*.png")) == ["frames.png", "values.png"]
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: run: no embeddings")]
+    assert len(notes) == 1 and why in notes[0]
+
+
+def test_bad_input(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def error(*arguments: object) -> str:
+        return refused(analyse.main, ["--logdir", *arguments], capsys)
+
+    assert str(tmp_path / "none") in error(finished, tmp_path / "none")
+    assert "twice" in error(finished, finished)
+    assert "--episodes 0" in error(finished, "--episodes", 0)
+    assert "--images 0" in error(finished, "--images", 0)
+    assert "--unseen 2" in error(finished, "--unseen", 2)
+    (tmp_path / "file").touch()
+    assert "file/out" in error(finished, "--out", tmp_path / "file" / "out")
+    shutil.copytree(finished, tmp_path / "damaged")
+    (tmp_path / "damaged" / CHECKPOINT).write_bytes(b"half")
+    assert "damaged" in error(tmp_path / "damaged")
+    assert not (finished / "analysis" / "values.csv").exists()

@@ -1,0 +1,359 @@
+"""The report's numbers by hand, on run directories in the program's own format, one of them a real run's."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import co_training, command, tiny
+from PIL import Image
+
+import co_training as program
+import report
+import tools
+from config import to_yaml
+from errors import exit_on_bad_input
+
+DOWNHILL, UPHILL = "dmc_walker_downhill", "dmc_walker_uphill"
+
+
+def write_run(
+    folder: Path,
+    scores: list[float],
+    *,
+    random: float = 10.0,
+    success: float | None = None,
+    finished: bool = True,
+    method: str | None = "coworld",
+    **flags: object,
+) -> Path:
+    """A run directory as the program writes it: an evaluation before each of its rounds, and the one at its end."""
+    own = {"method": method, **{key: flags.pop(key) for key in ("select",) if key in flags}}
+    flags = {"source_task": "walker_walk", "target_task": "walker_downhill", "rounds": len(scores) - 1, **flags}
+    config = tiny(logdir=folder, **flags)
+    vars(config).update({key: value for key, value in own.items() if value is not None})
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    logger = tools.Logger(folder)
+    rounds = [0, *range(1, config.rounds + 1), config.rounds]
+    for i, mean in enumerate([random, *scores] if finished else [random, *scores][:-1]):
+        logger.score(
+            step=100 * i, domain="target", phase="evaluate" if i else "evaluate_random", round=rounds[i],
+            source_steps=50 * i, target_updates=10 * i, mean=mean, std=1.0, episodes=2,
+            success="" if success is None else success * i / len(scores),
+        )  # fmt: skip
+    logger.close()
+    return folder
+
+
+def run_report(root: Path, *arguments: object) -> Path:
+    """The command on ``root``. Returns the folder it wrote."""
+    out = root.parent / "out"
+    report.main([str(a) for a in (root, "--out", out, *arguments)])
+    return out
+
+
+def table(out: Path, title: str) -> dict[str, dict[str, str]]:
+    """The table under ``title`` in table.md: row -> column -> text."""
+    section = (out / "table.md").read_text().split(f"## {title}")[1].split("\n## ")[0]
+    header, _, *rows = ([c.strip() for c in x.strip("|").split("|")] for x in section.split("\n") if x.startswith("|"))
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows if len(row) == len(header)}
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def listed(out: Path, title: str) -> list[str]:
+    """The bullets under ``title`` in table.md."""
+    parts = (out / "table.md").read_text().split(f"## {title}")
+    return [line[2:] for line in parts[1].split("\n## ")[0].split("\n") if line.startswith("- ")] if parts[1:] else []
+
+
+def refused(arguments: list[object], capsys: pytest.CaptureFixture) -> str:
+    """The error line of a command that must exit with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_bad_input(lambda: report.main([str(a) for a in arguments]))
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(errors) == 1
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods, two targets, an ablation and a run on two sources; 8 runs in all, in nested folders."""
+    root = tmp_path_factory.mktemp("report") / "runs"
+    for seed, (down, up) in enumerate([(100, 40), (200, 60)]):
+        write_run(root / f"a/down{seed}", [20, 50, down], seed=seed, random=10 + 2 * seed)
+        write_run(root / f"b/c/up{seed}", [20, 30, up], seed=seed, target_task="walker_uphill", method=None)
+        write_run(root / f"offline{seed}", [5, 6, down / 2], seed=seed, random=10 + 2 * seed, method="offline_dv2",
+                  source_task="")  # fmt: skip
+    write_run(root / "off", [20, 50, 80], value_constraint="off", random=10)
+    write_run(root / "two", [20, 50, 90], source_task="walker_walk,walker_run", random=10, select="nearest")
+    return root
+
+
+def test_cells_are_means_over_seeds_of_the_last_evaluation(runs: Path, capsys: pytest.CaptureFixture):
+    out = run_report(runs)
+    returns = table(out, "DeepMind Control: return")
+    down, up = "walker_walk -> walker_downhill", "walker_walk -> walker_uphill"
+    # sample deviations: |100 - 200| / sqrt 2 = 70.7, |40 - 60| / sqrt 2 = 14.1
+    assert returns["coworld"] == {down: "150 +- 71 (2)", up: "50.0 +- 14.1 (2)", "average": "100"}
+    assert returns["offline_dv2"] == {down: "75.0 +- 35.4 (2)", up: "-", "average": "75.0 (1 of 2 tasks)"}
+    assert returns["coworld, value_constraint off"][down] == "80.0 (1)"
+    assert returns["coworld, 2 sources"][down] == "90.0 (1)"
+    assert returns["random policy"] == {down: "11.0 +- 1.4 (2)", up: "10.0 +- 0.0 (2)", "average": "10.5"}
+    names = ["random policy", "offline_dv2", "coworld", "coworld, 2 sources", "coworld, value_constraint off"]
+    assert list(returns) == names
+    assert "success" not in (out / "table.md").read_text()
+    assert returns["coworld"][down] in capsys.readouterr().out
+
+
+def test_csv_files_hold_the_runs_and_the_cells(runs: Path):
+    out = run_report(runs)
+    cells = lines(out / "cells.csv")
+    assert len(cells) == 8
+    first = next(row for row in cells if row["folder"].endswith("down1"))
+    assert (first["row"], first["sources"], first["target"], first["seed"]) == (
+        "coworld",
+        "dmc_walker_walk",
+        DOWNHILL,
+        "1",
+    )
+    assert (first["mean"], first["random"], first["round"], first["target_updates"]) == ("200.0", "12.0", "2", "30")
+    assert float(first["normalised"]) == pytest.approx((200 - 11) / (848 - 11))
+    found = {(r["measure"], r["row"], r["column"]): r for r in lines(out / "table.csv")}
+    cell = found["return", "coworld", "walker_walk -> walker_downhill"]
+    assert (float(cell["mean"]), float(cell["std"]), cell["seeds"]) == (150, pytest.approx(5000**0.5), "2")
+    assert float(found["return", "coworld", "average"]["mean"]) == 100
+
+
+def test_interquartile_mean_of_normalised_scores(runs: Path):
+    out = run_report(runs, "--max_score", 1010, "--max_score", f"{DOWNHILL}=211")
+    # downhill: (s - 11) / 200 = 0.445, 0.945; uphill: (s - 10) / 1000 = 0.03, 0.05; the middle two of four
+    iqm = table(out, "Normalised score")["coworld"]
+    assert iqm["IQM"] == "0.247" and (iqm["tasks"], iqm["runs"]) == ("2", "4")  # (0.05 + 0.445) / 2
+    # each resample of two seeds from each task: the middle two are the larger uphill and the smaller downhill
+    assert iqm["95% interval"] == "0.237 to 0.497"  # (0.03 + 0.445) / 2 and (0.05 + 0.945) / 2
+    assert table(out, "Normalised score")["coworld, value_constraint off"]["95% interval"] == "needs 2 seeds a task"
+    assert (out / "table.md").read_text() == (run_report(runs, "--max_score", 1010, "--max_score", f"{DOWNHILL}=211")
+                                              / "table.md").read_text()  # fmt: skip
+
+
+def test_each_resample_keeps_every_tasks_number_of_seeds():
+    """Tasks far apart with equal seeds: the seeds, not the distance between tasks, make the interval."""
+    mean = report.interquartile_mean([np.array([0.0, 0.0]), np.array([1.0, 1.0]), np.array([5.0, 5.0])])
+    assert (mean.iqm, mean.low, mean.high) == (1.75, 1.75, 1.75)  # of 0 0 1 1 5 5 one is cut off at each end
+
+
+def test_what_is_missing(runs: Path):
+    missing = listed(run_report(runs), "Missing")
+    up = "walker_walk -> walker_uphill"
+    assert f"offline_dv2: no run for {up}" in missing
+    assert f"coworld, 2 sources: no run for {up}" in missing
+    assert "coworld, value_constraint off, walker_walk -> walker_downhill: 1 of 2 seeds (has 0)" in missing
+    assert "coworld, 2 sources, walker_downhill: 1 of 2 seeds (has 0)" in missing
+    assert not any(line.startswith("coworld:") for line in missing)
+
+
+def test_unfinished_runs_are_listed_and_left_out_unless_wanted(tmp_path: Path):
+    root = tmp_path / "runs"
+    write_run(root / "whole", [20, 50, 100], seed=0)
+    write_run(root / "cut", [20, 60, 999], seed=1, finished=False)  # has round 2's evaluation, not the last
+    out = run_report(root)
+    column = "walker_walk -> walker_downhill"
+    assert table(out, "DeepMind Control: return")["coworld"][column] == "100 (1)"
+    assert listed(out, "Not finished") == [f"{root / 'cut'}: last evaluation in round 2 of 2, not the one at the end"]
+    assert [row["in_tables"] for row in lines(out / "cells.csv")] == ["True", "False"]
+    out = run_report(root, "--unfinished")
+    assert table(out, "DeepMind Control: return")["coworld"][column] == "80.0 +- 28.3 (2, 1 unfinished)"
+
+
+def test_a_run_without_rounds_is_finished_after_its_one_evaluation(tmp_path: Path):
+    assert report.read_run(write_run(tmp_path / "none", [20])).finished
+    for rounds in (0, 1, 3):  # the last evaluation of Algorithm 1's phases, and the last but one, which is not enough
+        phases = [p for p in program.algorithm_1(tiny(rounds=rounds)) if p.kind == "evaluate"]
+        run = report.read_run(write_run(tmp_path / f"{rounds}", [20] * len(phases)))
+        assert [score.round for score in run.scores] == [phase.round for phase in phases] and run.finished
+        run.scores.pop()
+        assert not run.finished
+
+
+@pytest.mark.parametrize("text", ["", "header"])
+def test_a_run_that_has_just_begun_is_not_finished(text: str, tmp_path: Path):
+    path = write_run(tmp_path / "run", [20, 30]) / "scores.csv"
+    path.write_text(path.read_text().split("\n")[0] + "\n" if text else "")
+    run = report.read_run(tmp_path / "run")
+    assert not run.finished and run.where_it_stands == "no evaluation of its agent yet"
+
+
+def test_success_where_the_suite_has_it(tmp_path: Path):
+    root = tmp_path / "runs"
+    tasks = {"source_task": "metaworld_button-press", "target_task": "robodesk_push_green"}
+    for seed, success in enumerate((0.4, 0.8)):
+        write_run(root / f"{seed}", [100, 300], seed=seed, success=success, **tasks)
+    write_run(root / "down", [20, 30])
+    out = run_report(root)
+    assert table(out, "RoboDesk: success rate, %") == {
+        "random policy": {"button-press -> push_green": "0 +- 0 (2)", "average": "0"},
+        "coworld": {"button-press -> push_green": "60 +- 28 (2)", "average": "60"},
+    }
+    assert "DeepMind Control: success" not in (out / "table.md").read_text()
+
+
+def test_rows_are_told_apart_by_what_is_not_the_default(tmp_path: Path):
+    root = tmp_path / "runs"
+    many = {"source_task": "walker_walk,walker_run"}
+    write_run(root / "1", [1, 2], state_alignment=False, sparse_reward=True)
+    write_run(root / "2", [1, 2], select="first", **many)
+    write_run(root / "3", [1, 2], source_task="walker_run,walker_stand")
+    write_run(root / "4", [1, 2], method="offline_dv2", source_task="", value_constraint="off")  # has no such part
+    write_run(root / "5", [1, 2], source_task="walker_stand,walker_walk")
+    run_report(root)
+    rows = {row["folder"][-1]: row["row"] for row in lines(tmp_path / "out/cells.csv")}
+    assert rows == {
+        "1": "coworld, state_alignment False, sparse_reward True",
+        "2": "coworld, 2 sources, select first",
+        "3": "coworld, 2 sources (walker_run, walker_stand)",
+        "4": "offline_dv2",
+        "5": "coworld, 2 sources (walker_stand, walker_walk)",
+    }
+
+
+def test_the_value_constraint_off_is_read_as_written(tmp_path: Path):
+    folder = write_run(tmp_path / "run", [1, 2], value_constraint="off")
+    assert "value_constraint: off\n" in (folder / "config.yaml").read_text()
+    assert report.read_settings(folder)["value_constraint"] == "off"
+
+
+def test_one_cell_and_seed_twice_is_refused_or_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root = tmp_path / "runs"
+    one = write_run(root / "one", [1, 2], value_constraint_scale=1)
+    other = write_run(root / "other", [1, 4], value_constraint_scale=3)
+    line = refused([root, "--out", tmp_path / "out"], capsys)
+    assert str(one) in line and str(other) in line and "--by value_constraint_scale" in line
+    assert not (tmp_path / "out").exists()
+    out = run_report(root, "--by", "value_constraint_scale")
+    returns = table(out, "DeepMind Control: return")
+    assert [name for name in returns if "coworld" in name] == [f"coworld, value_constraint_scale {v}.0" for v in (1, 3)]
+    assert "nearest" in refused([root, "--by", "value_constrain_scale"], capsys)
+
+
+def test_a_folder_given_twice_or_through_a_link_counts_once(tmp_path: Path):
+    write_run(tmp_path / "runs/a/one", [1, 2])
+    (tmp_path / "runs/b").symlink_to(tmp_path / "runs/a")
+    (tmp_path / "runs/a/circle").symlink_to(tmp_path / "runs")
+    assert len(report.run_folders([tmp_path / "runs", tmp_path / "runs/a", tmp_path / "runs/b/one"])) == 1
+
+
+def test_other_conditions_within_a_cell_and_a_target_are_noted(tmp_path: Path):
+    write_run(tmp_path / "runs/1", [1, 2], model_lr=1e-3)
+    write_run(tmp_path / "runs/2", [1, 2], model_lr=2e-3, seed=1)
+    write_run(tmp_path / "runs/3", [1, 2], method="offline_dv2", source_task="", time_limit=24)
+    notes = listed(run_report(tmp_path / "runs"), "Notes")
+    assert f"coworld on {DOWNHILL}: runs differ in model_lr (0.001, 0.002)" in notes
+    assert f"{DOWNHILL}: runs differ in time_limit (12, 24)" in notes and len(notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("scores.csv", "step,domain,phase,round\n1,target,evaluate,1\n", "damaged"),
+        ("scores.csv", None, "scores.csv is damaged"),  # its last line cut short
+        ("scores.csv", "\0\1\n", "scores.csv"),
+        ("config.yaml", "seed: [", "cannot be read"),
+        ("config.yaml", "target_task: walker_downhil\n", "nearest: walker_downhill"),
+        ("config.yaml", "target_task: walker_downhill\nseed: x\n", "seed: 'x' is not a whole number"),
+        ("config.yaml", "just text", "has no target_task"),
+    ],
+)
+def test_a_damaged_run_is_left_out_with_its_name(
+    file: str, text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    bad = write_run(tmp_path / "runs/bad", [1, 2], seed=1) / file
+    bad.write_text(text if text is not None else bad.read_text()[:-8])
+    line = refused([tmp_path / "runs"], capsys)
+    assert str(bad) in line and message in line  # the only run
+    write_run(tmp_path / "runs/good", [1, 2])
+    out = run_report(tmp_path / "runs")
+    warning = capsys.readouterr().err
+    assert str(bad) in warning and message in warning and "Traceback" not in warning
+    assert len(listed(out, "Notes")) == 1 and len(lines(out / "cells.csv")) == 1
+
+
+def test_a_score_that_is_not_finite_is_damage(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_run(tmp_path / "runs/nan", [1, float("nan")])
+    assert "not finite" in refused([tmp_path / "runs"], capsys)
+
+
+def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert "no run under" in refused([tmp_path], capsys)
+    assert "is not a folder" in refused([tmp_path / "nowhere"], capsys)
+    write_run(tmp_path / "collected", [1, 2], target_task="")
+    assert "collections" in refused([tmp_path], capsys)
+    write_run(tmp_path / "cut", [1, 2], finished=False)
+    assert "--unfinished takes them" in refused([tmp_path], capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_score", "much"], "much"),
+        (["--max_score", "-3"], "positive"),
+        (["--max_score", "cheetah_run=3"], "no run has that target"),
+        (["--max_score", "10"], "is not over the random policy's 11.0"),
+        (["--out", "configs.yaml"], "configs.yaml"),
+        (["--heatmap", "both"], "invalid choice"),
+    ],
+)
+def test_flags_refused(flags: list[str], message: str, runs: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("configs.yaml").touch()
+    assert message in refused([runs, *flags], capsys)
+
+
+def test_curves_meet_the_seeds_where_they_were_evaluated(tmp_path: Path):
+    write_run(tmp_path / "1", [0, 100, 200], seed=0)  # at 100, 200, 300
+    write_run(tmp_path / "2", [0, 300], seed=1)  # at 100, 200
+    runs = [report.read_run(tmp_path / name) for name in ("1", "2")]
+    where, mean, std = report.mean_curve(runs, "step")
+    assert where.tolist() == [100, 200, 300] and mean.tolist() == [0, 200, 200]
+    np.testing.assert_allclose(std, [0, 200 / 2**0.5, 0])
+    assert report.mean_curve(runs, "target_updates")[0].tolist() == [10, 20, 30]
+
+
+def test_pictures(runs: Path):
+    out = run_report(runs, "--x", "target_updates")
+    names = {path.name for path in out.glob("*.png")}
+    assert names == {f"curves-{DOWNHILL}.png", f"curves-{UPHILL}.png", "heatmap.png"}
+    for name in names:
+        pixels = np.asarray(Image.open(out / name).convert("RGB"))
+        assert pixels.std() > 10 and f"![{name}]({name})" in (out / "table.md").read_text()
+
+
+def test_the_heat_map_shows_a_ratio_where_the_baseline_is_complete(runs: Path, tmp_path: Path, capsys):
+    read = [report.read_run(folder) for folder in report.run_folders([runs])]
+    report.name_rows(read, [])
+    results = report.results_of(read, [])
+    assert report.heat_baseline(results, None) is None  # offline_dv2 has no run on uphill
+    assert report.heat_cells(results, None) == dict(zip(results.columns, (150, 50), strict=True))
+    assert report.heat_baseline(results, "improvement") == "offline_dv2"
+    assert report.heat_cells(results, "offline_dv2") == {results.columns[0]: 2.0}  # 150 / 75
+    down = report.results_of([run for run in read if str(run.target) == DOWNHILL], [])
+    assert report.heat_baseline(down, None) == "offline_dv2" and report.heat_baseline(down, "return") is None
+    write_run(tmp_path / "alone", [1, 2])
+    assert "no run of offline_dv2 or dv2_finetune" in refused([tmp_path, "--heatmap", "improvement"], capsys)
+
+
+def test_a_real_run(dataset: Path, tmp_path: Path):
+    """What the program writes is read as it stands, by the command as a user gives it."""
+    folder = tmp_path / "runs/real"
+    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
+    program.main(co_training(dataset, folder, *short, "--size", "32,32"))
+    done = command("report.py", tmp_path / "runs", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (row,) = lines(tmp_path / "out/cells.csv")
+    last = lines(folder / "scores.csv")[-1]
+    assert (row["row"], row["finished"], row["mean"]) == ("coworld", "True", last["mean"])
+    assert f"{float(last['mean']):.1f} (1)" in done.stdout

@@ -158,7 +158,8 @@ def train(run: Run, until: Callable[[Run], bool] = lambda run: False) -> None:
 def summary(run: Run) -> str:
     """The scores of a finished run as a short table; of several sources, how often each was followed."""
     rows = [row for row in pictures.read_scores(run.logdir) if row["domain"] == "target"]
-    width, name = max(24, len(run.tasks["target"])), run.config.method
+    name = run.config.method
+    width = max(len(label) for label in (f"{name}, before round {run.config.rounds}", *run.tasks.values())) + 10
     lines = [f"{run.tasks['target']:{width}} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
     for row in rows:
         label = "random policy" if row["phase"] == "evaluate_random" else f"{name}, before round {row['round']}"

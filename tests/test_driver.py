@@ -105,3 +105,40 @@ def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):
     assert one.frames.shape == (6, 16, 16, 3)
     assert one.success is None
     assert (one.mean, one.std) == pytest.approx((np.mean(one.returns), np.std(one.returns)))
+
+
+def test_episodes_side_by_side_are_those_one_after_the_other(env):
+    """For a policy without chance of its own; three episodes in two simulators, so one is left over."""
+
+    def policy(observation, state, first):
+        state = np.where(first, 0.0, 0.0 if state is None else state) + observation["image"].mean((1, 2, 3)) / 255
+        return np.repeat(np.sin(9 * state)[:, None], 6, 1).astype(np.float32), state
+
+    steps: list[int] = []
+    one = driver.evaluate(policy, [driver.InProcess(env)], 3, seed=5)
+    envs = make_envs("walker_walk", 2, size=16, time_limit=5)
+    two = driver.evaluate(policy, envs, 3, 5, steps.append)
+    for process in envs:
+        process.close()
+    assert len(one.returns) == 3 and one.returns == two.returns
+    np.testing.assert_array_equal(one.frames, two.frames)
+    assert sum(steps) == 15
+
+
+def test_an_episode_that_ends_early_waits_for_the_others(env):
+    class Short(driver.InProcess):
+        def reset_async(self, seed=None):
+            super().reset_async(seed)
+            self.left = 2
+
+        def step_wait(self):
+            self.left -= 1
+            assert self.left >= 0, "stepped after its end"
+            observation, reward, _, truncated, info = super().step_wait()
+            return observation, reward, self.left == 0, truncated, info
+
+    other = make_env("walker_walk", size=16, time_limit=5)
+    policy = driver.RandomPolicy(env.action_space, np.random.default_rng(0))
+    scores = driver.evaluate(policy, [Short(env), driver.InProcess(other)], 2, seed=0)
+    other.close()
+    assert scores.frames.shape == (3, 16, 16, 3) and len(scores.returns) == 2

@@ -9,7 +9,7 @@ import pytest
 
 import formats.npz
 from errors import BadInput
-from replay import OfflineDataset, OnlineReplay, episode_filename, save_episode
+from replay import OfflineDataset, OnlineReplay, Prefetcher, episode_filename, save_episode
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -337,3 +337,35 @@ def test_files_of_other_programs(tmp_path, name):
     assert set(dataset.lengths) == {500} and dataset.action_dim == 6
     batch = dataset.sample(3, 501, np.random.default_rng(0))
     assert (batch["action"][:, 0] == 0).all() and (batch["reward"][:, 0] == 0).all()
+
+
+def test_batches_drawn_ahead_are_those_of_drawing_when_asked(tmp_path: Path):
+    """Whatever comes in between: episodes that are added, and looks at the generator's state."""
+
+    def run(ahead: bool) -> list:
+        replay = OnlineReplay(tmp_path / str(ahead), capacity=1000)
+        replay.add_episode(make_episode(20))
+        rng, seen = np.random.default_rng(3), []
+        prefetcher = Prefetcher(lambda: replay.sample(2, 5, rng), rng)
+        for i in range(12):
+            if i in (4, 5, 9):
+                prefetcher.withdraw()
+                replay.add_episode(make_episode(20, i))
+            if i in (7, 9):
+                prefetcher.withdraw()
+                seen.append(rng.bit_generator.state["state"]["state"])
+            batch = prefetcher.next() if ahead else replay.sample(2, 5, rng)
+            seen += [batch["reward"].tolist(), batch["image"].sum().item()]
+        prefetcher.close()
+        return seen
+
+    assert run(True) == run(False)
+
+
+def test_what_drawing_ahead_raises_is_raised_when_the_batch_is_asked_for(tmp_path: Path):
+    replay, rng = OnlineReplay(tmp_path, capacity=1000), np.random.default_rng(0)
+    prefetcher = Prefetcher(lambda: replay.sample(2, 5, rng), rng)
+    for _ in range(2):
+        with pytest.raises(BadInput, match="no episode has 5 rows"):
+            prefetcher.next()
+    prefetcher.close()

@@ -119,10 +119,11 @@ class Agent:
     def _policy_step(self, seen: Batch, state: State, keep: Tensor, noise: Tensor, uniform: Tensor | None) -> State:
         """The state after observations (N, 1, ...), its action the mode or what ``uniform`` (N, A) makes of it."""
         state = {k: v * keep for k, v in state.items()}
-        step = self.world.filter(self.world.embed(seen), state.pop("action")[:, None], state, noise)
-        policy = self.behaviour.actor(step.feat[:, -1])
-        action = policy.mode if uniform is None else policy.icdf(uniform)
-        return {**{k: v[:, -1] for k, v in step.latent.items()}, "action": action}
+        action = models.pad_action(state.pop("action"), self.world.action_dim)[:, None]
+        post = self.world.rssm.posterior(self.world.embed(seen), action, state, noise)
+        latent = {key: post[key][:, -1] for key in ("stoch", "deter")}
+        policy = self.behaviour.actor(self.world.rssm.feat(latent))
+        return {**latent, "action": policy.mode if uniform is None else policy.icdf(uniform)}
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:

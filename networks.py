@@ -171,6 +171,13 @@ class RSSM(nn.Module):
         Returns (posterior, prior): dicts of deter (B, T, D), stoch (B, T, S * K) and the distribution's
         parameters (B, T, ...).
         """
+        post = self.posterior(embed, action, state, noise)
+        return post, {"deter": post["deter"], **self._prior(post["deter"])}
+
+    def posterior(
+        self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
+    ) -> State:
+        """`observe` without the prior, which acting has no use for."""
         state = state or self.initial(embed.shape[0])
         noise = self.noise(*embed.shape[:2]) if noise is None else noise
         stoch, deter = state["stoch"], state["deter"]
@@ -182,8 +189,7 @@ class RSSM(nn.Module):
             stoch = self.sample(self.split(stat), n)
             deters.append(deter), stats.append(stat), stochs.append(stoch)
         deter = torch.stack(deters, 1)
-        post = {"deter": deter, "stoch": torch.stack(stochs, 1), **self.split(torch.stack(stats, 1))}
-        return post, {"deter": deter, **self._prior(deter)}
+        return {"deter": deter, "stoch": torch.stack(stochs, 1), **self.split(torch.stack(stats, 1))}
 
     def imagine_step(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
         """One step of the prior: state of (N, ...), action (N, A) -> the next state, with a sampled stoch."""

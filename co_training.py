@@ -83,7 +83,10 @@ def update_source(run: Run, source: Source, aligned: bool) -> None:
     if target_batch and source.agent.world.state:  # it cannot see images: the target's encoder lends it its eyes
         target_batch["embed"] = run.target.embed(target_batch)
     run.logger.add(source.name, source.agent.update(batch, target_batch, step=run.progress.aligned_steps))
-    run.progress.source_updates += 1
+    if source.agent is run.target:
+        run.progress.target_updates += 1
+    else:
+        run.progress.source_updates += 1
 
 
 def hand_over(run: Run, phase: Phase) -> None:
@@ -163,7 +166,7 @@ def summary(run: Run) -> str:
     lines = [f"{run.tasks['target']:{width}} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
     for row in rows:
         label = "random policy" if row["phase"] == "evaluate_random" else f"{name}, before round {row['round']}"
-        if row is rows[-1]:
+        if row is rows[-1] and row["phase"] == "evaluate":
             label = f"{name}, at the end"
         success = f"{float(row['success']):.0%}" if row["success"] else "-"
         figures = f"{float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}"
@@ -214,6 +217,9 @@ def main(arguments: list[str] | None = None) -> None:
     for key, wanted in needed.items():
         if wanted and not getattr(config, key):
             raise BadInput(f"--{key} is missing (see --help)")
+    if config.source_task and not wanted["source_task"]:
+        print(f"note: {config.method} has no source; --source_task {config.source_task} is not used", file=sys.stderr)
+        config.source_task = ""
     config.logdir = config.logdir or str(default_logdir(config))
     run = Run(config, method.schedule(algorithm_1(config)), method)
     carry_out(run)

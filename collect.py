@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
-from ruamel.yaml import YAML
 
 import config as settings
 import driver
+import max_scores
 import tools
 from co_training import carry_out, source_agent_alone
 from environments import collection_envs
@@ -32,7 +32,6 @@ from wrappers import parse_task
 POLICIES = ("random", "checkpoint", "dreamer")
 QUALITIES = {"random": "random", "expert": "checkpoint", "medium-replay": "dreamer", "medium-expert": "dreamer"}
 SHARE = {"medium-replay": 1 / 3, "medium-expert": 1.0}  # of the maximum score, where the paper's collection stops
-MAX_SCORES = Path(__file__).with_name("max_scores.yaml")
 
 
 def command() -> argparse.ArgumentParser:
@@ -66,8 +65,7 @@ def score_to_reach(task: str, quality: str | None, max_score: float | None) -> f
     if max_score is not None and not 0 < max_score < float("inf"):
         raise BadInput(f"--max_score {max_score}: give a positive return")
     if max_score is None:
-        known, parsed = YAML(typ="safe").load(MAX_SCORES.read_text()), parse_task(task)
-        max_score = known["tasks"].get(str(parsed), known["suites"][parsed.suite])
+        max_score = max_scores.of(parse_task(task))
     return SHARE[quality] * max_score
 
 

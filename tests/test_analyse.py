@@ -1,9 +1,8 @@
 """Value estimates against true returns, embeddings and frames: by hand, and of a real run at `debug` size."""
 
-import csv
+import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,30 +11,28 @@ from conftest import tiny
 from PIL import Image
 from test_bad_input import refused
 from test_co_training import scores, train
+from test_report import lines
 
 import analyse
 import driver
 import tools
-from analyse import BEFORE, Embedded, Episode, Evaluated
+from analyses import embeddings, values
+from analyses.embeddings import Embedded, embeddings_picture
+from analyses.values import Episode, Evaluated
 from environments import environment
-from formats.npz import write_atomically
-from run import CHECKPOINT, EVALUATION_SEED, load_agent
+from run import BEFORE_ALIGNMENT, CHECKPOINT, EVALUATION_SEED, load_agent
 
 CPU = torch.device("cpu")
 BY_HAND = Episode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)
 
 
+SHORT = ("--pretrain_steps", "5", "--warmup_rounds", "0", "--rounds", "1", "--video_every", "0")
+
+
 @pytest.fixture(scope="module")
 def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the agents as they were before the target's first update."""
     logdir = tmp_path_factory.mktemp("runs") / "whole"
-    more = ("--rounds", "1", "--video_every", "0")
-    with pytest.raises(SystemExit):
-        train(dataset, logdir, *more, stop_at=47)  # 26 random steps, 2 updates and 19 of 20 steps of pretraining
-    before = (logdir / CHECKPOINT).read_bytes()
-    train(dataset, logdir, *more)
-    if not (logdir / BEFORE).exists():
-        (logdir / BEFORE).write_bytes(before)
+    train(dataset, logdir, *SHORT)
     return logdir
 
 
@@ -43,13 +40,8 @@ def altered(run: Path, logdir: Path, **config: object) -> Path:
     """A run directory with the checkpoint of ``run`` alone, under other settings."""
     saved = tools.load_checkpoint(run / CHECKPOINT)
     saved["config"] |= config
-    write_atomically(logdir / CHECKPOINT, lambda file: torch.save(saved, file))
+    tools.save_checkpoint(logdir / CHECKPOINT, saved)
     return logdir
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def analyse_runs(*arguments: object) -> None:
@@ -87,26 +79,21 @@ def test_continued_returns_add_the_last_rewards_for_ever():
 def test_the_table_averages_over_the_compared_steps_of_each_episode_and_then_over_episodes():
     other = Episode(np.array([1.0, 9.0, 9.0]), np.zeros(4), terminated=False)
     run = Evaluated("name", tiny(target_task="walker_downhill", discount=0.5), [BY_HAND, other], np.zeros(0))
-    row = analyse.value_row(run, 0.13)
+    row = values.value_row(run, 0.13)
     # compared: t = 0, 1. Estimates (2 + 5)/2 and (1 + 9)/2; returns (1.5 + 3)/2 and 0; continued (2 + 4)/2 and 0
     assert (row["task"], row["episodes"], row["compared_steps"], row["unseen"]) == ("dmc_walker_downhill", 2, 4, 0.125)
     assert (row["score"], row["estimate"], row["true_return"]) == (3.5, (3.5 + 5) / 2, 2.25 / 2)
     assert row["difference"] == (1.25 + 5) / 2 and row["difference_std"] == (5 - 1.25) / 2  # over-estimates: positive
     assert (row["continued_return"], row["continued_difference"]) == (1.5, 4.25 - 1.5)
-    steps = analyse.step_rows(run, 0.13)
+    steps = values.step_rows(run, 0.13)
     assert [(s["episode"], s["step"], s["compared"]) for s in steps[:4]] == [(0, 0, 1), (0, 1, 1), (0, 2, 0), (1, 0, 1)]
     assert [s["true_return"] for s in steps] == [1.5, 3.0, 4.0, 0.0, 0.0, 0.0]
 
 
 def test_episodes_of_different_lengths_are_averaged_step_by_step():
-    mean, std = analyse.by_step([np.array([1.0, 2.0]), np.array([3.0])])
+    mean, std = values.by_step([np.array([1.0, 2.0]), np.array([3.0])])
     np.testing.assert_array_equal(mean, [2.0, 2.0])
     np.testing.assert_array_equal(std, [1.0, 0.0])
-
-
-def test_sources_are_named_as_in_the_checkpoint():
-    names = [analyse.source_agents(SimpleNamespace(source_task=t)) for t in ("", "walker_walk", "walker_walk, cup")]
-    assert names == [{}, {"source": "walker_walk"}, {"source_1": "walker_walk", "source_2": "cup"}]
 
 
 def test_labels_tell_runs_apart(tmp_path: Path):
@@ -118,23 +105,23 @@ def test_labels_tell_runs_apart(tmp_path: Path):
 
 
 def test_estimates_and_rewards_are_those_of_the_episode_step_by_step(finished: Path):
-    run = analyse.evaluate(finished, "run", 2, CPU)
+    run = values.evaluate(finished, "run", 2, CPU)
     agent, config = load_agent(finished, "target", CPU)
     env = environment(config, config.target_task, "target")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(EVALUATION_SEED + config.seed)
         observation, _ = env.reset(seed=driver.episode_seed(EVALUATION_SEED + config.seed, 0))
-        state, values, rewards = None, [], [0.0]
+        state, estimates, rewards = None, [], [0.0]
         for step in range(12):
             np.testing.assert_array_equal(run.frames[step], observation["image"])
             action, state = agent.act({"image": observation["image"][None]}, state, np.array([step == 0]), False)
             feat = torch.cat([state["stoch"], state["deter"]], -1)
-            values.append(float(agent.behaviour.critic(feat)))
+            estimates.append(float(agent.behaviour.critic(feat)))
             observation, reward, *_ = env.step(action[0])
             rewards.append(reward)
     env.close()
     first, second = run.episodes
-    np.testing.assert_allclose(first.estimates, values, rtol=1e-6)
+    np.testing.assert_allclose(first.estimates, estimates, rtol=1e-6)
     np.testing.assert_array_equal(first.rewards, rewards)
     assert len(second.estimates) == 12 and len(second.rewards) == 13 and not second.terminated
     mean = np.mean([episode.rewards.sum() for episode in run.episodes])
@@ -146,14 +133,14 @@ def test_a_run_and_another_without_the_time_before(finished: Path, tmp_path: Pat
     analyse_runs(finished, other, "--out", out)
     names = ["embeddings.png", "frames.png", "value_steps.csv", "values.csv", "values.png"]
     assert sorted(path.name for path in out.iterdir()) == names
-    whole, second = table(out / "values.csv")
+    whole, second = lines(out / "values.csv")
     assert (whole["run"], whole["discount"], whole["compared_steps"]) == ("whole", "0.995", "2")  # the first steps
     assert (second["run"], second["discount"], second["compared_steps"]) == ("other", "0.5", "20")  # 1/2^4 is under 10%
-    steps = [row for row in table(out / "value_steps.csv") if row["run"] == "other" and row["compared"] == "1"]
+    steps = [row for row in lines(out / "value_steps.csv") if row["run"] == "other" and row["compared"] == "1"]
     differences = [float(row["estimate"]) - float(row["true_return"]) for row in steps]
     assert float(second["difference"]) == pytest.approx(np.mean(differences))
     shown = capsys.readouterr()
-    assert f"note: other: embeddings of the checkpoint alone, as {other} has no {BEFORE}" in shown.err
+    assert f"note: {other} has no {BEFORE_ALIGNMENT}: embeddings of its checkpoint alone" in shown.err
     assert "note: whole: its episodes are short for a discount of 0.995" in shown.err
     assert "source: walker_walk: " in shown.out and "before alignment, " in shown.out and str(out) in shown.out
     for name in (name for name in names if name.endswith(".png")):
@@ -170,11 +157,11 @@ def test_analysing_again_gives_the_same(finished: Path, tmp_path: Path):
 
 def test_the_embeddings_are_of_the_files_named_and_the_kl_is_the_alignments(finished: Path):
     _, config = load_agent(finished, "target", CPU)
-    images = analyse.target_images(config, 20)
+    images = embeddings.target_images(config, 20)
     assert images.shape[1:] == (1, 32, 32, 3) and 1 < len(images) <= 20
-    panels = analyse.alignment(finished, analyse.evaluate(finished, "run", 1, CPU), 20, CPU)
+    panels = embeddings.alignment(finished, config, 20, CPU)
     assert list(panels) == ["before alignment", "after alignment"]
-    for parts, file in zip(panels.values(), (BEFORE, CHECKPOINT), strict=True):
+    for parts, file in zip(panels.values(), (BEFORE_ALIGNMENT, CHECKPOINT), strict=True):
         expected = []
         for part, domain in zip(parts, ("target", "source"), strict=True):
             agent, _ = load_agent(finished, domain, CPU, file=file)
@@ -188,9 +175,9 @@ def test_the_embeddings_are_of_the_files_named_and_the_kl_is_the_alignments(fini
 def test_few_samples_and_several_sources_can_be_drawn(tmp_path: Path):
     torch.manual_seed(0)
     parts = [Embedded(name, torch.randn(2, 1, 8)) for name in ("target", "source 1", "source 2")]
-    assert [plane.shape for plane in analyse.project(parts)] == [(2, 2)] * 3
-    assert np.isfinite(analyse.project([Embedded(name, torch.randn(1, 1, 8)) for name in "ab"])).all()
-    analyse.embeddings_picture({"one": {"after": parts}, "two": {"before": parts, "after": parts}}, tmp_path / "e.png")
+    assert [plane.shape for plane in embeddings.project(parts)] == [(2, 2)] * 3
+    assert np.isfinite(embeddings.project([Embedded(name, torch.randn(1, 1, 8)) for name in "ab"])).all()
+    embeddings_picture({"one": {"after": parts}, "two": {"before": parts, "after": parts}}, tmp_path / "e.png")
     with Image.open(tmp_path / "e.png") as picture:
         assert picture.width > 800 and picture.height > 900
 
@@ -198,7 +185,6 @@ def test_few_samples_and_several_sources_can_be_drawn(tmp_path: Path):
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"source_task": "", "method": "offline_dv2"}, "no source agent"),
         ({"source_observation": "state"}, "sees states"),
         ({"offline_traindir": "nowhere"}, "nowhere"),
     ],
@@ -211,6 +197,30 @@ def test_without_embeddings_the_rest_is_still_made(
     assert sorted(p.name for p in (logdir / "analysis").glob("*.png")) == ["frames.png", "values.png"]
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: run: no embeddings")]
     assert len(notes) == 1 and why in notes[0]
+
+
+def test_runs_without_a_source_have_values_and_frames(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The command may name a source all the same."""
+    runs = [tmp_path / method for method in ("offline_dv2", "online_dv2")]
+    for run in runs:
+        train(dataset, run, *SHORT, "--method", run.name)
+    analyse_runs(*runs)
+    shown, out = capsys.readouterr().err, runs[0] / "analysis"
+    assert sorted(path.name for path in out.iterdir()) == ["frames.png", "value_steps.csv", "values.csv", "values.png"]
+    for run, row in zip(runs, lines(out / "values.csv"), strict=True):
+        assert f"note: {run.name}: no embeddings: it has no source agent\n" in shown
+        assert float(row["score"]) == pytest.approx(float(scores(run)[-1]["mean"]))
+
+
+def test_several_sources_are_each_held_against_the_target(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    train(dataset, tmp_path / "two", *SHORT, "--eval_episodes", "1", "--source_task", "walker_walk,cheetah_run")
+    analyse_runs(tmp_path / "two")
+    shown = capsys.readouterr()
+    assert (tmp_path / "two" / "analysis" / "embeddings.png").exists() and "no embeddings" not in shown.err
+    for source in ("source 1: walker_walk", "source 2: cheetah_run"):
+        line = rf"two: KL of the target's embeddings to {source}: (\S+) before alignment, (\S+) after alignment\n"
+        before, after = re.search(line, shown.out).groups()
+        assert 0 < float(before) != float(after) > 0
 
 
 def test_bad_input(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -1,18 +1,26 @@
-"""The report's numbers by hand, on run directories in the program's own format, one of them a real run's."""
+"""The report's numbers by hand, on run directories in the program's own format, and on real runs'."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import co_training, command, tiny
+from conftest import command, tiny
 from PIL import Image
+from test_bad_input import refused
+from test_co_training import train
 
 import co_training as program
 import report
 import tools
 from config import to_yaml
-from errors import exit_on_bad_input
+from methods import METHODS
+from reports import rows
+from reports.cells import results_of
+from reports.curves import mean_curve
+from reports.heatmap import heat_baseline, heat_cells
+from reports.interquartile import interquartile_mean
+from reports.runs import WITHOUT_SOURCE, read_run, read_settings, run_folders
 
 DOWNHILL, UPHILL = "dmc_walker_downhill", "dmc_walker_uphill"
 
@@ -69,15 +77,6 @@ def listed(out: Path, title: str) -> list[str]:
     """The bullets under ``title`` in table.md."""
     parts = (out / "table.md").read_text().split(f"## {title}")
     return [line[2:] for line in parts[1].split("\n## ")[0].split("\n") if line.startswith("- ")] if parts[1:] else []
-
-
-def refused(arguments: list[object], capsys: pytest.CaptureFixture) -> str:
-    """The error line of a command that must exit with status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        exit_on_bad_input(lambda: report.main([str(a) for a in arguments]))
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == 2 and len(errors) == 1
-    return errors[0]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +142,7 @@ def test_interquartile_mean_of_normalised_scores(runs: Path):
 
 def test_each_resample_keeps_every_tasks_number_of_seeds():
     """Tasks far apart with equal seeds: the seeds, not the distance between tasks, make the interval."""
-    mean = report.interquartile_mean([np.array([0.0, 0.0]), np.array([1.0, 1.0]), np.array([5.0, 5.0])])
+    mean = interquartile_mean([np.array([0.0, 0.0]), np.array([1.0, 1.0]), np.array([5.0, 5.0])])
     assert (mean.iqm, mean.low, mean.high) == (1.75, 1.75, 1.75)  # of 0 0 1 1 5 5 one is cut off at each end
 
 
@@ -170,21 +169,30 @@ def test_unfinished_runs_are_listed_and_left_out_unless_wanted(tmp_path: Path):
     assert table(out, "DeepMind Control: return")["coworld"][column] == "80.0 +- 28.3 (2, 1 unfinished)"
 
 
-def test_a_run_without_rounds_is_finished_after_its_one_evaluation(tmp_path: Path):
-    assert report.read_run(write_run(tmp_path / "none", [20])).finished
-    for rounds in (0, 1, 3):  # the last evaluation of Algorithm 1's phases, and the last but one, which is not enough
-        phases = [p for p in program.algorithm_1(tiny(rounds=rounds)) if p.kind == "evaluate"]
-        run = report.read_run(write_run(tmp_path / f"{rounds}", [20] * len(phases)))
-        assert [score.round for score in run.scores] == [phase.round for phase in phases] and run.finished
-        run.scores.pop()
-        assert not run.finished
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_run_is_finished_after_the_last_evaluation_of_its_schedule(method: str, number: int, tmp_path: Path):
+    phases = METHODS[method].schedule(program.algorithm_1(tiny(rounds=number)))
+    rounds = [phase.round for phase in phases if phase.kind == "evaluate"]
+    if (method, number) == ("online_dv2", 0):
+        assert not rounds  # there is nothing that it would learn
+        return
+    run = read_run(write_run(tmp_path / "run", [20] * len(rounds), rounds=number, method=method))
+    assert [score.round for score in run.scores] == rounds and run.finished
+    run.scores.pop()  # the last but one is not enough
+    assert not run.finished
+
+
+def test_the_methods_of_the_report_are_the_programs():
+    assert set(rows.METHODS) == set(METHODS)
+    assert set(WITHOUT_SOURCE) == {name for name, m in METHODS.items() if not m.online.startswith("source")}
 
 
 @pytest.mark.parametrize("text", ["", "header"])
 def test_a_run_that_has_just_begun_is_not_finished(text: str, tmp_path: Path):
     path = write_run(tmp_path / "run", [20, 30]) / "scores.csv"
     path.write_text(path.read_text().split("\n")[0] + "\n" if text else "")
-    run = report.read_run(tmp_path / "run")
+    run = read_run(tmp_path / "run")
     assert not run.finished and run.where_it_stands == "no evaluation of its agent yet"
 
 
@@ -224,27 +232,27 @@ def test_rows_are_told_apart_by_what_is_not_the_default(tmp_path: Path):
 def test_the_value_constraint_off_is_read_as_written(tmp_path: Path):
     folder = write_run(tmp_path / "run", [1, 2], value_constraint="off")
     assert "value_constraint: off\n" in (folder / "config.yaml").read_text()
-    assert report.read_settings(folder)["value_constraint"] == "off"
+    assert read_settings(folder)["value_constraint"] == "off"
 
 
 def test_one_cell_and_seed_twice_is_refused_or_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture):
     root = tmp_path / "runs"
     one = write_run(root / "one", [1, 2], value_constraint_scale=1)
     other = write_run(root / "other", [1, 4], value_constraint_scale=3)
-    line = refused([root, "--out", tmp_path / "out"], capsys)
+    line = refused(report.main, [root, "--out", tmp_path / "out"], capsys)
     assert str(one) in line and str(other) in line and "--by value_constraint_scale" in line
     assert not (tmp_path / "out").exists()
     out = run_report(root, "--by", "value_constraint_scale")
     returns = table(out, "DeepMind Control: return")
     assert [name for name in returns if "coworld" in name] == [f"coworld, value_constraint_scale {v}.0" for v in (1, 3)]
-    assert "nearest" in refused([root, "--by", "value_constrain_scale"], capsys)
+    assert "nearest" in refused(report.main, [root, "--by", "value_constrain_scale"], capsys)
 
 
 def test_a_folder_given_twice_or_through_a_link_counts_once(tmp_path: Path):
     write_run(tmp_path / "runs/a/one", [1, 2])
     (tmp_path / "runs/b").symlink_to(tmp_path / "runs/a")
     (tmp_path / "runs/a/circle").symlink_to(tmp_path / "runs")
-    assert len(report.run_folders([tmp_path / "runs", tmp_path / "runs/a", tmp_path / "runs/b/one"])) == 1
+    assert len(run_folders([tmp_path / "runs", tmp_path / "runs/a", tmp_path / "runs/b/one"])) == 1
 
 
 def test_other_conditions_within_a_cell_and_a_target_are_noted(tmp_path: Path):
@@ -273,7 +281,7 @@ def test_a_damaged_run_is_left_out_with_its_name(
 ):
     bad = write_run(tmp_path / "runs/bad", [1, 2], seed=1) / file
     bad.write_text(text if text is not None else bad.read_text()[:-8])
-    line = refused([tmp_path / "runs"], capsys)
+    line = refused(report.main, [tmp_path / "runs"], capsys)
     assert str(bad) in line and message in line  # the only run
     write_run(tmp_path / "runs/good", [1, 2])
     out = run_report(tmp_path / "runs")
@@ -284,16 +292,16 @@ def test_a_damaged_run_is_left_out_with_its_name(
 
 def test_a_score_that_is_not_finite_is_damage(tmp_path: Path, capsys: pytest.CaptureFixture):
     write_run(tmp_path / "runs/nan", [1, float("nan")])
-    assert "not finite" in refused([tmp_path / "runs"], capsys)
+    assert "not finite" in refused(report.main, [tmp_path / "runs"], capsys)
 
 
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert "no run under" in refused([tmp_path], capsys)
-    assert "is not a folder" in refused([tmp_path / "nowhere"], capsys)
+    assert "no run under" in refused(report.main, [tmp_path], capsys)
+    assert "is not a folder" in refused(report.main, [tmp_path / "nowhere"], capsys)
     write_run(tmp_path / "collected", [1, 2], target_task="")
-    assert "collections" in refused([tmp_path], capsys)
+    assert "collections" in refused(report.main, [tmp_path], capsys)
     write_run(tmp_path / "cut", [1, 2], finished=False)
-    assert "--unfinished takes them" in refused([tmp_path], capsys)
+    assert "--unfinished takes them" in refused(report.main, [tmp_path], capsys)
 
 
 @pytest.mark.parametrize(
@@ -310,17 +318,17 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture):
 def test_flags_refused(flags: list[str], message: str, runs: Path, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("configs.yaml").touch()
-    assert message in refused([runs, *flags], capsys)
+    assert message in refused(report.main, [runs, *flags], capsys)
 
 
 def test_curves_meet_the_seeds_where_they_were_evaluated(tmp_path: Path):
     write_run(tmp_path / "1", [0, 100, 200], seed=0)  # at 100, 200, 300
     write_run(tmp_path / "2", [0, 300], seed=1)  # at 100, 200
-    runs = [report.read_run(tmp_path / name) for name in ("1", "2")]
-    where, mean, std = report.mean_curve(runs, "step")
+    runs = [read_run(tmp_path / name) for name in ("1", "2")]
+    where, mean, std = mean_curve(runs, "step")
     assert where.tolist() == [100, 200, 300] and mean.tolist() == [0, 200, 200]
     np.testing.assert_allclose(std, [0, 200 / 2**0.5, 0])
-    assert report.mean_curve(runs, "target_updates")[0].tolist() == [10, 20, 30]
+    assert mean_curve(runs, "target_updates")[0].tolist() == [10, 20, 30]
 
 
 def test_pictures(runs: Path):
@@ -333,27 +341,43 @@ def test_pictures(runs: Path):
 
 
 def test_the_heat_map_shows_a_ratio_where_the_baseline_is_complete(runs: Path, tmp_path: Path, capsys):
-    read = [report.read_run(folder) for folder in report.run_folders([runs])]
-    report.name_rows(read, [])
-    results = report.results_of(read, [])
-    assert report.heat_baseline(results, None) is None  # offline_dv2 has no run on uphill
-    assert report.heat_cells(results, None) == dict(zip(results.columns, (150, 50), strict=True))
-    assert report.heat_baseline(results, "improvement") == "offline_dv2"
-    assert report.heat_cells(results, "offline_dv2") == {results.columns[0]: 2.0}  # 150 / 75
-    down = report.results_of([run for run in read if str(run.target) == DOWNHILL], [])
-    assert report.heat_baseline(down, None) == "offline_dv2" and report.heat_baseline(down, "return") is None
+    read = [read_run(folder) for folder in run_folders([runs])]
+    rows.name_rows(read, [])
+    results = results_of(read, [])
+    assert heat_baseline(results, None) is None  # offline_dv2 has no run on uphill
+    assert heat_cells(results, None) == dict(zip(results.columns, (150, 50), strict=True))
+    assert heat_baseline(results, "improvement") == "offline_dv2"
+    assert heat_cells(results, "offline_dv2") == {results.columns[0]: 2.0}  # 150 / 75
+    down = results_of([run for run in read if str(run.target) == DOWNHILL], [])
+    assert heat_baseline(down, None) == "offline_dv2" and heat_baseline(down, "return") is None
     write_run(tmp_path / "alone", [1, 2])
-    assert "no run of offline_dv2 or dv2_finetune" in refused([tmp_path, "--heatmap", "improvement"], capsys)
+    assert "no run of offline_dv2 or dv2_finetune" in refused(
+        report.main, [tmp_path, "--heatmap", "improvement"], capsys
+    )
 
 
-def test_a_real_run(dataset: Path, tmp_path: Path):
+def test_real_runs(dataset: Path, tmp_path: Path):
     """What the program writes is read as it stands, by the command as a user gives it."""
-    folder = tmp_path / "runs/real"
-    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
-    program.main(co_training(dataset, folder, *short, "--size", "32,32"))
-    done = command("report.py", tmp_path / "runs", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    (row,) = lines(tmp_path / "out/cells.csv")
-    last = lines(folder / "scores.csv")[-1]
-    assert (row["row"], row["finished"], row["mean"]) == ("coworld", "True", last["mean"])
-    assert f"{float(last['mean']):.1f} (1)" in done.stdout
+    root, out = tmp_path / "runs", tmp_path / "out"
+    short = ("--pretrain_steps", "5", "--warmup_rounds", "0", "--rounds", "1", "--video_every", "0")
+    train(dataset, root / "two", *short, "--source_task", "walker_walk,cheetah_run")
+    train(dataset, root / "offline", *short, "--method", "offline_dv2")
+    train(dataset, root / "online", *short, "--method", "online_dv2")
+    with pytest.raises(SystemExit):
+        train(dataset, root / "cut", *short, "--rounds", "2", stop_at=60)  # of 93 iterations
+    done = command("report.py", root, "--out", out)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    found = {Path(row["folder"]).name: row for row in lines(out / "cells.csv")}
+    assert {name: (row["row"], row["sources"], row["finished"]) for name, row in found.items()} == {
+        "two": ("coworld, 2 sources", "dmc_cheetah_run,dmc_walker_walk", "True"),
+        "offline": ("offline_dv2", "", "True"),
+        "online": ("online_dv2", "", "True"),  # though the command named a source
+        "cut": ("coworld", "dmc_walker_walk", "False"),
+    }
+    assert listed(out, "Not finished") == [f"{root / 'cut'}: last evaluation in round 1 of 2, not the one at the end"]
+    returns = table(out, "DeepMind Control: return")
+    assert list(returns) == ["random policy", "offline_dv2", "online_dv2", "coworld, 2 sources"]
+    for name in ("two", "offline", "online"):
+        last = lines(root / name / "scores.csv")[-1]["mean"]
+        assert found[name]["mean"] == last
+        assert returns[found[name]["row"]]["walker_downhill"] == f"{float(last):.1f} (1)"

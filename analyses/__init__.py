@@ -1,0 +1,1 @@
+"""The parts of analyse.py: values against true returns, embeddings before and after alignment, frames."""

@@ -325,8 +325,9 @@ class TargetAgent(Agent):
     """The offline agent of the dataset: phi, psi, xi. Stage A trains its world model, stage C its critic.
 
     Of several sources, the one whose softmaxed embedding of the same images is the nearest to its own (in the
-    alignment's KL) is followed at an update, or the one that ``chosen`` names (paper, appendix C). The metrics then
-    hold ``chosen`` and each ``distance_N``.
+    alignment's KL) is followed at an update, or the one that ``chosen`` names (paper, appendix C). With ``select:
+    relative`` each KL is divided by the source's `models.information`. The metrics then hold ``chosen`` and each
+    ``distance_N``.
     """
 
     takes_source_batches = False  # an update is given source data too
@@ -370,7 +371,8 @@ class TargetAgent(Agent):
             batches = source_batches or [batch] * len(sources)
             embeds = [source.embed(own) for source, own in zip(sources, batches, strict=True)]
         if len(sources) > 1 and chosen is None and self.config.grad_accum > 1:  # one choice for all micro-batches
-            chosen = int(self._distances(self.embed(batch), embeds, same_images).argmin())
+            distances = self._distances(self.embed(batch), embeds, same_images)
+            chosen = int(self._scores(distances, embeds).argmin())
         picked = None if chosen is None else torch.tensor(chosen, device=self.device)
         noise = self._noise(batch)
         return self._train_model(self.model_loss, len(batch["action"]), batch, noise, embeds, picked, same_images)
@@ -385,6 +387,12 @@ class TargetAgent(Agent):
         measure = models.state_alignment if same_images else models.distribution_alignment
         return torch.stack([measure(embed, own) for embed in embeds])
 
+    def _scores(self, distances: Tensor, embeds: list[Tensor]) -> Tensor:
+        """By which the nearest is told, (M,)."""
+        if self.config.select != "relative":
+            return distances
+        return distances / torch.stack([models.information(embed) for embed in embeds])
+
     def _model_loss(
         self, batch: Batch, noise: tuple[Tensor], embeds: list[Tensor], chosen: Tensor | None, same_images: bool
     ) -> tuple[Tensor, Metrics, State]:
@@ -394,12 +402,13 @@ class TargetAgent(Agent):
         losses |= self._more_losses(seen)
         if embeds:
             distances = self._distances(seen.embed, embeds, same_images)
-            chosen = distances.argmin() if chosen is None else chosen
+            scores = self._scores(distances.detach(), embeds)
+            chosen = scores.argmin() if chosen is None else chosen
             if self.config.state_alignment:
                 losses["state_alignment"] = extra["state_alignment"] = distances[chosen]
                 scale["state_alignment"] = self.config.state_alignment_scale
             if len(embeds) > 1:
-                extra |= {f"distance_{i}": distance for i, distance in enumerate(distances, 1)} | {"chosen": chosen}
+                extra |= {f"distance_{i}": score for i, score in enumerate(scores, 1)} | {"chosen": chosen}
         total, metrics = self._total(losses, kl, **scale)
         metrics.pop("state_alignment_loss", None)
         return total, {**metrics, **extra}, seen.latent

@@ -209,15 +209,12 @@ def carry_out(run: Run, until: Callable[[Run], bool] = lambda run: False) -> Non
 def main(arguments: list[str] | None = None) -> None:
     config, _ = settings.parse(settings.parser(__doc__), arguments)
     method = METHODS[config.method]
-    needed = {
-        "source_task": method.online.startswith("source"),
-        "target_task": True,
-        "offline_traindir": method.dataset,
-    }
-    for key, wanted in needed.items():
-        if wanted and not getattr(config, key):
+    learns_in_sources = method.online.startswith("source")
+    needed = [("source_task", learns_in_sources), ("target_task", True), ("offline_traindir", method.dataset)]
+    for key in (key for key, is_needed in needed if is_needed):
+        if not getattr(config, key):
             raise BadInput(f"--{key} is missing (see --help)")
-    if config.source_task and not wanted["source_task"]:
+    if config.source_task and not learns_in_sources:
         print(f"note: {config.method} has no source; --source_task {config.source_task} is not used", file=sys.stderr)
         config.source_task = ""
     config.logdir = config.logdir or str(default_logdir(config))

@@ -21,7 +21,7 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "compile": ("auto", "on", "off"),
     "method": ("coworld", "offline_dv2", "dv2_finetune", "dv2_finetune_ewc", "multitask_dv2", "online_dv2"),
-    "select": ("nearest", "first", "round_robin"),
+    "select": ("nearest", "relative", "first", "round_robin"),
     "dataset_format": ("auto", "npz", "hdf5", "minari"),
     "source_observation": ("image", "state"),
     "render": ("fast", "full"),

@@ -5,6 +5,7 @@ A prime (phi', psi', xi') is the source domain's, as in the paper.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -71,6 +72,14 @@ def state_alignment(source_embed: Tensor, target_embed: Tensor) -> Tensor:
     """
     source = source_embed.detach().float().log_softmax(-1)
     return F.kl_div(target_embed.float().log_softmax(-1), source, reduction="none", log_target=True).sum(-1).mean()
+
+
+def information(embed: Tensor) -> Tensor:
+    """How much an encoder tells the images of a batch apart: the mean KL of its softmaxed embeddings (B, T, E) from
+    their mean, a scalar. An encoder that answers all images alike has none, and anything flat is near to it."""
+    logs = embed.detach().float().log_softmax(-1).flatten(0, -2)
+    mean = torch.logsumexp(logs, 0) - math.log(len(logs))
+    return F.kl_div(mean.expand_as(logs), logs, reduction="batchmean", log_target=True)
 
 
 def distribution_alignment(source_embed: Tensor, target_embed: Tensor) -> Tensor:

@@ -77,40 +77,53 @@ class Choices:
     """Which of several sources the target follows, and how often each has been followed.
 
     ``select: nearest`` leaves each update to the agent, which measures the distances; an online phase is for the source
-    that won most of the target's updates since the last one. ``first`` is always the first; with ``round_robin`` the
-    sources take turns, a turn being the target's updates up to an online phase and that phase.
+    that won most of the target's updates since the last one. ``relative`` does the same with distances relative to what
+    each source tells of the images, after a first phase in which the target follows all in turn: else the source that
+    it happens to begin with stays the nearest, because it is the one that is followed. ``first`` is always the first;
+    with ``round_robin`` the sources take turns, a turn being the target's updates up to an online phase and that phase.
     """
+
+    SMOOTHING = 0.05  # of the distances that decide who learns online after sources were followed in turn
 
     def __init__(self, names: list[str], select: str):
         self.names, self.select = names, select
         self.won, self.lately, self.turn = [0] * len(names), [0] * len(names), 0
+        self.smooth: list[float] = []
 
     def fixed(self) -> int | None:
         """The source that an update has to follow, or None if the nearest."""
-        return {"nearest": None, "first": 0, "round_robin": self.turn % max(len(self.names), 1)}[self.select]
+        count = max(len(self.names), 1)
+        if self.select == "relative" and self.turn == 0:
+            return sum(self.lately) % count
+        return {"first": 0, "round_robin": self.turn % count}.get(self.select)
 
     def count(self, metrics: Metrics) -> dict[str, float | str]:
         """Take note of an update; what `choices.csv` tells of it. Renames its metrics after the sources."""
         chosen = int(metrics.pop("chosen"))
         self.won[chosen] += 1
         self.lately[chosen] += 1
-        row: dict[str, float | str] = {}
-        for i, name in enumerate(self.names):
-            metrics[f"distance_{name}"] = row[f"distance_{name}"] = float(metrics.pop(f"distance_{i + 1}"))
-            metrics[f"follows_{name}"] = float(i == chosen)
+        distances = [float(metrics.pop(f"distance_{i}")) for i in range(1, len(self.names) + 1)]
+        for i, (name, distance) in enumerate(zip(self.names, distances, strict=True)):
+            metrics |= {f"distance_{name}": distance, f"follows_{name}": float(i == chosen)}
+        pairs = zip(self.smooth or distances, distances, strict=True)
+        self.smooth = [old + self.SMOOTHING * (new - old) for old, new in pairs]
+        row = {f"distance_{name}": distance for name, distance in zip(self.names, distances, strict=True)}
         return {**row, "chosen": self.names[chosen]}
 
     def online(self) -> int:
         """The source that an online phase is for."""
-        fixed = self.fixed()
-        return int(np.argmax(self.lately)) if fixed is None else fixed
+        if self.select == "relative" and self.turn == 0 and self.smooth:
+            return int(np.argmin(self.smooth))
+        return int(np.argmax(self.lately)) if self.fixed() is None else self.fixed()
 
     def next_turn(self) -> None:
         """An online phase is over."""
         self.lately, self.turn = [0] * len(self.names), self.turn + 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"won": list(self.won), "lately": list(self.lately), "turn": self.turn}
+        lists = {key: list(getattr(self, key)) for key in ("won", "lately", "smooth")}
+        return {**lists, "turn": self.turn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.won, self.lately, self.turn = list(state["won"]), list(state["lately"]), state["turn"]
+        for key, value in state.items():
+            setattr(self, key, value)

@@ -12,6 +12,7 @@ from test_agents import agents, batch
 from torch import Tensor, nn
 
 import models
+from agents import SourceAgent, TargetAgent
 from benchmarks import plain
 from models import WorldModel, weighted_sum
 
@@ -93,12 +94,14 @@ def test_micro_batches_give_the_gradients_of_the_whole(parts: int, discrete: int
 
 
 def short(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A target update over two steps and two imagined ones: compiling takes as long as the loops are."""
+    """A target update over two steps of small images and two imagined ones: compiling takes as long as the program."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    source, target = agents(imag_horizon=2, kl_free=0.0, **flags)
+    config = tiny(size="16,16", imag_horizon=2, kl_free=0.0, eta_steps=100, **flags)
+    source, target = (kind(config, 6, 6, torch.device("cpu")) for kind in (SourceAgent, TargetAgent))
+    data = {key: value[:, :2] for key, value in batch(size=16).items()}
     torch.manual_seed(1)
-    metrics = target.update({key: value[:, :2] for key, value in batch().items()}, [source])
+    metrics = target.update(data, [source])
     optimizers = (target.model_opt, target.actor_opt, target.critic_opt)
     moments = [state["exp_avg"] for optimizer in optimizers for state in optimizer.adam.state.values()]
     return metrics, dict(enumerate(moments))

@@ -153,3 +153,31 @@ def test_a_source_that_is_not_known_is_named(dataset: Path, tmp_path: Path):
     with pytest.raises(BadInput, match=r"--source_task.*walker_wlk.*walker_walk"):
         train(dataset, tmp_path, "--source_task", "cheetah_run,walker_wlk")
     assert tiny(source_task="cheetah_run,walker_walk").source_task == "cheetah_run,walker_walk"
+
+
+def test_relative_distances_are_in_units_of_what_a_source_tells_of_the_images():
+    """An encoder that answers all images alike is near to an untrained one, and yet no one to follow."""
+    source, target = agents(6, 6, select="relative")
+    blind = SourceAgent(target.config, 6, 6, CPU)
+    with torch.no_grad():
+        for parameter in blind.world.encoder.parameters():
+            parameter *= 0.5
+    metrics = target.update(batch(), [source, blind])
+    for i, agent in enumerate((source, blind), 1):
+        embed = agent.embed(batch()).softmax(-1)
+        mean = embed.mean((0, 1))
+        tells = (embed * (embed / mean).log()).sum(-1).mean()
+        torch.testing.assert_close(models.information(agent.embed(batch())), tells, rtol=1e-3, atol=1e-7)
+    assert models.information(torch.ones(2, 3, 4)).item() == pytest.approx(0.0, abs=1e-6)
+    assert metrics["distance_1"] > metrics["state_alignment"]
+    assert int(metrics["chosen"]) == int(metrics["distance_2"] < metrics["distance_1"])
+
+
+def test_relative_choices_begin_with_every_source_in_turn():
+    choices, order = Choices(["a", "b"], "relative"), []
+    for _ in range(4):
+        order.append(choices.fixed())
+        choices.count({"chosen": torch.tensor(order[-1]), "distance_1": 3.0, "distance_2": 1.0})
+    assert order == [0, 1, 0, 1] and choices.online() == 1
+    choices.next_turn()
+    assert choices.fixed() is None

@@ -285,7 +285,7 @@ class SourceAgent(Agent):
     def gradients(self, batch: Batch) -> dict[str, list[Tensor]]:
         """Gradients of Eq. 2, 7 and 11 on source data, by optimiser, with nothing updated."""
         model, behaviour = {"model": self.model_opt}, {"actor": self.actor_opt, "critic": self.critic_opt}
-        inputs = (batch, None, self._noise(batch, None), torch.tensor(1.0))
+        inputs = (batch, None, self._noise(batch, None), torch.tensor(1.0, device=self.device))
         _, posts = self._backward(self.model_loss, model, len(batch["action"]), *inputs)
         post = {k: torch.cat([post[k] for post in posts]) for k in posts[0]}
         self._backward(self.behaviour_loss, behaviour, *self._starts(post), None)
@@ -296,7 +296,7 @@ class SourceAgent(Agent):
         return found
 
     def _update_model(self, batch: Batch, target_batch: Batch | None, step: int) -> tuple[State, Metrics]:
-        eta = torch.tensor(self.eta(step) if target_batch else 1.0)
+        eta = torch.tensor(self.eta(step) if target_batch else 1.0, device=self.device)
         noise = self._noise(batch, target_batch)
         return self._train_model(self.model_loss, len(batch["action"]), batch, target_batch, noise, eta)
 

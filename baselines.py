@@ -3,6 +3,7 @@ together otherwise."""
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +27,13 @@ class OfflineAgent(TargetAgent):
     the imagined reward, ``disagreement_scale`` times. It has no source.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        action_dim: int,
-        model_action_dim: int,
-        device: torch.device,
-        state: dict[str, int] | None = None,
-    ):
-        super().__init__(config, action_dim, model_action_dim, device, state)
+    def __init__(self, config: Config, *arguments: Any):
+        """The arguments are `Agent`'s."""
+        super().__init__(config, *arguments)
         rssm = self.world.rssm
         stats = rssm.prior_out.out_features
         members = [mlp(rssm.deter, stats, 1, config.dyn_hidden, config.act) for _ in range(config.ensemble)]
-        self.ensemble = nn.ModuleList(members).to(device)
+        self.ensemble = nn.ModuleList(members).to(self.device)
         self.frozen_ensemble = models.frozen(self.ensemble)
         self.model_opt = Optimizer([self.world, self.ensemble], config.model_lr, config)
         self.scales["ensemble"] = 1.0

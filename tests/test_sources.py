@@ -163,7 +163,7 @@ def test_relative_distances_are_in_units_of_what_a_source_tells_of_the_images():
         for parameter in blind.world.encoder.parameters():
             parameter *= 0.5
     metrics = target.update(batch(), [source, blind])
-    for i, agent in enumerate((source, blind), 1):
+    for agent in (source, blind):
         embed = agent.embed(batch()).softmax(-1)
         mean = embed.mean((0, 1))
         tells = (embed * (embed / mean).log()).sum(-1).mean()

@@ -185,7 +185,9 @@ def default_logdir(config: SimpleNamespace) -> Path:
     target = named_tasks(config, "target_task")[0]
     learned = [*([] if config.method == "coworld" else [config.method])]
     if method.online.startswith("source"):
-        learned += ["+".join(named_tasks(config, "source_task")), "to"]
+        sources = named_tasks(config, "source_task")
+        learned += [config.select] * (len(sources) > 1 and config.select != "nearest")
+        learned += ["+".join(sources), "to"]
     return Path("runs") / "-".join([*learned, target, *config.configs, f"seed{config.seed}"])
 
 
@@ -194,7 +196,7 @@ def carry_out(run: Run, until: Callable[[Run], bool] = lambda run: False) -> Non
     try:
         with run.stop.listening():
             train(run, until)
-        run.draw_summary()
+            run.draw_summary()
     except Interrupted:
         print(f"stopped and saved; the same command continues {run.logdir}", file=sys.stderr)
         sys.exit(128 + run.stop.signal)
@@ -217,6 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
     if config.source_task and not learns_in_sources:
         print(f"note: {config.method} has no source; --source_task {config.source_task} is not used", file=sys.stderr)
         config.source_task = ""
+    if not learns_in_sources:
+        config.source_observation = "image"
     config.logdir = config.logdir or str(default_logdir(config))
     run = Run(config, method.schedule(algorithm_1(config)), method)
     carry_out(run)

@@ -26,7 +26,7 @@ from formats.npz import write_atomically
 from methods import COLLECTION, Phase
 from pictures import read_scores
 from replay import save_episode
-from run import Run, agent_policy, load_agent, pick_device
+from run import Run, agent_policy, check_fits, load_agent, pick_device
 from wrappers import parse_task
 
 POLICIES = ("random", "checkpoint", "dreamer")
@@ -123,8 +123,8 @@ def collect_playing(config: SimpleNamespace, own: argparse.Namespace, out: Path)
         check_trained_alike(config, trained, own)
         policy = agent_policy(agent, sample=True)
     envs = collection_envs(config, own.task, "collect")
-    if policy and envs[0].action_space.shape[0] != agent.action_dim:
-        raise BadInput(f"--checkpoint {own.checkpoint}: its {own.agent} agent has other actions than {own.task}")
+    if policy:
+        check_fits(agent, envs[0], own.task)
     tools.seed_everything(config.seed)
     returns: list[float] = []
     lengths: list[int] = []

@@ -32,10 +32,10 @@ CHOICES = {
 AT_LEAST = {  # other numbers only have to be 0 or more
     1: (
         "time_limit dmc_action_repeat metaworld_action_repeat robodesk_action_repeat train_every eval_every "
-        "eval_episodes eval_envs batch_size grad_accum dyn_stoch dyn_deter dyn_hidden cnn_depth units ensemble "
+        "eval_episodes eval_envs batch_size grad_accum dyn_stoch dyn_deter dyn_hidden cnn_depth units "
         "ewc_batches slow_target_update log_every"
     ).split(),
-    2: ["batch_length", "imag_horizon"],
+    2: ["batch_length", "imag_horizon", "ensemble"],
 }
 SHARES = (
     "discount",
@@ -59,6 +59,8 @@ def read_blocks(path: Path = CONFIGS) -> CommentedMap:
     for name, block in blocks.items():
         if not isinstance(name, str) or not isinstance(block, dict):
             raise BadInput(f"{path.name}: block {name} is not a list of `key: value` lines")
+        if isinstance(block.get("source_task"), list):
+            block["source_task"] = ",".join(map(str, block["source_task"]))
         for key in block:
             key = str(key)
             if key not in blocks["defaults"]:
@@ -100,7 +102,7 @@ def convert(value: Any, default: Any) -> Any:
             raise ValueError(f"is not a list of {len(default)}, like {','.join(map(str, default))}")
         return [convert(item, default[0]) for item in items]
     if isinstance(default, str):
-        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        return "" if value is None else str(value)
     kind = "a whole number" if isinstance(default, int) else "a number"
     if isinstance(value, bool):
         raise ValueError(f"is not {kind}")

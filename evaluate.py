@@ -11,7 +11,7 @@ import tools
 from environments import evaluation_envs
 from errors import BadInput, Parser, exit_on_bad_input
 from formats.npz import write_atomically
-from run import EVALUATION_SEED, agent_policy, agent_task, load_agent, pick_device
+from run import EVALUATION_SEED, agent_policy, agent_task, check_fits, load_agent, pick_device
 from wrappers import parse_task
 
 
@@ -37,10 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     task = parse_task(own.task or agent_task(config, own.agent))
     envs = evaluation_envs(config, str(task), own.agent.split("_")[0], own.episodes)
     env = envs[0]
-    if env.action_space.shape[0] != agent.action_dim:
-        raise BadInput(
-            f"--task {task} has {env.action_space.shape[0]} actions, the agent {agent.action_dim}; choose another"
-        )
+    check_fits(agent, env, str(task))
     seed = EVALUATION_SEED + config.seed if own.seed is None else own.seed
     with tools.progress_bar(own.episodes * config.time_limit, f"evaluate {own.agent}") as bar:
         scores = driver.evaluate(agent_policy(agent, sample=False), envs, own.episodes, seed, bar.update)

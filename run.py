@@ -64,6 +64,19 @@ def open_dataset(config: SimpleNamespace) -> OfflineDataset:
     )
 
 
+def check_fits(agent: Agent, env: gymnasium.Env, task: str) -> None:
+    """BadInput if the agent cannot play ``task``: other actions, or states it does not know."""
+    actions = env.action_space.shape[0]
+    if actions != agent.action_dim:
+        raise BadInput(f"{task} has {actions} actions, the agent {agent.action_dim}; choose another task or agent")
+    spaces = env.observation_space.spaces
+    for key, size in agent.world.state.items():
+        if key not in spaces or spaces[key].shape != (size,):
+            raise BadInput(
+                f"{task} has no state {key!r} of {size} numbers, which the agent sees; choose another task or agent"
+            )
+
+
 def agent_task(config: SimpleNamespace, domain: str) -> str:
     """The task of ``target``, ``source`` or ``source_2`` under a run's settings."""
     if domain == "target":
@@ -213,8 +226,13 @@ class Run:
                     f"{key} {getattr(config, key)}: {os.cpu_count()} processor cores can keep at most {most} "
                     f"simulators; lower it"
                 )
-        if config.source_observation == "state" and self.method.dataset and not self.method.tied:
-            raise BadInput(f"method {config.method} shares weights between domains that see alike: not states")
+        if config.source_observation == "state" and self.sources_share_weights():
+            raise BadInput(
+                f"--source_observation state: method {config.method} shares weights between source and target, which "
+                f"have to see alike; give image"
+            )
+        if config.grad_accum > config.batch_size:
+            raise BadInput(f"grad_accum {config.grad_accum} is more parts than a batch of {config.batch_size} has")
         if self.online and config.prefill < config.time_limit * max(config.envs, 1):
             raise BadInput(
                 f"prefill {config.prefill} is shorter than an episode (time_limit {config.time_limit}) of each of "
@@ -226,6 +244,10 @@ class Run:
             )
         if config.eta_steps == 0:
             config.eta_steps = sum(p.iterations for p in self.phases if p.kind == "source" and p.aligned)
+
+    def sources_share_weights(self) -> bool:
+        """With the target: methods that learn in sources and from the dataset, but not as two agents."""
+        return self.method.online == "source" and self.method.dataset
 
     def _episode_finished(self, name: str, episode: dict[str, np.ndarray]) -> None:
         self.batches[name].withdraw()
@@ -245,6 +267,8 @@ class Run:
         bar, points of the curves, videos, checkpoints, and the stop that Ctrl-C or SIGTERM asks for."""
         config, progress = self.config, self.progress
         name = f"{phase.kind.replace('_', ' ')}{f' {phase.round}/{config.rounds}' if phase.round else ''}"
+        if len(self.sources) > 1 and not phase.kind.startswith("target"):
+            name += f", {self.source_of(phase).name}"
         with tools.progress_bar(phase.iterations, name, initial=progress.iteration) as bar:
             while progress.iteration < phase.iterations:
                 yield

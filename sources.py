@@ -12,7 +12,7 @@ import driver
 from agents import Metrics, SourceAgent
 from errors import BadInput
 from methods import Method
-from replay import OnlineReplay, Prefetcher
+from replay import OnlineReplay
 from wrappers import parse_task
 
 
@@ -25,14 +25,18 @@ class Source:
     role: str
     collector: driver.Collector
     replay: OnlineReplay
-    agent: SourceAgent | None = None
-    batches: Prefetcher | None = None
+    agent: SourceAgent | None = None  # built when all domains are known
 
 
 def named_tasks(config: SimpleNamespace, key: str) -> list[str]:
     """The canonical names of the tasks under ``key``, which commas part. BadInput names the flag too."""
+    given = [task.strip() for task in getattr(config, key).split(",")]
+    if not all(given):
+        raise BadInput(f"--{key} {getattr(config, key)!r}: task {given.index('') + 1} is empty; remove its comma")
+    if key == "target_task" and len(given) > 1:
+        raise BadInput(f"--target_task {config.target_task}: the target is one task; give one")
     try:
-        return [str(parse_task(task.strip())) for task in getattr(config, key).split(",")]
+        return [str(parse_task(task)) for task in given]
     except BadInput as error:
         raise BadInput(f"--{key}: {error}") from None
 

@@ -73,7 +73,8 @@ def alignment(logdir: Path, config: SimpleNamespace, count: int, device: torch.d
 def panel_files(logdir: Path, config: SimpleNamespace) -> dict[str, str]:
     """Panel title -> the run's file that it shows; a run without state alignment is shown all the same."""
     if not (logdir / BEFORE_ALIGNMENT).exists():
-        print(f"note: {logdir} has no {BEFORE_ALIGNMENT}: embeddings of its checkpoint alone", file=sys.stderr)
+        if METHODS[config.method].tied:
+            print(f"note: {logdir} has no {BEFORE_ALIGNMENT}: embeddings of its checkpoint alone", file=sys.stderr)
         return {"in the checkpoint": CHECKPOINT}
     what = "alignment" if config.state_alignment else "training (no state alignment)"
     return {f"before {what}": BEFORE_ALIGNMENT, f"after {what}": CHECKPOINT}

@@ -181,3 +181,26 @@ def test_relative_choices_begin_with_every_source_in_turn():
     assert order == [0, 1, 0, 1] and choices.online() == 1
     choices.next_turn()
     assert choices.fixed() is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--source_task", "cheetah_run,,walker_walk"), "task 2 is empty"),
+        (("--source_task", "cheetah_run,"), "task 2 is empty"),
+        (("--target_task", "walker_downhill,walker_walk"), "the target is one task"),
+        (("--grad_accum", "4"), "more parts than a batch of 3"),
+    ],
+)
+def test_what_is_refused_before_anything_is_made(flags: tuple[str, str], message: str, dataset: Path, tmp_path: Path):
+    with pytest.raises(BadInput, match=message):
+        train(dataset, tmp_path / "run", *flags)
+    assert not (tmp_path / "run" / "scores.csv").exists()
+
+
+def test_a_list_may_stand_in_the_defaults_too(tmp_path: Path):
+    path = tmp_path / "configs.yaml"
+    path.write_text("defaults:\n  source_task: [walker_walk, cheetah_run]\n")
+    blocks = settings.read_blocks(path)
+    assert settings.merge(blocks, [], {})["source_task"] == "walker_walk,cheetah_run"
+    assert settings.merge(blocks, [], {"source_task": "walker_run"})["source_task"] == "walker_run"

@@ -19,8 +19,9 @@ from analyses.embeddings import alignment, alignment_table, embeddings_picture
 from analyses.frames import frames_picture
 from analyses.values import Evaluated, evaluate, step_rows, table, value_row, values_picture
 from errors import BadInput, Parser, exit_on_bad_input
-from run import CHECKPOINT, pick_device
+from run import pick_device
 from tables import write_csv
+from trained import CHECKPOINT
 
 
 def note(text: str) -> None:

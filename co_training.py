@@ -16,9 +16,10 @@ from agents import Metrics
 from driver import Scores
 from errors import BadInput, exit_on_bad_input
 from methods import CHOSEN, METHODS, Phase
-from run import BEFORE_ALIGNMENT, Interrupted, Run, agent_policy
+from run import Interrupted, Run
 from sources import Source, named_tasks
 from tools import times_passed
+from trained import BEFORE_ALIGNMENT, agent_policy
 from wrappers.vector import WorkerCrash
 
 

@@ -26,7 +26,8 @@ from formats.npz import write_atomically
 from methods import COLLECTION, Phase
 from pictures import read_scores
 from replay import save_episode
-from run import Run, agent_policy, check_fits, load_agent, pick_device
+from run import Run, pick_device
+from trained import agent_policy, check_fits, load_agent
 from wrappers import parse_task
 
 POLICIES = ("random", "checkpoint", "dreamer")

@@ -11,7 +11,8 @@ import tools
 from environments import evaluation_envs
 from errors import BadInput, Parser, exit_on_bad_input
 from formats.npz import write_atomically
-from run import EVALUATION_SEED, agent_policy, agent_task, check_fits, load_agent, pick_device
+from run import EVALUATION_SEED, pick_device
+from trained import agent_policy, agent_task, check_fits, load_agent
 from wrappers import parse_task
 
 

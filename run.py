@@ -22,16 +22,11 @@ from environments import check_drawn_alike, collection_envs, environment, enviro
 from errors import BadInput
 from methods import CHOSEN, Domains, Method, Phase
 from replay import Batch, OfflineDataset, Prefetcher, SequenceStore
+from resuming import read_saved
 from sources import Choices, Source, named_tasks, online_tasks, open_source
+from trained import CHECKPOINT
 from wrappers.vector import make_envs
 
-CHECKPOINT = "checkpoint.pt"
-BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents as they were before the target's first training, for analyse.py
-MAY_CHANGE = set(  # between a run and its resumption; the phases already done and the data are checked by themselves
-    "configs logdir device offline_traindir dataset_format dataset_cache replay_size eta_steps pretrain_steps "
-    "warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every eval_episodes "
-    "log_every video_every checkpoint_minutes eval_envs compile".split()
-)
 CONTEXT = 5  # frames that an open-loop prediction is given
 EVALUATION_SEED = 10_000  # apart from the seeds of training episodes
 
@@ -62,32 +57,6 @@ def open_dataset(config: SimpleNamespace) -> OfflineDataset:
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
     )
-
-
-def check_fits(agent: Agent, env: gymnasium.Env, task: str) -> None:
-    """BadInput if the agent cannot play ``task``: other actions, or states it does not know."""
-    actions = env.action_space.shape[0]
-    if actions != agent.action_dim:
-        raise BadInput(f"{task} has {actions} actions, the agent {agent.action_dim}; choose another task or agent")
-    spaces = env.observation_space.spaces
-    for key, size in agent.world.state.items():
-        if key not in spaces or spaces[key].shape != (size,):
-            raise BadInput(
-                f"{task} has no state {key!r} of {size} numbers, which the agent sees; choose another task or agent"
-            )
-
-
-def agent_task(config: SimpleNamespace, domain: str) -> str:
-    """The task of ``target``, ``source`` or ``source_2`` under a run's settings."""
-    if domain == "target":
-        return config.target_task
-    _, _, number = domain.partition("_")
-    return config.source_task.split(",")[int(number or 1) - 1]
-
-
-def agent_policy(agent: Agent, sample: bool) -> driver.Policy:
-    """The agent acting with samples of its policy, or with its mode."""
-    return lambda observation, state, first: agent.act(observation, state, first, sample)
 
 
 def pick_device(name: str) -> torch.device:
@@ -127,7 +96,7 @@ class Run:
         self._check_schedule()
         self._open_logdir()
         try:
-            self._set_up(self._read_saved())
+            self._set_up(read_saved(self.logdir, config, phases, self._dataset_figures()))
         except BaseException:
             self.lock.close()
             raise
@@ -420,34 +389,6 @@ class Run:
         for leftover in self.logdir.glob(f".{CHECKPOINT}.*tmp"):
             leftover.unlink()
 
-    def _read_saved(self) -> dict[str, Any] | None:
-        """The checkpoint of the run directory, if any; BadInput if it belongs to another run."""
-        if not (self.logdir / CHECKPOINT).exists():
-            return None
-        saved = tools.load_checkpoint(self.logdir / CHECKPOINT)
-        old, new = dict(saved["config"]), dict(vars(self.config))
-        for key in ("source_task", "target_task"):
-            for settings in (old, new):
-                if settings[key]:
-                    settings[key] = ",".join(named_tasks(SimpleNamespace(**settings), key))
-        for key in sorted((old.keys() & new.keys()) - MAY_CHANGE):
-            if old[key] != new[key]:
-                raise BadInput(
-                    f"{self.logdir} holds a run with {key} {old[key]}, not {new[key]}: "
-                    f"give the old value to resume it, or another --logdir"
-                )
-        if saved["phases"] != [phase.kind for phase in self.phases[: len(saved["phases"])]]:
-            raise BadInput(
-                f"{self.logdir} is past the phases {', '.join(saved['phases'])}, which these settings do not begin "
-                f"with: give the old number of warm-up rounds and rounds to resume it, or another --logdir"
-            )
-        if saved["dataset"] != self._dataset_figures():
-            raise BadInput(
-                f"{self.logdir} holds a run on other data than {self.config.offline_traindir} (episodes, steps and "
-                f"returns were {saved['dataset']}): give the old --offline_traindir, or another --logdir"
-            )
-        return saved
-
     def _dataset_figures(self) -> list[float] | None:
         """What tells one dataset from another: episodes, steps, sum of returns."""
         data = self.dataset
@@ -490,18 +431,3 @@ class Run:
         evaluating = [env for envs in self.evaluators.values() for env in envs]
         for env in [*self.simulators.values(), *evaluating, *collecting]:
             env.close()
-
-
-def load_agent(
-    logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT
-) -> tuple[Agent, SimpleNamespace]:
-    """An agent of a run's checkpoint, by domain (``target``, ``source``, ``source_2``), with its models alone, and the
-    run's settings. BadInput if there is none."""
-    saved = tools.load_checkpoint(Path(logdir).expanduser() / file)
-    if domain not in saved["agents"]:
-        raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}")
-    config = SimpleNamespace(**saved["config"])
-    sizes = saved["actions"][domain], max(saved["actions"].values())
-    agent = Agent(config, *sizes, device, saved["states"][domain], actor_dim=saved["actor_dims"][domain])
-    agent.load_models(saved["agents"][domain])
-    return agent, config

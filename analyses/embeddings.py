@@ -14,8 +14,9 @@ import models
 from errors import BadInput
 from methods import METHODS
 from pictures import plt, save_figure
-from run import BEFORE_ALIGNMENT, CHECKPOINT, EVALUATION_SEED, agent_task, load_agent, open_dataset
+from run import EVALUATION_SEED, open_dataset
 from sources import online_tasks
+from trained import BEFORE_ALIGNMENT, CHECKPOINT, agent_task, load_agent
 
 CHUNK = 100  # images that are embedded at a time
 

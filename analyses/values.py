@@ -18,7 +18,8 @@ import tools
 from agents import Agent
 from environments import environment
 from pictures import plt, save_figure
-from run import EVALUATION_SEED, agent_policy, load_agent
+from run import EVALUATION_SEED
+from trained import agent_policy, load_agent
 from wrappers import parse_task
 
 COLUMNS = 3  # of the picture's panels

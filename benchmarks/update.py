@@ -33,7 +33,8 @@ import tools
 from agents import Batch, SourceAgent, TargetAgent
 from benchmarks import plain
 from replay import OfflineDataset, Prefetcher, save_episode
-from run import agent_policy, pick_device
+from run import pick_device
+from trained import agent_policy
 
 BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"]}
 ACTIONS = 6

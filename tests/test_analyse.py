@@ -20,7 +20,8 @@ from analyses import embeddings, values
 from analyses.embeddings import Embedded, embeddings_picture
 from analyses.values import Episode, Evaluated
 from environments import environment
-from run import BEFORE_ALIGNMENT, CHECKPOINT, EVALUATION_SEED, load_agent
+from run import EVALUATION_SEED
+from trained import BEFORE_ALIGNMENT, CHECKPOINT, load_agent
 
 CPU = torch.device("cpu")
 BY_HAND = Episode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)

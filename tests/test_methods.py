@@ -16,7 +16,7 @@ import tools
 from baselines import ElasticWeights, disagreement
 from errors import BadInput
 from methods import METHODS, Domains
-from run import load_agent
+from trained import load_agent
 
 BASELINES = [name for name in METHODS if name != "coworld"]
 

@@ -374,8 +374,11 @@ class TargetAgent(Agent):
             distances = self._distances(self.embed(batch), embeds, same_images)
             chosen = int(self._scores(distances, embeds).argmin())
         picked = None if chosen is None else torch.tensor(chosen, device=self.device)
-        noise = self._noise(batch)
-        return self._train_model(self.model_loss, len(batch["action"]), batch, noise, embeds, picked, same_images)
+        inputs = (batch, self._noise(batch), embeds, picked, same_images)
+        post, metrics = self._train_model(self.model_loss, len(batch["action"]), *inputs)
+        if picked is not None and "chosen" in metrics:
+            metrics["chosen"] = picked  # a mean over micro-batches may miss the whole number
+        return post, metrics
 
     def _more_losses(self, seen: Seen) -> dict[str, Tensor]:
         """Further terms of the world model's loss, for which ``scales`` has weights."""

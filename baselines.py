@@ -97,20 +97,21 @@ class FinetunedAgent(TargetAgent):
 
     OPTIMIZERS = ("model_opt", "actor_opt", "critic_opt")
 
-    def take_over(self, source: Agent, batches: Sequence[Batch]) -> None:
-        """Become a copy of ``source``, optimisers included; ``batches`` of its data tell which weights matter."""
+    def take_over(self, source: Agent, batches: Iterable[Batch]) -> None:
+        """Become a copy of ``source``, optimisers included; ``batches`` of its data, drawn one by one and only for the
+        elastic penalty, tell which weights matter."""
         self.load_state_dict(copy.deepcopy(source.state_dict()))
         if self.config.method != "dv2_finetune_ewc":
             return
         sums: dict[str, list[Tensor]] = {}
-        for batch in batches:
+        for count, batch in enumerate(batches, 1):  # noqa: B007
             for name, gradients in source.gradients(batch).items():
                 squares = [g.square() for g in gradients]
                 sums[name] = [a + b for a, b in zip(sums[name], squares, strict=True)] if name in sums else squares
         for name, squares in sums.items():
             optimizer = getattr(self, name)
             weights = [p.detach().clone() for p in optimizer.parameters]
-            self._hold(optimizer, weights, [square / len(batches) for square in squares])
+            self._hold(optimizer, weights, [square / count for square in squares])
 
     def _hold(self, optimizer: Optimizer, weights: list[Tensor], fisher: list[Tensor]) -> None:
         optimizer.anchor = ElasticWeights(weights, fisher, self.config.ewc_scale)

@@ -92,8 +92,7 @@ def update_source(run: Run, source: Source, aligned: bool) -> None:
 
 def hand_over(run: Run, phase: Phase) -> None:
     """The target's agent becomes the source's (DV2 Finetune)."""
-    batches = [run.batch("source") for _ in range(run.config.ewc_batches)]
-    run.target.take_over(run.agents["source"], batches)
+    run.target.take_over(run.agents["source"], (run.batch("source") for _ in range(run.config.ewc_batches)))
 
 
 def target_model(run: Run, phase: Phase) -> None:

@@ -18,14 +18,13 @@ import pictures
 import tools
 from agents import Agent
 from config import to_yaml
-from environments import check_drawn_alike, collection_envs, environment, environment_settings
+from environments import check_drawn_alike, collection_envs, environment, evaluation_envs
 from errors import BadInput
 from methods import CHOSEN, Domains, Method, Phase
 from replay import Batch, OfflineDataset, Prefetcher, SequenceStore
 from resuming import read_saved
 from sources import Choices, Source, named_tasks, online_tasks, open_source
 from trained import CHECKPOINT
-from wrappers.vector import make_envs
 
 CONTEXT = 5  # frames that an open-loop prediction is given
 EVALUATION_SEED = 10_000  # apart from the seeds of training episodes
@@ -329,14 +328,12 @@ class Run:
 
     def _evaluators(self, domain: str) -> list[Any]:
         """The simulators that the domain's evaluation episodes are played in, made when first asked for."""
-        count = min(self.config.eval_envs, self.config.eval_episodes)
-        if count == 1:
+        config = self.config
+        if min(config.eval_envs, config.eval_episodes) == 1:
             return [driver.InProcess(self.simulator(domain))]
         if domain not in self.evaluators:
             _, role = self.online.get(domain, (None, domain))
-            self.evaluators[domain] = make_envs(
-                self.tasks[domain], count, **environment_settings(self.config, self.tasks[domain], role)
-            )
+            self.evaluators[domain] = evaluation_envs(config, self.tasks[domain], role, config.eval_episodes)
         return self.evaluators[domain]
 
     # Stopping, saving, resuming

@@ -308,10 +308,7 @@ class SourceAgent(Agent):
             seen = self.world.observe(batch, noise[0])
             total, metrics = self._total(*self.world.losses(seen, batch, self.config))
             return total, metrics, seen.latent
-        actions = [models.pad_action(b["action"], self.world.action_dim) for b in (batch, target_batch)]
-        embeds = [b["embed"] if "embed" in b else self.world.embed(b) for b in (batch, target_batch)]
-        both = self.world.filter(torch.cat(embeds), torch.cat(actions), noise=torch.cat(noise))
-        seen, seen_target = both.split(len(batch["action"]))
+        seen, seen_target = self.world.observe_both((batch, target_batch), noise)
         losses, kl = self.world.losses(seen, batch, self.config)
         predicted = self.world.reward(seen_target.feat)  # (B, T)
         relabelled = models.relabel_reward(predicted, target_batch["reward"], self.config.target_informed_factor)

@@ -141,17 +141,14 @@ class FinetunedAgent(TargetAgent):
 
 def joint_loss(
     agent: Agent, batches: tuple[Batch, Batch], noise: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Metrics, State, State]:
-    """Eq. 2 on two domains' batches alike: (loss, metrics, latents of the first, latents of the second)."""
+) -> tuple[Tensor, Metrics, State]:
+    """Eq. 2 on two domains' batches alike: (loss, metrics, latents of the first)."""
     world = agent.world
-    actions = [models.pad_action(batch["action"], world.action_dim) for batch in batches]
-    embeds = [world.embed(batch) for batch in batches]
-    both = world.filter(torch.cat(embeds), torch.cat(actions), noise=torch.cat(noise))
-    parts = both.split(len(batches[0]["action"]))
+    parts = world.observe_both(batches, noise)
     sides = [world.losses(seen, batch, agent.config) for seen, batch in zip(parts, batches, strict=True)]
     losses = {name: 0.5 * (sides[0][0][name] + loss) for name, loss in sides[1][0].items()}
     total, metrics = agent._total(losses, 0.5 * (sides[0][1] + sides[1][1]))
-    return total, metrics, parts[0].latent, parts[1].latent
+    return total, metrics, parts[0].latent
 
 
 class MultitaskSource(SourceAgent):
@@ -160,8 +157,7 @@ class MultitaskSource(SourceAgent):
     def _model_loss(
         self, batch: Batch, target_batch: Batch, noise: tuple[Tensor, Tensor], eta: Tensor
     ) -> tuple[Tensor, Metrics, State]:
-        total, metrics, own, _ = joint_loss(self, (batch, target_batch), noise)
-        return total, metrics, own
+        return joint_loss(self, (batch, target_batch), noise)
 
 
 class MultitaskTarget(TargetAgent):
@@ -176,5 +172,4 @@ class MultitaskTarget(TargetAgent):
         return self._train_model(self.model_loss, len(batch["action"]), (batch, own), self._noise(batch, own))
 
     def _model_loss(self, batches: tuple[Batch, Batch], noise: tuple[Tensor, Tensor]) -> tuple[Tensor, Metrics, State]:
-        total, metrics, own, _ = joint_loss(self, batches, noise)
-        return total, metrics, own
+        return joint_loss(self, batches, noise)

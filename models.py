@@ -6,7 +6,7 @@ A prime (phi', psi', xi') is the source domain's, as in the paper.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -208,6 +208,13 @@ class WorldModel(nn.Module):
     def observe(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Seen:
         """Filter a batch of observations (B, T, ...) and actions (B, T, own A) from the zero state."""
         return self.filter(self.embed(batch), batch["action"], noise=noise)
+
+    def observe_both(self, batches: Sequence[dict[str, Tensor]], noise: Sequence[Tensor]) -> tuple["Seen", "Seen"]:
+        """`observe` for two batches in one scan; one may hold its ``embed`` (B, T, E) instead of observations."""
+        actions = [pad_action(batch["action"], self.action_dim) for batch in batches]
+        embeds = [batch["embed"] if "embed" in batch else self.embed(batch) for batch in batches]
+        both = self.filter(torch.cat(embeds), torch.cat(actions), noise=torch.cat(list(noise)))
+        return both.split(len(batches[0]["action"]))
 
     def filter(self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None) -> Seen:
         """embed (B, T, E), action (B, T, own A), padded here, from ``state`` or zeros; ``noise`` is `RSSM.noise`'s."""

@@ -15,13 +15,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from analyses.embeddings import alignment, alignment_table, embeddings_picture
-from analyses.frames import frames_picture
-from analyses.values import Evaluated, evaluate, step_rows, table, value_row, values_picture
-from errors import BadInput, Parser, exit_on_bad_input
-from run import pick_device
-from tables import write_csv
-from trained import CHECKPOINT
+from analysis.embeddings import alignment, alignment_table, embeddings_picture
+from analysis.frames import frames_picture
+from analysis.values import Evaluated, evaluate, step_rows, table, value_row, values_picture
+from tools import BadInput, Parser, exit_on_bad_input
+from training.trainer import pick_device
+from tools import write_csv
+from training.trained import CHECKPOINT
 
 
 def note(text: str) -> None:

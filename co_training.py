@@ -11,16 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import config as settings
-import pictures
-from agents import Metrics
-from driver import Scores
-from errors import BadInput, exit_on_bad_input
-from methods import CHOSEN, METHODS, Phase
-from run import Interrupted, Run
-from sources import Source, named_tasks
+import training.visuals as pictures
+from agents.agent import Metrics
+from training.collector import Scores
+from tools import BadInput, exit_on_bad_input
+from training.methods import CHOSEN, METHODS, Phase
+from training.trainer import Interrupted, Run
+from training.selector import Source, named_tasks
 from tools import times_passed
-from trained import BEFORE_ALIGNMENT, agent_policy
-from wrappers.vector import WorkerCrash
+from training.trained import BEFORE_ALIGNMENT, agent_policy
+from wrappers.shared.vector import WorkerCrash
 
 
 def algorithm_1(config: SimpleNamespace) -> list[Phase]:

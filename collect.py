@@ -16,18 +16,18 @@ from typing import IO, Any
 import numpy as np
 
 import config as settings
-import driver
+from training import collector as driver
 import max_scores
 import tools
 from co_training import carry_out, source_agent_alone
-from environments import collection_envs
-from errors import BadInput, exit_on_bad_input
-from formats.npz import write_atomically
-from methods import COLLECTION, Phase
-from pictures import read_scores
-from replay import save_episode
-from run import Run, pick_device
-from trained import agent_policy, check_fits, load_agent
+from wrappers.shared.simulators import collection_envs
+from tools import BadInput, exit_on_bad_input
+from tools import write_atomically
+from training.methods import COLLECTION, Phase
+from training.visuals import read_scores
+from replay.store import save_episode
+from training.trainer import Run, pick_device
+from training.trained import agent_policy, check_fits, load_agent
 from wrappers import parse_task
 
 POLICIES = ("random", "checkpoint", "dreamer")

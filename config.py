@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from errors import BadInput, Parser, nearest
+from tools import BadInput, Parser, nearest
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 

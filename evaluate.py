@@ -6,13 +6,13 @@ python evaluate.py --logdir RUN --episodes 10
 import argparse
 from pathlib import Path
 
-import driver
+from training import collector as driver
 import tools
-from environments import evaluation_envs
-from errors import BadInput, Parser, exit_on_bad_input
-from formats.npz import write_atomically
-from run import EVALUATION_SEED, pick_device
-from trained import agent_policy, agent_task, check_fits, load_agent
+from wrappers.shared.simulators import evaluation_envs
+from tools import BadInput, Parser, exit_on_bad_input
+from tools import write_atomically
+from training.trainer import EVALUATION_SEED, pick_device
+from training.trained import agent_policy, agent_task, check_fits, load_agent
 from wrappers import parse_task
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from wrappers.tasks import Task
+from wrappers.shared.tasks import Task
 
 MAX_SCORES = Path(__file__).with_name("max_scores.yaml")
 

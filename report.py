@@ -11,17 +11,17 @@ import re
 import sys
 from pathlib import Path
 
-from errors import BadInput, Parser, exit_on_bad_input, nearest
-from reports.cells import Results, results_of
-from reports.conditions import refuse_duplicates, unlike
-from reports.csv_rows import run_rows, table_rows
-from reports.curves import AXES, draw_curves
-from reports.heatmap import draw_heatmap, heat_baseline, heat_cells
-from reports.interquartile import Interval, interquartile_means
-from reports.markdown import bullets, missing_cells, normalised_section, score_sections
-from reports.rows import name_rows
-from reports.runs import RunResult, read_runs, run_folders
-from tables import write_csv, write_text
+from tools import BadInput, Parser, exit_on_bad_input, nearest
+from analysis.cells import Results, results_of
+from analysis.conditions import refuse_duplicates, unlike
+from analysis.csv_rows import run_rows, table_rows
+from analysis.curves import AXES, draw_curves
+from analysis.heatmap import draw_heatmap, heat_baseline, heat_cells
+from analysis.interquartile import Interval, interquartile_means
+from analysis.markdown import bullets, missing_cells, normalised_section, score_sections
+from analysis.rows import name_rows
+from analysis.runs import RunResult, read_runs, run_folders
+from tools import write_csv, write_text
 
 
 def command() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
-from replay import OfflineDataset, save_episode
+from replay.store import OfflineDataset, save_episode
 
 BATCH, LENGTH, EPISODE, BATCHES = 50, 50, 500, 200
 PRESETS = ("defaults", "dmc", "small")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, OneHotCategoricalStraightThrough, kl_divergence
 
-from agents import SourceAgent, TargetAgent
+from agents.agent import SourceAgent, TargetAgent
 from models import ActorCritic, WorldModel
 
 Latent = tuple[Tensor, Tensor]  # stoch (B, S * K), deter (B, D)

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
 from wrappers import make_env
-from wrappers.backend import choose_backend
+from wrappers.shared.backend import choose_backend
 
 TASKS = {"DMC": "dmc_walker_walk", "Meta-World": "metaworld_door-close", "RoboDesk": "robodesk_push_green"}
 VARIANTS = ("as shipped", "full", "fast")

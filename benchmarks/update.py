@@ -32,9 +32,9 @@ import config as settings
 import tools
 from agents import Batch, SourceAgent, TargetAgent
 from benchmarks import plain
-from replay import OfflineDataset, Prefetcher, save_episode
-from run import pick_device
-from trained import agent_policy
+from replay.store import OfflineDataset, Prefetcher, save_episode
+from training.trainer import pick_device
+from training.trained import agent_policy
 
 BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"]}
 ACTIONS = 6

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this f
 import co_training
 import collect
 import config as settings
-from agents import Agent, SourceAgent, TargetAgent
-from driver import Collector
-from run import Run
+from agents.agent import Agent, SourceAgent, TargetAgent
+from training.collector import Collector
+from training.trainer import Run
 
 PARTS = {
     "update": [(SourceAgent, "update"), (TargetAgent, "update"), (TargetAgent, "update_model")],

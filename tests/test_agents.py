@@ -9,7 +9,7 @@ from conftest import tiny
 from torch import Tensor, nn
 
 import models
-from agents import Optimizer, SourceAgent, TargetAgent
+from agents.agent import Optimizer, SourceAgent, TargetAgent
 
 CPU = torch.device("cpu")
 

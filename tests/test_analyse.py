@@ -14,14 +14,14 @@ from test_co_training import scores, train
 from test_report import lines
 
 import analyse
-import driver
+from training import collector as driver
 import tools
 from analyses import embeddings, values
-from analyses.embeddings import Embedded, embeddings_picture
-from analyses.values import Episode, Evaluated
-from environments import environment
-from run import EVALUATION_SEED
-from trained import BEFORE_ALIGNMENT, CHECKPOINT, load_agent
+from analysis.embeddings import Embedded, embeddings_picture
+from analysis.values import Episode, Evaluated
+from wrappers.shared.simulators import environment
+from training.trainer import EVALUATION_SEED
+from training.trained import BEFORE_ALIGNMENT, CHECKPOINT, load_agent
 
 CPU = torch.device("cpu")
 BY_HAND = Episode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)

@@ -12,7 +12,7 @@ import co_training as program
 import collect
 import evaluate
 import tools
-from errors import exit_on_bad_input
+from tools import exit_on_bad_input
 
 SHORT = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
 

@@ -20,7 +20,7 @@ from conftest import ROOT, co_training, command, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import co_training as program
-import driver
+from training import collector as driver
 import run as run_module
 import tools
 

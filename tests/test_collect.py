@@ -13,10 +13,10 @@ from test_bad_input import refused
 
 import co_training as program
 import collect
-import pictures
-from environments import check_drawn_alike, environment_settings
-from errors import BadInput
-from replay import OfflineDataset
+import training.visuals as pictures
+from wrappers.shared.simulators import check_drawn_alike, environment_settings
+from tools import BadInput
+from replay.store import OfflineDataset
 
 LEARNING = ["--task", "walker_walk", "--envs", 0, "--size", "32,32", "--configs", "defaults", "dmc", "debug"]
 

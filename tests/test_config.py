@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import config as settings
-from errors import BadInput
+from tools import BadInput
 
 
 def merged(*names: str, **flags: str) -> dict:

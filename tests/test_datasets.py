@@ -14,8 +14,8 @@ from PIL import Image
 
 import datasets
 import formats.convert
-from errors import BadInput
-from replay import OfflineDataset, save_episode
+from tools import BadInput
+from replay.store import OfflineDataset, save_episode
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rollouts import assert_same, check_with_gymnasium, in_worker, rollout, run_python
 
-from errors import BadInput
+from tools import BadInput
 from wrappers import Task, backend, dmc, make_env, parse_task, tasks
 
 # isort: split

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import driver
+from training import collector as driver
 from wrappers import make_env
-from wrappers.vector import make_envs
+from wrappers.shared.vector import make_envs
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errors import BadInput
+from tools import BadInput
 from wrappers import all_tasks, make_env, parse_task
-from wrappers.vector import ProcessEnv, WorkerCrash, make_envs
+from wrappers.shared.vector import ProcessEnv, WorkerCrash, make_envs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,7 +109,7 @@ def test_forgotten_environment_ends_its_process():
 RUN = """
 import os, signal, sys, time
 import numpy as np
-from wrappers.vector import make_envs
+from wrappers.shared.vector import make_envs
 envs = make_envs("cheetah_run", 2, size=16)
 child = os.fork()  # a process that inherits the pipes and outlives this one, as a data loader's might
 if child == 0:

@@ -13,10 +13,10 @@ import h5py
 import numpy as np
 import pytest
 
-from errors import BadInput
-from formats import find_sources, guarded
-from formats.convert import convert
-from replay import OfflineDataset, save_episode
+from tools import BadInput
+from replay.data_files import find_sources, guarded
+from replay.convert import convert
+from replay.store import OfflineDataset, save_episode
 from wrappers import make_env
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

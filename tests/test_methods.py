@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import co_training as program
 import collect
 import tools
-from baselines import ElasticWeights, disagreement
-from errors import BadInput
-from methods import METHODS, Domains
-from trained import load_agent
+from agents.baselines import ElasticWeights, disagreement
+from tools import BadInput
+from training.methods import METHODS, Domains
+from training.trained import load_agent
 
 BASELINES = [name for name in METHODS if name != "coworld"]
 

@@ -12,7 +12,7 @@ from test_agents import agents, batch
 from torch import Tensor, nn
 
 import models
-from agents import SourceAgent, TargetAgent
+from agents.agent import SourceAgent, TargetAgent
 from benchmarks import plain
 from models import WorldModel, weighted_sum
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import formats.npz
-from errors import BadInput
-from replay import OfflineDataset, OnlineReplay, Prefetcher, episode_filename, save_episode
+from tools import BadInput
+from replay.store import OfflineDataset, OnlineReplay, Prefetcher, episode_filename, save_episode
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

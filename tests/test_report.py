@@ -14,13 +14,13 @@ import co_training as program
 import report
 import tools
 from config import to_yaml
-from methods import METHODS
+from training.methods import METHODS
 from reports import rows
-from reports.cells import results_of
-from reports.curves import mean_curve
-from reports.heatmap import heat_baseline, heat_cells
-from reports.interquartile import interquartile_mean
-from reports.runs import WITHOUT_SOURCE, read_run, read_settings, run_folders
+from analysis.cells import results_of
+from analysis.curves import mean_curve
+from analysis.heatmap import heat_baseline, heat_cells
+from analysis.interquartile import interquartile_mean
+from analysis.runs import WITHOUT_SOURCE, read_run, read_settings, run_folders
 
 DOWNHILL, UPHILL = "dmc_walker_downhill", "dmc_walker_uphill"
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rollouts import assert_same, in_worker, rollout
 
-from errors import BadInput
+from tools import BadInput
 from wrappers import make_env
 
 

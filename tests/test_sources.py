@@ -14,9 +14,9 @@ from test_co_training import assert_same_results, train
 import config as settings
 import models
 import tools
-from agents import SourceAgent, TargetAgent
-from errors import BadInput
-from sources import Choices
+from agents.agent import SourceAgent, TargetAgent
+from tools import BadInput
+from training.selector import Choices
 
 THREE = ("--source_task", "walker_walk,walker_run,cheetah_run", "--size", "32,32", "--envs", "0")
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import co_training
 import collect
-import pictures
+import training.visuals as pictures
 import tools
 
 METAWORLD, ROBODESK = "metaworld_door-close", "robodesk_push_green"

@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tools
-from errors import BadInput
+from tools import BadInput
 
 
 def test_linear_schedule():

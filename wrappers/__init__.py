@@ -4,9 +4,9 @@ import importlib
 
 import gymnasium
 
-from errors import BadInput, nearest
-from wrappers.sparse import SparseReward
-from wrappers.tasks import Task, all_tasks, parse_task
+from tools import BadInput, nearest
+from wrappers.shared.sparse import SparseReward
+from wrappers.shared.tasks import Task, all_tasks, parse_task
 
 __all__ = ["Task", "all_tasks", "make_env", "parse_task"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wrappers.background import Background
-from wrappers.base import PixelEnv, SimulatorStep
-from wrappers.patches import NumpyWith
-from wrappers.rendering import FrameRenderer, camera_name
+from wrappers.shared.background import Background
+from wrappers.shared.base import PixelEnv, SimulatorStep
+from wrappers.shared.patches import NumpyWith
+from wrappers.shared.rendering import FrameRenderer, camera_name
 
 # dm_control reads which OpenGL library to use when it is imported; the import above has chosen it.
 # isort: split

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from wrappers.base import PixelEnv, SimulatorStep
-from wrappers.rendering import FrameRenderer, camera_name
+from wrappers.shared.base import PixelEnv, SimulatorStep
+from wrappers.shared.rendering import FrameRenderer, camera_name
 
 # Meta-World's renderer reads which OpenGL library to use when it is imported; the import above has chosen it.
 # isort: split

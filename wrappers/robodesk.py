@@ -11,9 +11,9 @@ import mujoco
 import numpy as np
 from PIL import Image
 
-from wrappers.base import PixelEnv, SimulatorStep
-from wrappers.patches import NumpyWith
-from wrappers.rendering import FrameRenderer, camera_name
+from wrappers.shared.base import PixelEnv, SimulatorStep
+from wrappers.shared.patches import NumpyWith
+from wrappers.shared.rendering import FrameRenderer, camera_name
 
 
 def _import_robodesk():

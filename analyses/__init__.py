@@ -1,1 +1,0 @@
-"""The parts of analyse.py: values against true returns, embeddings before and after alignment, frames."""

@@ -1,0 +1,51 @@
+"""The report's numbers as lines of CSV files."""
+
+from typing import Any
+
+from analysis.cells import Results, average
+from analysis.interquartile import Interval
+from analysis.rows import ABLATIONS, RANDOM, SETUPS, label_order
+from analysis.runs import RunResult, task_order
+
+
+def run_rows(runs: list[RunResult], results: Results) -> list[dict[str, Any]]:
+    """cells.csv: a line a run, those without a score and those not in the tables too."""
+
+    def order(run: RunResult) -> tuple:
+        return task_order(run.target), label_order(run.label), list(map(str, run.sources)), run.seed
+
+    rows = []
+    for run in sorted(runs, key=order):
+        final = run.final if run.scores else None
+        columns = ("mean", "std", "success", "episodes", "round", "step", "target_updates")
+        rows.append({
+            "row": run.label, "method": run.settings["method"], "sources": ",".join(map(str, run.sources)),
+            "target": str(run.target), "seed": run.seed, "finished": run.finished, "in_tables": run in results.runs,
+            **{key: getattr(final, key, None) for key in columns},
+            "random": getattr(run.random, "mean", None),
+            "normalised": results.normalised(run) if run in results.runs else None,
+            **{key: run.settings[key] for key in (*ABLATIONS, *SETUPS)}, "folder": str(run.folder),
+        })  # fmt: skip
+    return rows
+
+
+def table_rows(results: Results, means: dict[str, Interval]) -> list[dict[str, Any]]:
+    """table.csv: a line a cell of the tables, their averages and interquartile means among them."""
+
+    def row(measure: str, suite: str, label: str, column: object, mean: float, **more: float | None) -> dict[str, Any]:
+        named = {"measure": measure, "suite": suite, "row": label, "column": str(column), "mean": mean}
+        return named | {key: more.get(key) for key in ("std", "seeds", "low", "high")}
+
+    rows = []
+    for suite, columns in results.suites.items():
+        for measure, name in (("mean", "return"), ("success", "success")):
+            for label in [RANDOM, *results.suite_labels(suite)]:
+                cells = [results.cell(label, column, measure) for column in columns]
+                for column, cell in zip(columns, cells, strict=True):
+                    if cell:
+                        rows.append(row(name, suite, label, column, cell.mean, std=cell.std, seeds=cell.seeds))
+                if any(cells):
+                    rows.append(row(name, suite, label, "average", average(cells)))
+    for label, mean in means.items():
+        rows.append(row("iqm", "", label, "all", mean.iqm, seeds=mean.runs, low=mean.low, high=mean.high))
+    return rows

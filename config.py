@@ -1,43 +1,43 @@
 """Settings: the blocks of configs.yaml, merged in the order given, then the command line's flags.
 
-Every key of `defaults` is a flag of the same name and of the type of its default value.
+Every key of `defaults`, and every setting of a suite, is a flag of the same name and of the type of its default value.
 """
 
 import argparse
 import io
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
+from replay import FORMATS
 from tools import BadInput, Parser, nearest
+from wrappers import SUITES, parse_task
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 
-CHOICES = {
+CHOICES = {  # `method` is checked by training/methods.py, which defines the methods
     "precision": ("float32", "bfloat16"),
     "compile": ("auto", "on", "off"),
-    "method": ("coworld", "offline_dv2", "dv2_finetune", "dv2_finetune_ewc", "multitask_dv2", "online_dv2"),
     "select": ("nearest", "relative", "first", "round_robin"),
-    "dataset_format": ("auto", "npz", "hdf5", "minari"),
     "source_observation": ("image", "state"),
     "render": ("fast", "full"),
     "actor_grad": ("dynamics", "reinforce", "both"),
     "value_constraint": ("minmax", "brute", "off"),
     "act": ("ELU", "ReLU", "SiLU", "GELU", "Tanh"),
 }
-AT_LEAST = {  # other numbers only have to be 0 or more
+MIN_VALUES = {  # the minimum of other numbers is 0
     1: (
-        "time_limit dmc_action_repeat metaworld_action_repeat robodesk_action_repeat train_every eval_every "
-        "eval_episodes eval_envs batch_size grad_accum dyn_stoch dyn_deter dyn_hidden cnn_depth units "
-        "ewc_batches slow_target_update log_every"
+        "time_limit train_every eval_every eval_episodes eval_envs batch_size grad_accum dyn_stoch dyn_deter dyn_hidden "
+        "cnn_depth units ewc_batches slow_target_update log_every"
     ).split(),
     2: ["batch_length", "imag_horizon", "ensemble"],
 }
-SHARES = (
+FRACTIONS = (
     "discount",
     "discount_lambda",
     "kl_balance",
@@ -48,14 +48,43 @@ SHARES = (
 )
 
 
+class Config:
+    """Settings as read-only attributes; ``vars(config)`` is a dict of them. `replace` makes a changed copy."""
+
+    def __init__(self, **values: Any):
+        vars(self).update(values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"settings are read-only; use config.replace({name}=...)")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("settings are read-only")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
+
+    def replace(self, **changes: Any) -> "Config":
+        return Config(**{**vars(self), **changes})
+
+
+# Reading blocks and flags
+
+
 def read_blocks(path: Path = CONFIGS) -> CommentedMap:
-    """The blocks of a settings file, with their comments. BadInput if it cannot be read or names an unknown key."""
+    """The blocks of a settings file, with their comments; suites' settings that it lacks are added to `defaults`.
+
+    Raises BadInput if the file cannot be read or has an unknown key.
+    """
     try:
         blocks = YAML().load(path.read_text())
     except (OSError, ValueError, YAMLError) as error:
         raise BadInput(f"{path.name} cannot be read: {str(error)[:200]}") from None
     if not isinstance(blocks, dict) or not isinstance(blocks.get("defaults"), dict):
         raise BadInput(f"{path.name} has no block `defaults`")
+    add_suite_settings(blocks["defaults"])
     for name, block in blocks.items():
         if not isinstance(name, str) or not isinstance(block, dict):
             raise BadInput(f"{path.name}: block {name} is not a list of `key: value` lines")
@@ -68,29 +97,42 @@ def read_blocks(path: Path = CONFIGS) -> CommentedMap:
     return blocks
 
 
+def add_suite_settings(defaults: CommentedMap) -> None:
+    """Add ``SUITE_SETTING: default`` to ``defaults`` for every setting of a suite that configs.yaml does not have."""
+    for suite in SUITES.values():
+        for key, value in suite.settings.items():
+            name = f"{suite.name}_{key}"
+            if name not in defaults:
+                defaults[name] = value
+                defaults.yaml_add_eol_comment(suite.setting_help(key), name)
+
+
 def merge(blocks: CommentedMap, names: list[str], flags: dict[str, str]) -> dict[str, Any]:
-    """Values of `defaults`, then of each named block, then of the flags. BadInput on an unknown name or a bad value."""
+    """Values of `defaults`, then of each named block, then of the flags.
+
+    Raises BadInput on an unknown name or an invalid value.
+    """
     values = dict(blocks["defaults"])
-    where = dict.fromkeys(values, "defaults")
+    origin = dict.fromkeys(values, "defaults")
     for name in names:
         if name not in blocks:
             raise BadInput(f"--configs {name}: no such block in configs.yaml; {nearest(name, blocks)}")
         values.update(blocks[name])
-        where.update(dict.fromkeys(blocks[name], name))
+        origin.update(dict.fromkeys(blocks[name], name))
     values.update(flags)
-    where.update(dict.fromkeys(flags, "the command line"))
+    origin.update(dict.fromkeys(flags, "the command line"))
     merged = {}
     for key, value in values.items():
         try:
             merged[key] = convert(value, blocks["defaults"][key])
             check(key, merged[key])
         except ValueError as error:
-            raise BadInput(f"{key}: {value!r} ({where[key]}) {error}") from None
+            raise BadInput(f"{key}: {value!r} ({origin[key]}) {error}") from None
     return merged
 
 
 def convert(value: Any, default: Any) -> Any:
-    """``value``, perhaps a flag's text, in the type of ``default``. ValueError says what was expected."""
+    """``value``, which may be a flag's text, in the type of ``default``. ValueError says what was expected."""
     if isinstance(default, bool):
         words = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
         if str(value).lower() not in words:
@@ -112,15 +154,16 @@ def convert(value: Any, default: Any) -> Any:
         raise ValueError(f"is not {kind}") from None
     if isinstance(default, float):
         return number
-    if not number.is_integer():  # `1e4` is fine, `0.5`, `nan` and `inf` are not
+    if not number.is_integer():  # `1e4` is valid; `0.5`, `nan` and `inf` are not
         raise ValueError(f"is not {kind}")
     return int(number)
 
 
 def check(key: str, value: Any) -> None:
-    """ValueError if ``value`` is outside what ``key`` may be."""
-    if key in CHOICES and value not in CHOICES[key]:
-        raise ValueError(f"is not one of {', '.join(CHOICES[key])}")
+    """ValueError if ``value`` is not valid for ``key``."""
+    choices = ("auto", *FORMATS) if key == "dataset_format" else CHOICES.get(key)
+    if choices and value not in choices:
+        raise ValueError(f"is not one of {', '.join(choices)}")
     if key == "size" and not (isinstance(value, list) and len(value) == 2):
         raise ValueError("is not a list of two, like 64,64")
     if key == "size" and (value[0] != value[1] or not 16 <= value[0] <= 512):
@@ -129,23 +172,22 @@ def check(key: str, value: Any) -> None:
         return
     if key == "seed" and value >= 2**31:
         raise ValueError("is not under 2147483648")
-    least = next((bound for bound, keys in AT_LEAST.items() if key in keys), 0)
-    if not least <= value < float("inf"):
-        raise ValueError(f"is not {least} or more")
-    if key in SHARES and value > 1:
+    minimum = 1 if key.endswith("_action_repeat") else 0
+    minimum = next((bound for bound, keys in MIN_VALUES.items() if key in keys), minimum)
+    if not minimum <= value < float("inf"):
+        raise ValueError(f"is not {minimum} or more")
+    if key in FRACTIONS and value > 1:
         raise ValueError("is not between 0 and 1")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A command's parser, to which it may add its own arguments before `parse`."""
+    """A command's parser. The command may add its own arguments before `parse`."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     return Parser(description=description, formatter_class=formatter, allow_abbrev=False)
 
 
-def parse(
-    command: argparse.ArgumentParser, arguments: list[str] | None = None
-) -> tuple[SimpleNamespace, argparse.Namespace]:
-    """(settings, the command's own arguments) from the command line. BadInput on anything unknown or ill-typed."""
+def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
+    """(settings, the command's own arguments) of a command line. Raises BadInput on anything unknown or invalid."""
     blocks = read_blocks()
     command.add_argument(
         "--configs",
@@ -166,11 +208,11 @@ def parse(
             raise BadInput(f"stray argument {name!r}: lists are written with commas, like --size 32,32")
         options = [o for action in command._actions for o in action.option_strings]
         raise BadInput(f"unknown argument {unknown[0]!r}; {nearest(name, options)}")
-    own = vars(known)
-    flags = {key: own.pop(key) for key in list(own) if key in blocks["defaults"]}
-    names = own.pop("configs")
-    settings = SimpleNamespace(**merge(blocks, names, flags), configs=[n for n in names if n != "defaults"])
-    return settings, argparse.Namespace(**own)
+    args = vars(known)
+    flags = {key: args.pop(key) for key in list(args) if key in blocks["defaults"]}
+    names = args.pop("configs")
+    config = Config(**merge(blocks, names, flags), configs=[n for n in names if n != "defaults"])
+    return config, argparse.Namespace(**args)
 
 
 def comment(block: CommentedMap, key: str) -> str:
@@ -179,8 +221,88 @@ def comment(block: CommentedMap, key: str) -> str:
     return tokens[2].value.split("\n")[0].lstrip("# ").strip() if tokens and tokens[2] else ""
 
 
-def to_yaml(config: SimpleNamespace) -> str:
-    """The settings as the lines of a block that can be put back into configs.yaml, under a comment with its origin."""
+def to_yaml(config: Config) -> str:
+    """The settings as a block for configs.yaml, below a comment with the blocks that they came from."""
     text = io.StringIO()
     YAML().dump({key: value for key, value in vars(config).items() if key != "configs"}, text)
     return f"# --configs {' '.join(['defaults', *config.configs])}\n{text.getvalue()}"
+
+
+# Derived settings
+
+
+def task_names(config: Config, key: str) -> list[str]:
+    """The full names of the tasks under ``key``, which commas separate. Raises BadInput with the flag's name."""
+    given = [task.strip() for task in getattr(config, key).split(",")]
+    if not all(given):
+        raise BadInput(f"--{key} {getattr(config, key)!r}: task {given.index('') + 1} is empty; remove its comma")
+    if key == "target_task" and len(given) > 1:
+        raise BadInput(f"--target_task {config.target_task}: the target is one task; give one")
+    try:
+        return [str(parse_task(task)) for task in given]
+    except BadInput as error:
+        raise BadInput(f"--{key}: {error}") from None
+
+
+def resolve(config: Config, method: Any, schedule: Callable[[Config], Sequence[Any]]) -> tuple[Config, list[Any]]:
+    """Compute every derived setting and check settings against each other.
+
+    Args:
+        config: settings as given.
+        method: the run's `training.methods.Method`.
+        schedule: makes the run's `training.methods.Phase` list from settings.
+
+    Returns:
+        the settings, with ``logdir``, ``eta_steps``, ``source_task`` and ``source_observation`` as the run uses them,
+        and the phases.
+
+    Raises:
+        BadInput: settings that do not fit together.
+    """
+    if not method.uses_sources:
+        config = config.replace(source_task="", source_observation="image")
+    config = config.replace(logdir=config.logdir or str(default_logdir(config, method)))
+    phases = list(schedule(config))
+    if config.eta_steps == 0:
+        aligned = sum(p.iterations for p in phases if p.kind == "train_source" and p.aligned)
+        config = config.replace(eta_steps=aligned)
+    check_against_each_other(config, method)
+    return config, phases
+
+
+def default_logdir(config: Config, method: Any) -> Path:
+    """A run directory named by the command, so that the same command resumes its run."""
+    parts = [] if config.method == "coworld" else [config.method]
+    if method.uses_sources:
+        sources = task_names(config, "source_task")
+        parts += [config.select] if len(sources) > 1 and config.select != "nearest" else []
+        parts += ["+".join(sources), "to"]
+    target = task_names(config, "target_task")[0]
+    return Path("runs") / "-".join([*parts, target, *config.configs, f"seed{config.seed}"])
+
+
+def check_against_each_other(config: Config, method: Any) -> None:
+    """Raises BadInput on settings that are valid alone but not together."""
+    cores = os.cpu_count() or 1
+    for key in ("envs", "eval_envs"):
+        if getattr(config, key) > 8 * cores:
+            raise BadInput(
+                f"{key} {getattr(config, key)}: {cores} processor cores can run at most {8 * cores} simulators; lower it"
+            )
+    if config.source_observation == "state" and method.shares_weights:
+        raise BadInput(
+            f"--source_observation state: method {config.method} shares weights between source and target, which "
+            f"need the same observations; give image"
+        )
+    if config.grad_accum > config.batch_size:
+        raise BadInput(f"grad_accum {config.grad_accum} is more parts than a batch of {config.batch_size} has")
+    envs = max(config.envs, 1)
+    if method.online and config.prefill < config.time_limit * envs:
+        raise BadInput(
+            f"prefill {config.prefill} is shorter than an episode (time_limit {config.time_limit}) of each of "
+            f"{envs} simulators; raise it"
+        )
+    if config.time_limit + 1 < config.batch_length:
+        raise BadInput(
+            f"batch_length {config.batch_length} is longer than an episode of {config.time_limit} steps; lower it"
+        )

@@ -1,21 +1,20 @@
-"""The models of CoWorld and its losses, each loss a pure function that names its equation.
+"""The losses of CoWorld, each a pure function that names its equation, and the models that they train.
 
-Symbols: B sequences, T steps, N = B * T imagined starts, H imagined steps, F features, E embedding, A actions.
-A prime (phi', psi', xi') is the source domain's, as in the paper.
+Symbols: B sequences, T steps, N start states of imagination, H imagined steps, F features, E embedding, A actions,
+M sources. A prime (phi', psi', xi') marks the source domain, as in the paper.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from config import Config
 from networks import (
     RSSM,
     Actor,
@@ -30,8 +29,6 @@ from networks import (
     scale_image,
 )
 
-Config = SimpleNamespace
-Tree = Any  # tensors in dicts, lists and tuples; None where there are none
 Constraint = Callable[[Tensor, Tensor], Tensor]  # (value, feat) -> Eq. 6's alpha term of each state
 
 
@@ -54,8 +51,8 @@ def scalar_nll(mean: Tensor, value: Tensor) -> Tensor:
 def balanced_kl(rssm: RSSM, post: State, prior: State, balance: float, free_nats: float) -> tuple[Tensor, Tensor]:
     """beta_1's term of Eq. 2 with DreamerV2's KL balancing.
 
-    ``balance`` of the gradient trains the prior, the rest the posterior; each side is held at ``free_nats`` nats or
-    more on the mean over B and T. Returns (loss, the plain mean KL), both scalars.
+    ``balance`` of the gradient trains the prior, the rest the posterior. Each side's mean over B and T is clipped to
+    at least ``free_nats`` nats. Returns (loss, the unclipped mean KL), both scalars.
     """
     detached = [{k: v.detach() for k, v in state.items()} for state in (post, prior)]
     to_prior = kl_divergence(rssm.dist(detached[0]), rssm.dist(prior)).mean()
@@ -67,26 +64,26 @@ def balanced_kl(rssm: RSSM, post: State, prior: State, balance: float, free_nats
 def state_alignment(source_embed: Tensor, target_embed: Tensor) -> Tensor:
     """beta_2's term of Eq. 3: KL[ sg(g(enc_phi'(o))) || g(enc_phi(o)) ] with g the softmax over features.
 
-    Both embeddings (B, T, E) are of the same target images. Sum over E, mean over B and T: a scalar that does not
-    grow with the sequence. The source's embedding is a constant.
+    Both embeddings (B, T, E) are of the same target images; the source's is a constant. Sum over E, mean over B and
+    T: a scalar that does not grow with the sequence length.
     """
     source = source_embed.detach().float().log_softmax(-1)
     return F.kl_div(target_embed.float().log_softmax(-1), source, reduction="none", log_target=True).sum(-1).mean()
 
 
 def information(embed: Tensor) -> Tensor:
-    """How much an encoder tells the images of a batch apart: the mean KL of its softmaxed embeddings (B, T, E) from
-    their mean, a scalar. An encoder that answers all images alike has none, and anything flat is near to it."""
+    """How well an encoder distinguishes the images of a batch: the mean KL of its softmaxed embeddings (B, T, E) to
+    their mean, a scalar. It is 0 if the encoder gives all images the same embedding."""
     logs = embed.detach().float().log_softmax(-1).flatten(0, -2)
     mean = torch.logsumexp(logs, 0) - math.log(len(logs))
     return F.kl_div(mean.expand_as(logs), logs, reduction="batchmean", log_target=True)
 
 
 def distribution_alignment(source_embed: Tensor, target_embed: Tensor) -> Tensor:
-    """Eq. 3's term where the source cannot see the target's images (Table 4): the two batches are not of the same
-    observations, so the softmaxed embeddings are compared by their means over B and T. (B, T, E) each -> a scalar.
+    """Eq. 3's term if the source has no image encoder (Table 4). The two batches are of different observations, so
+    the means over B and T of the softmaxed embeddings are compared. (B, T, E) each -> a scalar.
 
-    The paper does not say how it aligns them; this asks the domains to use the features alike, no more.
+    The paper does not say how it aligns them; this is our choice.
     """
     source, target = (e.float().softmax(-1).mean((0, 1)).log() for e in (source_embed.detach(), target_embed))
     return F.kl_div(target, source, reduction="sum", log_target=True)
@@ -116,20 +113,20 @@ def lambda_return(reward: Tensor, next_value: Tensor, discount: Tensor, lambda_:
 def value_constraint(value: Tensor, source_value: Tensor, mode: str) -> Tensor:
     """alpha's term of Eq. 6, elementwise: max(v_xi(z), sg v_xi'(z)) (``minmax``), or v_xi(z) (``brute``, w/o Max).
 
-    Where the source critic's value is the larger there is no gradient.
+    If the source critic's value is the larger, the term has no gradient.
     """
     return value if mode == "brute" else torch.maximum(value, source_value.detach())
 
 
 def critic_constraint(source_critic: nn.Module, mode: str, value: Tensor, feat: Tensor) -> Tensor:
-    """`value_constraint` with what the source critic, a constant, makes of the target's features (..., F)."""
+    """`value_constraint` with the source critic's value of the target's features (..., F), a constant."""
     with torch.no_grad():
         source_value = source_critic(feat)
     return value_constraint(value, source_value, mode)
 
 
 def weighted_sum(losses: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
-    """The total of named losses; a term without a scale, or a scale without a term, is an error."""
+    """The weighted sum of named losses. Raises KeyError if a loss has no scale, or a scale no loss."""
     if losses.keys() != scales.keys():
         raise KeyError(f"losses and scales differ in {sorted(losses.keys() ^ scales.keys())}")
     return sum(scales[name] * loss for name, loss in losses.items())
@@ -139,8 +136,8 @@ def weighted_sum(losses: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
 
 
 @dataclass
-class Seen:
-    """What the world model makes of a batch: embed (B, T, E), post and prior of (B, T, ...), feat (B, T, F)."""
+class WorldModelOutput:
+    """The world model on a batch: embed (B, T, E), post and prior with tensors (B, T, ...), feat (B, T, F)."""
 
     embed: Tensor
     post: State
@@ -149,23 +146,23 @@ class Seen:
 
     @property
     def latent(self) -> State:
-        """What imagination begins from: the posterior's stoch and deter."""
+        """The posterior's stoch and deter, from which imagination starts."""
         return {key: self.post[key] for key in ("stoch", "deter")}
 
-    def split(self, batch: int) -> tuple["Seen", "Seen"]:
+    def split(self, batch: int) -> tuple["WorldModelOutput", "WorldModelOutput"]:
         """The first ``batch`` sequences and the rest."""
         parts = []
         for part in (slice(None, batch), slice(batch, None)):
             post, prior = ({k: v[part] for k, v in s.items()} for s in (self.post, self.prior))
-            parts.append(Seen(self.embed[part], post, prior, self.feat[part]))
+            parts.append(WorldModelOutput(self.embed[part], post, prior, self.feat[part]))
         return tuple(parts)
 
 
 class WorldModel(nn.Module):
     """phi: encoder, RSSM, and the observation, reward and (optional) discount heads on its features.
 
-    It sees images; with ``state`` (names and sizes of low-dimensional observations) it sees those instead, through
-    an MLP whose embedding has the image encoder's size (Table 4).
+    Its observations are images, or with ``state`` (names and sizes) low-dimensional ones, encoded by an MLP into an
+    embedding of the image encoder's size (Table 4).
     """
 
     def __init__(self, config: Config, action_dim: int, state: dict[str, int] | None = None):
@@ -198,28 +195,38 @@ class WorldModel(nn.Module):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The observations it sees: ``image``, or the names of ``state``."""
+        """Names of its observations: ``image``, or those of ``state``."""
         return tuple(self.state) or ("image",)
 
+    def loss_scales(self, config: Config) -> dict[str, float]:
+        """The weight of each of `losses`."""
+        observation = {"state": 1.0} if self.state else {"image": config.image_scale}
+        scales = {**observation, "reward": config.reward_scale, "kl": config.kl_scale}
+        return scales if self.discount is None else {**scales, "discount": config.discount_scale}
+
     def embed(self, batch: dict[str, Tensor]) -> Tensor:
-        """Its observations, image (B, T, H, W, 3) uint8 or those of ``state`` (B, T, ...), to embeddings (B, T, E)."""
+        """Observations, image (B, T, H, W, 3) uint8 or those of ``state`` (B, T, ...), to embeddings (B, T, E)."""
         return self.encoder(self._observation(batch))
 
-    def observe(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Seen:
-        """Filter a batch of observations (B, T, ...) and actions (B, T, own A) from the zero state."""
-        return self.filter(self.embed(batch), batch["action"], noise=noise)
+    def observe(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> WorldModelOutput:
+        """Posterior and prior for observations (B, T, ...) and actions (B, T, own A), from the zero state."""
+        return self.rollout_posterior(self.embed(batch), batch["action"], noise=noise)
 
-    def observe_both(self, batches: Sequence[dict[str, Tensor]], noise: Sequence[Tensor]) -> tuple["Seen", "Seen"]:
-        """`observe` for two batches in one scan; one may hold its ``embed`` (B, T, E) instead of observations."""
+    def observe_pair(
+        self, batches: Sequence[dict[str, Tensor]], noise: Sequence[Tensor]
+    ) -> tuple[WorldModelOutput, WorldModelOutput]:
+        """`observe` for two batches in one scan. A batch may have its ``embed`` (B, T, E) instead of observations."""
         actions = [pad_action(batch["action"], self.action_dim) for batch in batches]
         embeds = [batch["embed"] if "embed" in batch else self.embed(batch) for batch in batches]
-        both = self.filter(torch.cat(embeds), torch.cat(actions), noise=torch.cat(list(noise)))
-        return both.split(len(batches[0]["action"]))
+        pair = self.rollout_posterior(torch.cat(embeds), torch.cat(actions), noise=torch.cat(list(noise)))
+        return pair.split(len(batches[0]["action"]))
 
-    def filter(self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None) -> Seen:
+    def rollout_posterior(
+        self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
+    ) -> WorldModelOutput:
         """embed (B, T, E), action (B, T, own A), padded here, from ``state`` or zeros; ``noise`` is `RSSM.noise`'s."""
         post, prior = self.rssm.observe(embed, pad_action(action, self.action_dim), state, noise)
-        return Seen(embed, post, prior, self.rssm.feat(post))
+        return WorldModelOutput(embed, post, prior, self.rssm.feat(post))
 
     def _observation(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.cat([batch[key] for key in self.state], -1) if self.state else batch["image"]
@@ -229,27 +236,29 @@ class WorldModel(nn.Module):
             return scalar_nll(self.decoder(feat).float(), self._observation(batch)).sum(-1)
         return image_nll(self.decoder(feat), batch["image"])
 
-    def losses(self, seen: Seen, batch: dict[str, Tensor], config: Config) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms of Eq. 2, each a scalar mean over B and T, and the plain KL for the log."""
-        kl, plain_kl = balanced_kl(self.rssm, seen.post, seen.prior, config.kl_balance, config.kl_free)
+    def losses(
+        self, output: WorldModelOutput, batch: dict[str, Tensor], config: Config
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of Eq. 2, each a scalar mean over B and T, and the unclipped KL for the log."""
+        kl, plain_kl = balanced_kl(self.rssm, output.post, output.prior, config.kl_balance, config.kl_free)
         losses = {
-            "state" if self.state else "image": self._observation_nll(seen.feat, batch).mean(),
-            "reward": scalar_nll(self.reward(seen.feat), batch["reward"]).mean(),
+            "state" if self.state else "image": self._observation_nll(output.feat, batch).mean(),
+            "reward": scalar_nll(self.reward(output.feat), batch["reward"]).mean(),
             "kl": kl,
         }
         if self.discount is not None:
-            losses["discount"] = F.binary_cross_entropy_with_logits(self.discount(seen.feat), batch["discount"])
+            losses["discount"] = F.binary_cross_entropy_with_logits(self.discount(output.feat), batch["discount"])
         return losses, plain_kl
 
     def predicted_discount(self, feat: Tensor, gamma: float) -> Tensor:
-        """gamma times the probability that the episode goes on, (..., F) -> (...)."""
+        """gamma times the predicted probability that the episode continues, (..., F) -> (...)."""
         if self.discount is None:
             return torch.full(feat.shape[:-1], gamma, device=feat.device)
         return gamma * torch.sigmoid(self.discount(feat))
 
     @torch.no_grad()
     def open_loop(self, image: Tensor, action: Tensor, context: int) -> Tensor:
-        """Reconstructs ``context`` frames, then predicts the rest from actions alone.
+        """Reconstruct ``context`` frames, then predict the other frames from the actions alone.
 
         image (B, T, H, W, 3) uint8, action (B, T, A) -> predicted images, uint8, of the same shape.
         """
@@ -265,14 +274,14 @@ class WorldModel(nn.Module):
 
 
 @dataclass
-class Imagined:
-    """A rollout of the prior under the actor.
+class ImaginedTrajectory:
+    """A rollout of the prior with the actor's actions.
 
     state   s_0 --> s_1 --> ... --> s_{H-1} --> s_H       feat (H + 1, N, F)
     action     a_0     a_1              a_{H-1}           log_prob, entropy (H, N), of a_t at s_t
     reward  r_0     r_1     ...     r_{H-1}               of arriving at s_t: the head reads s_t
-    return  V_0     V_1     ...     V_{H-1}               V_t begins with r_t: what v(s_t) estimates
-    so a_t first shows in V_{t+1}, and a_{H-1}, which no return sees, is not trained.
+    return  V_0     V_1     ...     V_{H-1}               V_t starts with r_t: v(s_t) estimates it
+    so a_t first affects V_{t+1}; a_{H-1} affects no return and is not trained.
     """
 
     feat: Tensor
@@ -299,14 +308,16 @@ class ActorCritic(nn.Module):
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
     def noise(self, world: WorldModel, starts: int, horizon: int) -> tuple[Tensor, Tensor]:
-        """The chance in a rollout: `RSSM.noise` (N, H, ...) for the latents, uniform (N, H, A) for the actions."""
+        """Random numbers of a rollout: `RSSM.noise` (N, H, ...) for the latents, uniform (N, H, A) for the actions."""
         latent = world.rssm.noise(starts, horizon)
         return latent, torch.rand(starts, horizon, self.actor.action_dim, device=latent.device)
 
-    def imagine(self, world: WorldModel, start: State, noise: tuple[Tensor, Tensor], log_prob: bool = True) -> Imagined:
-        """Roll the prior from ``start``, a state of (N, ...), with the actor's samples, as far as ``noise`` goes.
+    def imagine(
+        self, world: WorldModel, start: State, noise: tuple[Tensor, Tensor], log_prob: bool = True
+    ) -> ImaginedTrajectory:
+        """Roll out the prior from ``start``, a state (N, ...), with the actor's samples for the H steps of ``noise``.
 
-        Without ``log_prob`` the actions' log probabilities are left out (they are zeros).
+        Without ``log_prob`` the log probabilities of the actions are zeros.
         """
         state, feats, means, stds, actions = start, [world.rssm.feat(start)], [], [], []
         for latent, uniform in zip(*(n.unbind(1) for n in noise), strict=True):
@@ -318,27 +329,29 @@ class ActorCritic(nn.Module):
         policy = TruncatedNormal(torch.stack(means), torch.stack(stds))
         entropy = policy.entropy().sum(-1)
         log_probs = policy.log_prob(torch.stack(actions)).sum(-1) if log_prob else torch.zeros_like(entropy)
-        return Imagined(torch.stack(feats), log_probs, entropy)
+        return ImaginedTrajectory(torch.stack(feats), log_probs, entropy)
 
-    def actor_loss(self, seen: Imagined, returns: Tensor, baseline: Tensor, weight: Tensor, config: Config) -> Tensor:
+    def actor_loss(
+        self, trajectory: ImaginedTrajectory, returns: Tensor, baseline: Tensor, weight: Tensor, config: Config
+    ) -> Tensor:
         """Eq. 7 and 10, negated: -E[ rho V + (1 - rho) ln pi(a) sg(V - v) + beta H ], over a_0 .. a_{H-2}.
 
         rho is 1 with ``actor_grad: dynamics``, 0 with ``reinforce``, ``actor_grad_mix`` with ``both``.
-        returns, baseline and weight (H, N); see `Imagined` for which pairs with which.
+        returns, baseline and weight (H, N); `ImaginedTrajectory` shows which action belongs to which return.
         """
         rho = {"dynamics": 1.0, "reinforce": 0.0, "both": config.actor_grad_mix}[config.actor_grad]
-        objective = config.actor_entropy * seen.entropy[:-1]
+        objective = config.actor_entropy * trajectory.entropy[:-1]
         if rho > 0:
             objective = objective + rho * returns[1:]
         if rho < 1:
             advantage = (returns[1:] - baseline[:-1]).detach()
-            objective = objective + (1 - rho) * seen.log_prob[:-1] * advantage
+            objective = objective + (1 - rho) * trajectory.log_prob[:-1] * advantage
         return -(weight[:-1] * objective).mean()
 
     def critic_loss(
         self, feat: Tensor, returns: Tensor, weight: Tensor, constraint: Constraint | None, alpha: float
     ) -> tuple[Tensor, Tensor]:
-        """Eq. 11, and Eq. 6 where ``constraint(value, feat)`` gives the term of each state that alpha weighs.
+        """Eq. 11; with ``constraint(value, feat)``, the term of Eq. 6 that alpha weighs, Eq. 6.
 
         feat (H, N, F), returns and weight (H, N) -> (loss, mean constraint), scalars.
         """
@@ -349,34 +362,8 @@ class ActorCritic(nn.Module):
         return loss, extra.detach().mean()
 
 
-def frozen(module: nn.Module) -> nn.Module:
-    """A view of ``module`` on the same weights that needs no gradients, so that none are prepared for."""
-    view = copy.deepcopy(module).requires_grad_(False)
-    for ours, theirs in zip(view.parameters(), module.parameters(), strict=True):
-        ours.data = theirs.data
-    return view
-
-
-def micro_batches(count: int, size: int, *inputs: Tree) -> Iterator[tuple[float, tuple[Tree, ...]]]:
-    """``inputs`` cut into ``count`` parts along their tensors' first dimension, of ``size``; and each part's share."""
-    if count == 1:
-        yield 1.0, inputs
-        return
-    for rows in torch.arange(size).tensor_split(min(count, size)):
-        yield len(rows) / size, rows_of(inputs, slice(int(rows[0]), int(rows[-1]) + 1))
-
-
-def rows_of(tree: Tree, rows: slice) -> Tree:
-    """Those rows of every tensor in ``tree`` that has a first dimension."""
-    if isinstance(tree, dict):
-        return {key: rows_of(value, rows) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(rows_of(value, rows) for value in tree)
-    return tree[rows] if torch.is_tensor(tree) and tree.dim() else tree
-
-
 def start_states(post: State, count: int = 0) -> State:
-    """Posterior states of a batch as starts, cut from their history: (B, T, ...) -> (N, ...).
+    """Posterior states of a batch as start states, without their history: (B, T, ...) -> (N, ...).
 
     N is B * T, or ``count`` of them drawn at random without replacement.
     """

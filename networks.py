@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough
 
-Distribution.set_default_validate_args(False)  # its checks read every tensor back from the device
+Distribution.set_default_validate_args(False)  # the checks read every tensor back from the device
 
-State = dict[str, Tensor]  # deter, stoch and the parameters of the distribution that stoch was drawn from
+State = dict[str, Tensor]  # deter, stoch, and the parameters of the distribution of stoch
 
 
 def mlp(inputs: int, outputs: int, layers: int, units: int, act: str) -> nn.Sequential:
@@ -30,7 +30,7 @@ def scale_image(image: Tensor) -> Tensor:
 
 
 class ConvEncoder(nn.Module):
-    """Images to embeddings, by 4x4 convolutions of stride 2 until fewer than 4 pixels are left.
+    """Images to embeddings by 4x4 convolutions of stride 2, until the side is smaller than 4 pixels.
 
     64 pixels take the four layers of DreamerV2 (64, 31, 14, 6, 2), 32 pixels three, 128 pixels five.
     """
@@ -42,7 +42,7 @@ class ConvEncoder(nn.Module):
             width = depth * 2 ** (len(layers) // 2)
             layers += [nn.Conv2d(channels, width, 4, stride=2), getattr(nn, act)()]
             channels, size = width, (size - 4) // 2 + 1
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # as images are stored: 5 % faster
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # the images' layout: 5 % faster
         self.embed = channels * size * size
 
     def forward(self, image: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class ConvEncoder(nn.Module):
 
 
 class StateEncoder(nn.Module):
-    """Low-dimensional observations (B, T, S) to embeddings (B, T, E) of an image encoder's size."""
+    """Low-dimensional observations (B, T, S) to embeddings (B, T, E) of the image encoder's size."""
 
     def __init__(self, inputs: int, embed: int, *, layers: int, units: int, act: str):
         super().__init__()
@@ -82,7 +82,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         (first, _), *stages = decoder_sizes(size)
         widths = [depth * 2 ** max(len(stages) - 1 - i, 0) for i in range(len(stages))] + [3]
-        # A transposed convolution of one pixel is a matrix product, and much faster as one.
+        # A transposed convolution of one pixel is a matrix product, which is much faster.
         self.dense = nn.Linear(feat, 32 * depth)
         self.first = nn.Linear(32 * depth, widths[0] * first * first)
         self.shape = (widths[0], first, first)
@@ -102,7 +102,7 @@ class ConvDecoder(nn.Module):
 
 
 class NormGRUCell(nn.Module):
-    """The GRU of DreamerV2: one layer norm over the three gates, and an update gate that starts half closed."""
+    """The GRU of DreamerV2: one layer norm over the three gates, and a bias of -1 on the update gate."""
 
     def __init__(self, inputs: int, deter: int):
         super().__init__()
@@ -120,8 +120,8 @@ class RSSM(nn.Module):
     """Recurrent state-space model: h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), posterior q(z_t | h_t, e_t), prior p(z_t | h_t).
 
     ``discrete`` classes make the latent categorical (the paper: 32 x 32); 0 makes it Gaussian (the release).
-    Only what is recurrent runs step by step: the projections of embeddings and actions come before the scan and
-    the prior after it, each as one matrix product over all steps.
+    Only the recurrent part runs step by step. The projections of embeddings and actions before the scan and the prior
+    after it are one matrix product each over all steps.
     """
 
     def __init__(
@@ -155,9 +155,9 @@ class RSSM(nn.Module):
         return {"stoch": zeros(batch, self.stoch_size), "deter": zeros(batch, self.deter)}
 
     def noise(self, batch: int, steps: int) -> Tensor:
-        """The chance in ``steps`` latents of ``batch`` sequences: (B, T, S, K) of Exp(1), or (B, T, S) of N(0, 1).
+        """Random numbers for ``steps`` latents of ``batch`` sequences: (B, T, S, K) of Exp(1), or (B, T, S) of N(0, 1).
 
-        Drawn beforehand, it makes everything after it a function: of whole batches or of parts, compiled or not.
+        Drawn up front, so the update can be compiled or split into micro-batches.
         """
         shape = (steps, batch, self.stoch, *([self.discrete] if self.discrete else []))
         empty = self.action_in.weight.new_empty(shape)
@@ -166,7 +166,7 @@ class RSSM(nn.Module):
     def observe(
         self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
     ) -> tuple[State, State]:
-        """Filter a sequence: embed (B, T, E), action (B, T, A), where action t led to embedding t.
+        """Posterior and prior of a sequence: embed (B, T, E), action (B, T, A), where action t led to embedding t.
 
         Returns (posterior, prior): dicts of deter (B, T, D), stoch (B, T, S * K) and the distribution's
         parameters (B, T, ...).
@@ -177,7 +177,7 @@ class RSSM(nn.Module):
     def posterior(
         self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
     ) -> State:
-        """`observe` without the prior, which acting has no use for."""
+        """`observe` without the prior, which acting does not need."""
         state = state or self.initial(embed.shape[0])
         noise = self.noise(*embed.shape[:2]) if noise is None else noise
         stoch, deter = state["stoch"], state["deter"]
@@ -206,14 +206,14 @@ class RSSM(nn.Module):
 
     @staticmethod
     def feat(state: State) -> Tensor:
-        """(..., F): what every head reads."""
+        """The input of every head, (..., F)."""
         return torch.cat([state["stoch"], state["deter"]], -1)
 
     def _prior(self, deter: Tensor) -> State:
         return self.split(self.prior_out(self.act(self.prior_hidden(deter))))
 
     def split(self, stat: Tensor) -> State:
-        """A layer's output (..., stats) as the parameters of the latent's distribution."""
+        """A layer's output (..., stats) to the parameters of the latent's distribution."""
         stat = stat.float()  # distributions stay in float32 under autocast
         if self.discrete:
             return {"logit": stat.unflatten(-1, (self.stoch, self.discrete))}
@@ -221,22 +221,23 @@ class RSSM(nn.Module):
         return {"mean": mean, "std": 2 * torch.sigmoid(std / 2) + self.min_std}
 
     def sample(self, parameters: State, noise: Tensor) -> Tensor:
-        """A latent (..., S * K) of the distribution (..., S, K), chosen by ``noise``, with straight-through gradients.
+        """A sample (..., S * K) of the latent's distribution (..., S, K), given ``noise``; straight-through gradients.
 
-        A race of exponentials, as inside torch.multinomial, which draws its own and reads back from the device.
+        Categorical: the class with the largest probability / Exp(1) number, as in torch.multinomial, which would draw
+        its own numbers and read them back from the device.
         """
         if not self.discrete:
             return parameters["mean"] + parameters["std"] * noise
         probs = parameters["logit"].softmax(-1)
-        winner = (probs.detach() / noise).argmax(-1, keepdim=True)
-        one_hot = torch.zeros_like(probs).scatter_(-1, winner, 1.0)
+        index = (probs.detach() / noise).argmax(-1, keepdim=True)
+        one_hot = torch.zeros_like(probs).scatter_(-1, index, 1.0)
         return (one_hot + (probs - probs.detach())).flatten(-2)
 
 
 class TruncatedNormal(Distribution):
-    """A normal of the given mean and std (before truncation), truncated to [-1, 1]; event per element.
+    """A normal distribution truncated to [-1, 1], by its mean and std before truncation; one event per element.
 
-    torch has none. Sampling inverts the distribution function, so that gradients reach mean and std.
+    torch has none. A sample is the inverse distribution function of a uniform number, so gradients reach mean and std.
     """
 
     arg_constraints = {}  # noqa: RUF012
@@ -279,7 +280,7 @@ class Actor(nn.Module):
     def __init__(
         self, feat: int, action: int, *, layers: int, units: int, act: str, min_std: float, outputs: int | None = None
     ):
-        """``outputs`` is the number of actions there is an output for, of which the first A are used."""
+        """``outputs`` is the number of actions that the last layer has outputs for; the first A are used."""
         super().__init__()
         self.outputs = outputs or action
         self.layers = mlp(feat, 2 * self.outputs, layers, units, act)
@@ -304,5 +305,5 @@ class ScalarHead(nn.Module):
 
 
 def pad_action(action: Tensor, size: int) -> Tensor:
-    """Zeros after the last action, (..., A) -> (..., size): both domains' models take the larger action size."""
+    """Append zeros, (..., A) -> (..., size): both domains' models take the larger action size."""
     return F.pad(action, (0, size - action.shape[-1]))

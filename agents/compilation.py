@@ -1,4 +1,4 @@
-"""`compile: auto|on|off`: losses and policy steps under torch.compile, and eagerly where that cannot be had."""
+"""`compile: auto|on|off`: losses and policy steps under torch.compile, or eager where compiling fails."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOLERANCE = 0.05  # relative; bfloat16 rounds to 0.4 %, and a scan adds up its roundings
+TOLERANCE = 0.05  # relative; bfloat16 rounds to 0.4 %, and the roundings of a scan add up
 
 
 def wanted(setting: str, device: torch.device) -> bool:
-    """Whether ``compile`` asks for it on this device: ``auto`` does on a GPU, where small kernels are all overhead."""
+    """Whether ``compile`` asks for it on this device. ``auto`` does on a GPU, where small kernels are mostly overhead."""
     return setting == "on" or (setting == "auto" and device.type == "cuda")
 
 
 class Compiled:
-    """``function`` under torch.compile, on a GPU with CUDA graphs where ``graphs``.
+    """``function`` under torch.compile, on a GPU with CUDA graphs if ``graphs``.
 
-    ``parameters`` are those that its first output, a loss, is differentiated by; without any it is a policy step. The
-    first call also runs the eager function and compares loss and gradients. If the two differ, or compiling fails, one
-    line on stderr says so, and it is the eager function from then on.
+    ``parameters`` are those by which its first output, a loss, is differentiated; without any it is a policy step. The
+    first call also runs the eager function and compares loss and gradients. If the two differ, or compiling fails, a
+    note on stderr says so and the eager function is used from then on.
     """
 
     def __init__(self, function: Callable[..., Any], parameters: Sequence[Tensor], graphs: bool):
@@ -35,7 +35,7 @@ class Compiled:
             return self.function(*inputs)
         torch.compiler.cudagraph_mark_step_begin()
         outputs = self.compiled(*inputs)
-        if not self.parameters:  # a policy's state is an input of the next call, and would be overwritten by it
+        if not self.parameters:  # a policy's state is an input of the next call, which would overwrite it
             outputs = {key: value.clone() for key, value in outputs.items()}
         return outputs
 
@@ -46,14 +46,14 @@ class Compiled:
             found = self._values(self.compiled, inputs)
             wrong = [name for name in expected if not close(found[name], expected[name])]
             problem = f"{', '.join(wrong)} differ from the eager ones" if wrong else ""
-        except Exception as error:  # a missing compiler, an operation that cannot be captured: anything
+        except Exception as error:  # a missing compiler, an unsupported operation: the eager function still works
             problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
         if problem:
-            print(f"note: not compiled, and slower for it ({problem})", file=sys.stderr)
+            print(f"note: not compiled, so training is slower ({problem})", file=sys.stderr)
             self.compiled = None
 
     def _values(self, function: Callable[..., Any], inputs: tuple) -> dict[str, Tensor]:
-        """Norms of what ``function`` gives: the loss and its gradients, or the policy's state."""
+        """Norms of the outputs of ``function``: the loss and its gradients, or the policy's state."""
         if not self.parameters:
             return {key: value.float().norm() for key, value in function(*inputs).items()}
         loss = function(*inputs)[0]

@@ -2,10 +2,10 @@
 
     python benchmarks/data.py [--steps 30000 300000] [--size 32] [--updates 1] [--folder DIR]
 
-For each number of steps: a dataset of 500-step episodes is generated, opened for the first and for the second
-time, each in a new process; the second one also draws 50x50 batches and trains the target agent on some, and its
-peak memory counts. At the end, ways to read a batch are compared: the positioned reads in use, a memory map of
-the same files, and decompressing the episodes' own files.
+For each number of steps, a dataset of 500-step episodes is generated and opened twice, each time in a new process. The
+second process also draws 50x50 batches and trains the target agent on some of them; its peak memory is reported. At the
+end three ways to read a batch are compared: the positioned reads in use, a memory map of the same files, and
+decompressing the dataset's files.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
-from replay.store import OfflineDataset, save_episode
+from replay import OfflineDataset, save_episode
 
 BATCH, LENGTH, EPISODE, BATCHES = 50, 50, 500, 200
 PRESETS = ("defaults", "dmc", "small")
 
 
 def generate(folder: Path, steps: int, size: int) -> None:
-    """Episodes of a block that wanders over a shaded, grainy floor; they compress about as simulator images do."""
+    """Write episodes of a moving block on a shaded, noisy floor. They compress about as well as simulator images."""
     rng = np.random.default_rng(0)
     floor = np.linspace(20, 120, size, dtype=np.uint8)[None, :, None, None] * np.ones((1, 1, size, 3), np.uint8)
     for number in tqdm(range(steps // EPISODE), desc=f"generate {steps} steps", disable=None):
@@ -43,7 +42,7 @@ def generate(folder: Path, steps: int, size: int) -> None:
         action = rng.uniform(-1, 1, (EPISODE + 1, 6)).astype(np.float32)
         reward = rng.uniform(0, 1, EPISODE + 1).astype(np.float32)
         episode = {"image": image, "action": action, "reward": reward}
-        save_episode(folder, episode, id=f"{number:032x}", when=datetime(2026, 1, 1))
+        save_episode(folder, episode, id=f"{number:032x}")
 
 
 def measure(folder: Path, size: int, updates: int) -> dict[str, float]:
@@ -66,20 +65,24 @@ def measure(folder: Path, size: int, updates: int) -> dict[str, float]:
 def time_update(dataset: OfflineDataset, size: int, updates: int) -> float:
     """Seconds for an update of the target agent (world model, actor, critic), sampling included."""
     import config as settings
-    import tools
-    from agents import TargetAgent
-    from run import pick_device
+    from agents.coworld import TargetAgent
+    from training.device import pick_device, to_device, to_tensors
 
     flags = ["--configs", *PRESETS, "--size", f"{size},{size}", "--batch_size", str(BATCH)]
     config, _ = settings.parse(settings.parser(""), [*flags, "--batch_length", str(LENGTH)])
     device = pick_device(config.device)
     agent = TargetAgent(config, dataset.action_dim, dataset.action_dim, device)
     rng = np.random.default_rng(0)
-    agent.update(tools.to_device(dataset.sample(BATCH, LENGTH, rng), device))
+
+    def update(step: int) -> None:
+        batch = to_tensors(dataset.sample(BATCH, LENGTH, rng), device)
+        metrics = agent.update(to_device(batch, device), step=step)
+        float(next(iter(metrics.values())))  # waits for the device
+
+    update(0)
     start = time.monotonic()
-    for _ in range(updates):
-        metrics = agent.update(tools.to_device(dataset.sample(BATCH, LENGTH, rng), device))
-    float(next(iter(metrics.values())))  # waits for the device
+    for step in range(updates):
+        update(1 + step)
     return (time.monotonic() - start) / updates
 
 
@@ -95,17 +98,17 @@ def in_new_process(folder: Path, size: int, updates: int) -> dict[str, float]:
 def compare_reads(folder: Path, size: int) -> dict[str, float]:
     """Seconds to fill a batch of images in three ways, from one dataset, the system's file cache warm."""
     dataset = OfflineDataset(folder, size=size, length=LENGTH)
-    stored, own = dataset._held, sorted(folder.glob("*.npz"))
+    stored, own = dataset.stored, sorted(folder.glob("*.npz"))
     batch = np.empty((BATCH, LENGTH, size, size, 3), np.uint8)
 
     def read(file: int, first: int, out: np.ndarray) -> None:
         descriptor = os.open(stored[file].path, os.O_RDONLY)
-        os.preadv(descriptor, [out], stored[file].columns["image"].offset + first * out[0].nbytes)
+        os.preadv(descriptor, [out], stored[file].arrays["image"].offset + first * out[0].nbytes)
         os.close(descriptor)
 
     def memory_map(file: int, first: int, out: np.ndarray) -> None:
         shape = (stored[file].rows, *out.shape[1:])
-        images = np.memmap(stored[file].path, np.uint8, "r", stored[file].columns["image"].offset, shape)
+        images = np.memmap(stored[file].path, np.uint8, "r", stored[file].arrays["image"].offset, shape)
         out[:] = images[first : first + LENGTH]
 
     def decompress(file: int, first: int, out: np.ndarray) -> None:
@@ -125,7 +128,7 @@ def compare_reads(folder: Path, size: int) -> dict[str, float]:
 
 
 def size_on_disk(folder: Path) -> tuple[float, float]:
-    """MB of the episodes' own files, and of the plain copy beside them."""
+    """Size of the dataset's files and of their uncompressed copy, in MB."""
     own = sum(path.stat().st_size for path in folder.glob("*.npz"))
     return own / 1e6, sum(path.stat().st_size for path in folder.glob(".coworld-cache/**/*.npz")) / 1e6
 
@@ -133,17 +136,17 @@ def size_on_disk(folder: Path) -> tuple[float, float]:
 def report(steps: int, folder: Path, size: int, updates: int) -> None:
     first, second = in_new_process(folder, size, -1), in_new_process(folder, size, updates)
     own, copy = size_on_disk(folder)
-    told = [
-        f"{steps} steps of {size}x{size}: files {own:.0f} MB, plain copy {copy:.0f} MB",
+    lines = [
+        f"{steps} steps of {size}x{size}: files {own:.0f} MB, uncompressed copy {copy:.0f} MB",
         f"  opening     first {first['opening']:.2f} s, second {second['opening']:.3f} s",
         f"  sampling    {1000 * second['sample']:.1f} ms a {BATCH}x{LENGTH} batch",
         f"  peak memory {second['opened']:.0f} MB opened, {second['sampled']:.0f} MB after {BATCHES} batches",
     ]
     if updates > 0:
         share = second["sample"] / second["update"]
-        told[2] += f", {share:.2%} of an update ({second['update']:.2f} s, presets {' '.join(PRESETS)})"
-        told[3] += f", {second['trained']:.0f} MB trained on {updates + 1}"
-    print("\n".join(told), flush=True)
+        lines[2] += f", {share:.2%} of an update ({second['update']:.2f} s, presets {' '.join(PRESETS)})"
+        lines[3] += f", {second['trained']:.0f} MB trained on {updates + 1}"
+    print("\n".join(lines), flush=True)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """An update written the plain way, module by module and step by step: what the fast path is held against.
 
 Same weights, same random numbers, same mathematics: each step encodes, predicts the prior and filters with whole
-concatenated inputs, and takes its own KL; the decoder begins with a transposed convolution; the behaviour learns with
+concatenated inputs, and takes its own KL; the decoder begins with a transposed convolution; the behavior learns with
 requires_grad switched off and on around it. Nothing is shared with the fast path but the weights and the optimisers'
 settings, so that the tests compare two programs, and the benchmark what the rearrangement gives.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, OneHotCategoricalStraightThrough, kl_divergence
 
-from agents.agent import SourceAgent, TargetAgent
+from agents.coworld import SourceAgent, TargetAgent
 from models import ActorCritic, WorldModel
 
 Latent = tuple[Tensor, Tensor]  # stoch (B, S * K), deter (B, D)
@@ -117,10 +117,10 @@ def model_losses(
     return {**means, "kl": config.kl_balance * prior_side + (1 - config.kl_balance) * post_side}, latents
 
 
-def act(behaviour: ActorCritic, feat: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def act(behavior: ActorCritic, feat: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """(action, entropy): the truncated normal's sample where its distribution function is ``uniform`` (N, A)."""
-    mean, std = torch.chunk(behaviour.actor.layers(feat), 2, -1)
-    mean, std = torch.tanh(mean), 2 * torch.sigmoid(std / 2) + behaviour.actor.min_std
+    mean, std = torch.chunk(behavior.actor.layers(feat), 2, -1)
+    mean, std = torch.tanh(mean), 2 * torch.sigmoid(std / 2) + behavior.actor.min_std
     low, high, unit = (-1 - mean) / std, (1 - mean) / std, Normal(0.0, 1.0)
     below, mass = unit.cdf(low), unit.cdf(high) - unit.cdf(low)
     quantile = (below + uniform * mass).clamp(1e-6, 1 - 1e-6)
@@ -129,21 +129,21 @@ def act(behaviour: ActorCritic, feat: Tensor, uniform: Tensor) -> tuple[Tensor, 
     return action, (0.5 * math.log(2 * math.pi * math.e) + (std * mass).log() + edges).sum(-1)
 
 
-def behaviour_losses(
+def behavior_losses(
     agent: SourceAgent | TargetAgent, start: Latent, noise: tuple[Tensor, Tensor], source_critic: nn.Module | None
 ) -> tuple[Tensor, Tensor]:
     """The actor's loss (Eq. 7 with rho = 1) and the critic's (Eq. 11, Eq. 6), from starts of (N, ...)."""
-    world, behaviour, config = agent.world, agent.behaviour, agent.config
+    world, behavior, config = agent.world, agent.behavior, agent.config
     stoch, deter = (x.detach() for x in start)
     feats, entropies = [torch.cat([stoch, deter], -1)], []
     for t in range(config.imag_horizon):
-        action, entropy = act(behaviour, feats[-1].detach(), noise[1][:, t])
+        action, entropy = act(behavior, feats[-1].detach(), noise[1][:, t])
         deter = recur(world, stoch, deter, F.pad(action, (0, world.action_dim - action.shape[-1])))
         stoch = sample(world, prior_of(world, deter), noise[0][:, t])
         feats.append(torch.cat([stoch, deter], -1)), entropies.append(entropy)
-    returns = [behaviour.slow_critic.layers(feats[-1])[:, 0]]
+    returns = [behavior.slow_critic.layers(feats[-1])[:, 0]]
     for feat, following in zip(feats[-2::-1], feats[:0:-1], strict=True):
-        value = behaviour.slow_critic.layers(following)[:, 0]
+        value = behavior.slow_critic.layers(following)[:, 0]
         mixed = (1 - config.discount_lambda) * value + config.discount_lambda * returns[0]
         returns.insert(0, world.reward.layers(feat)[:, 0] + config.discount * mixed)
     actor_loss, critic_loss = [], []
@@ -151,7 +151,7 @@ def behaviour_losses(
         weight = config.discount**t
         if t < config.imag_horizon - 1:
             actor_loss.append(-weight * (config.actor_entropy * entropies[t] + returns[t + 1]))
-        value = behaviour.critic.layers(feat.detach())[:, 0]
+        value = behavior.critic.layers(feat.detach())[:, 0]
         loss = 0.5 * (value - returns[t].detach()) ** 2
         if source_critic is not None:
             with torch.no_grad():
@@ -166,8 +166,8 @@ class Trainer:
 
     def __init__(self, agent: TargetAgent):
         self.agent, config = agent, agent.config
-        parts = (agent.world, config.model_lr), (agent.behaviour.actor, config.actor_lr)
-        parts = *parts, (agent.behaviour.critic, config.value_lr)
+        parts = (agent.world, config.model_lr), (agent.behavior.actor, config.actor_lr)
+        parts = *parts, (agent.behavior.critic, config.value_lr)
         self.optimizers = [(m, torch.optim.AdamW(m.parameters(), lr, eps=config.opt_eps)) for m, lr in parts]
 
     def update_model(self, batch: dict[str, Tensor], source: SourceAgent) -> list[Latent]:
@@ -184,9 +184,9 @@ class Trainer:
             torch.stack(parts, 1).flatten(0, 1) for parts in zip(*self.update_model(batch, source), strict=True)
         )
         agent = self.agent
-        noise = agent.behaviour.noise(agent.world, len(start[0]), agent.config.imag_horizon)
+        noise = agent.behavior.noise(agent.world, len(start[0]), agent.config.imag_horizon)
         agent.world.requires_grad_(False)
-        actor_loss, critic_loss = behaviour_losses(agent, start, noise, source.behaviour.critic)
+        actor_loss, critic_loss = behavior_losses(agent, start, noise, source.behavior.critic)
         agent.world.requires_grad_(True)
         self._step(1, actor_loss)
         self._step(2, critic_loss)

@@ -87,7 +87,7 @@ def prepare(suite: str, variant: str) -> None:
     """Make the environment of this process and draw a first frame, which is slower than others."""
     global _step
     if variant == "as shipped":
-        os.environ.pop("LP_NUM_THREADS")  # a setting of this project's, see wrappers/backend.py
+        os.environ.pop("LP_NUM_THREADS")  # a setting of this project's, see wrappers/shared/backend.py
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # gym's notice, and tracebacks when OpenGL ends at exit
         _step = SHIPPED[suite]()
     else:

@@ -1,8 +1,8 @@
-"""What an episode is, whoever wrote it, and the checks that every reader and writer shares.
+"""The row convention of an episode, and the validation that every reader and writer uses.
 
-An episode is a dict of arrays of equal length N = T + 1. Row 0 is the reset, with zero action and reward;
-row t holds the action that LED to image t and the reward that came with it (shared convention of Dreamer,
-V-D4RL and the CoWorld release).
+An episode is a dict of arrays of equal length N = T + 1, for T agent steps. Row 0 is the reset, with zero action and
+reward. Row t has the action that LED to image t and the reward that came with it (the convention of Dreamer, V-D4RL
+and the CoWorld release).
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ from tools import BadInput
 
 KEYS = ("image", "action", "reward", "discount")
 
-# Actions are written as float32 by programs that clip in float64, so a hair outside [-1, 1] is rounding.
+# Actions are stored as float32 by programs that clip in float64, so a value slightly outside [-1, 1] is rounding.
 ACTION_ROUNDING = 1e-3
 
 
-def checked(episode: dict, where: object) -> dict:
-    """The episode with the four keys in their standard form and any extra keys as they were.
+def validate_episode(episode: dict, where: object) -> dict:
+    """The episode with the four keys in their standard form, and any extra keys unchanged.
 
     Args:
         episode: arrays of N rows; ``discount`` may be missing and is then 1.
@@ -47,15 +47,15 @@ def checked(episode: dict, where: object) -> dict:
     }
     lengths = {key: len(array) for key, array in standard.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise BadInput(f"{where}: arrays differ in length ({told}); write the episode again or remove the file")
+        listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise BadInput(f"{where}: arrays differ in length ({listed}); write the episode again or remove the file")
     if rows < 2:
         raise BadInput(f"{where}: {rows} row(s); an episode needs the reset and at least one step")
     return standard | {key: value for key, value in episode.items() if key not in KEYS}
 
 
-def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """Images (N, H, W, 3) uint8 as (N, size, size, 3); area averaging when shrinking, as cameras do."""
+def resize_images(image: np.ndarray, size: int) -> np.ndarray:
+    """Images (N, H, W, 3) uint8 as (N, size, size, 3) uint8. Shrinking averages over areas."""
     if image.shape[1:3] == (size, size):
         return image
     frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in image]
@@ -78,7 +78,7 @@ def _numbers(array: np.ndarray, key: str, where: object) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
-        raise BadInput(f"{where}: NaN or infinite {key} in row {_first(~np.isfinite(array))}; remove the file")
+        raise BadInput(f"{where}: NaN or infinite {key} in row {_first_row(~np.isfinite(array))}; remove the file")
     return array
 
 
@@ -95,8 +95,10 @@ def _in_range(action: np.ndarray, where: object) -> np.ndarray:
     wrong = np.abs(action) > 1 + ACTION_ROUNDING
     if wrong.any():
         value = action[wrong].flat[0]
-        raise BadInput(f"{where}: action {value:.4g} in row {_first(wrong)} is outside [-1, 1]; rescale the actions")
-    # clip would turn -0.0 into 0.0 on some paths; leave untouched what needs no clipping
+        raise BadInput(
+            f"{where}: action {value:.4g} in row {_first_row(wrong)} is outside [-1, 1]; rescale the actions"
+        )
+    # np.clip can turn -0.0 into 0.0, so arrays that need no clipping are returned as they are.
     return np.clip(action, -1, 1) if (np.abs(action) > 1).any() else action
 
 
@@ -104,11 +106,11 @@ def _fraction(array: np.ndarray, key: str, where: object) -> np.ndarray:
     wrong = (array < 0) | (array > 1)
     if wrong.any():
         raise BadInput(
-            f"{where}: {key} {array[wrong][0]:.4g} in row {_first(wrong)} is outside [0, 1]; "
+            f"{where}: {key} {array[wrong][0]:.4g} in row {_first_row(wrong)} is outside [0, 1]; "
             "write the episode again or remove the file"
         )
     return array
 
 
-def _first(wrong: np.ndarray) -> int:
+def _first_row(wrong: np.ndarray) -> int:
     return int(np.argwhere(wrong)[0, 0])

@@ -1,61 +1,46 @@
-"""The process that reads HDF5 and Arrow files for `formats.guarded`: ``python -m formats.reader FD``.
+"""The program of the separate process that `replay.reader_process` starts: ``python -m replay.reader_main FD``.
 
-A damaged file can make those libraries loop for ever, crash or ask for all memory. Here that costs this
-process alone: an alarm, which needs no cooperation, ends it when one episode takes too long, and its memory
-is limited.
+A damaged file can make HDF5 or Arrow loop for ever, crash or ask for all memory. Here that ends only this process. An
+alarm, which needs no cooperation of the library, ends it if one request takes too long, and its memory is limited.
 """
 
 import contextlib
+import importlib
 import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import h5py
-
+from replay.formats import FORMATS, Format
+from replay.safe_read import MAX_EPISODE_BYTES
 from tools import BadInput
-from replay.safe_read import MAX_EPISODE_BYTES, reported
-from replay.formats.minari import arrow_episodes, minari_episodes
-from replay.formats.vd4rl import has_steps, vd4rl_episodes
 
-# What reading may add to the process: this much, and more for a large file, in which an episode may be large.
+# How many bytes a request may add to the process: this many, plus a multiple of the file's size.
 MEMORY = 512 << 20
 TIMES_FILE = 100
 
 
-def native_episodes(path: Path, raw: bool) -> list[tuple[str, Callable[[], dict]]]:
-    """Label and loader of each episode of an HDF5 or Arrow file.
-
-    Raises:
-        BadInput: the file as a whole cannot be used. A loader raises it for its episode alone.
-    """
-    if path.suffix == ".arrow":
-        return arrow_episodes(path, raw=raw)
-    with reported(path, "HDF5"), h5py.File(path, "r") as file:
-        flat = has_steps(file)
-    return (vd4rl_episodes if flat else minari_episodes)(path, raw=raw)
-
-
 def serve(connection: Connection) -> None:
-    """Answer (path, raw, number, seconds) with the labels (number None) or one episode, until the end.
+    """Answer requests until the connection is closed.
 
-    An answer is ("ok", value), ("bad", one line) or ("error", a traceback).
+    A request is (format name, its module, sys.path, path, raw, number, seconds). The answer is ("ok", the labels if the
+    number is None, else that episode), ("bad", message of a BadInput) or ("error", traceback).
     """
-    loaders, read = [], None
+    episodes, listed = [], None
     while True:
         try:
-            path, raw, number, seconds = connection.recv()
+            name, module, search_path, path, raw, number, seconds = connection.recv()
         except EOFError:
             return
         signal.alarm(seconds)
         limit_memory(path)
         try:
-            if number is None or read != (path, raw):
-                loaders, read = native_episodes(path, raw), (path, raw)
-            answer = [label for label, _ in loaders] if number is None else loaders[number][1]()
+            if number is None or listed != (name, path, raw):
+                format = load_format(name, module, search_path)
+                episodes, listed = format.list_episodes(path, raw), (name, path, raw)
+            answer = [label for label, _ in episodes] if number is None else episodes[number][1]()
             reply = ("ok", answer)
         except BadInput as error:
             reply = ("bad", str(error))
@@ -65,14 +50,22 @@ def serve(connection: Connection) -> None:
         connection.send(reply)
 
 
+def load_format(name: str, module: str, search_path: list[str]) -> Format:
+    """The format of that name, from its module if it is not one of `replay.formats`."""
+    if name in FORMATS:
+        return FORMATS[name]
+    sys.path.extend(entry for entry in search_path if entry not in sys.path)
+    return importlib.import_module(module).FORMAT
+
+
 def limit_memory(path: Path) -> None:
-    """Let the process grow by no more than the file at ``path`` can need."""
-    with contextlib.suppress(OSError, ValueError):  # systems without /proc, or with a lower limit already
+    """Limit the growth of the process to what reading the file at ``path`` can need."""
+    with contextlib.suppress(OSError, ValueError):  # no /proc, or a lower limit is set already
         size = min(TIMES_FILE * path.stat().st_size, 2 * MAX_EPISODE_BYTES)
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY + size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and its end is ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which then ends this process
     serve(Connection(int(sys.argv[1])))

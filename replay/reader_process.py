@@ -1,43 +1,47 @@
-"""Reading HDF5 and Arrow files in another process, so that a damaged one cannot hang or crash the program."""
+"""Reading files in a separate process, so that a damaged one cannot hang or crash the program."""
 
 import atexit
 import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
+from replay.formats import Format, LabelledLoaders
 from tools import BadInput
 
-# For one episode, or the list of a file's episodes; both take well under a second from any disk.
+# Time limit for one episode or for the list of a file's episodes. Both take well under a second from any disk.
 SECONDS = 20
 
 
-def guarded_episodes(path: Path, *, raw: bool = False) -> list[tuple[str, Callable[[], dict]]]:
-    """Label and loader of each episode of an HDF5 or Arrow file; see `formats.sources.Source.episodes`."""
-    labels = _ask(path, raw, None)
-    return [(label, partial(_ask, path, raw, number)) for number, label in enumerate(labels)]
+def list_episodes_in_process(format: Format, path: Path, raw: bool) -> LabelledLoaders:
+    """Label and loader of each episode of a file, read in the separate process.
+
+    Raises:
+        BadInput: the file cannot be read. A loader raises it if its episode cannot be read.
+    """
+    labels = _request(format, path, raw, None)
+    return [(label, partial(_request, format, path, raw, number)) for number, label in enumerate(labels)]
 
 
 class _Reader:
-    """The process and our end of its pipe."""
+    """The process and this program's end of its pipe."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.owner = os.getpid()
-        ours, theirs = Pipe()
+        self.connection, theirs = Pipe()
         root = str(Path(__file__).resolve().parent.parent)
         environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "formats.reader", str(theirs.fileno())],
+            [sys.executable, "-m", "replay.reader_main", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
-            stderr=subprocess.DEVNULL,  # what a dying library prints means nothing to the user
+            stderr=subprocess.DEVNULL,  # messages of a crashing library do not help the user
         )
         theirs.close()
-        self.connection = ours
 
     def close(self) -> None:
         self.connection.close()
@@ -49,30 +53,31 @@ class _Reader:
 _reader: _Reader | None = None
 
 
-def _ask(path: Path, raw: bool, number: int | None) -> object:
+def _request(format: Format, path: Path, raw: bool, number: int | None) -> Any:
+    """Labels of a file's episodes (``number`` None), or one episode."""
     global _reader
     if _reader is None or _reader.owner != os.getpid():
         _reader = _Reader()
     try:
-        _reader.connection.send((path, raw, number, SECONDS))
-        kind, answer = _reader.connection.recv()
+        _reader.connection.send((format.name, format.module, sys.path, path, raw, number, SECONDS))
+        status, answer = _reader.connection.recv()
     except (EOFError, OSError) as error:
         stop()
         where = path if number is None else f"{path} episode {number}"
         raise BadInput(f"{where}: reading it crashes or does not end; copy it again or remove it") from error
     except BaseException:
-        stop()  # an answer may still be on its way
+        stop()  # otherwise the next request would receive the answer to this one
         raise
-    if kind == "bad":
+    if status == "bad":
         raise BadInput(answer)
-    if kind == "error":
+    if status == "error":
         raise RuntimeError(f"while reading {path}:\n{answer}")
     return answer
 
 
 @atexit.register
 def stop() -> None:
-    """End the process, if there is one; the next file starts another."""
+    """End the process if it is running. The next request starts another."""
     global _reader
     reader, _reader = _reader, None
     if reader is not None:

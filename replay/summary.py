@@ -1,4 +1,4 @@
-"""What is in a dataset: figures in words, a histogram of returns, a contact sheet."""
+"""The summary of a dataset: statistics, a histogram of returns, a contact sheet of frames."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,25 +8,27 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tools import write_atomically
+from replay.check import list_episodes, unusual_action_sizes
+from replay.data_files import DataFile
+from tools import BadInput, progress_bar, write_atomically
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
 
-# What a reader must know of how the images came to be, printed also where the data does not say.
+# Settings that the images depend on. They are printed even if the dataset does not record them.
 SETTINGS = ("task", "render", "flip", "camera", "action_repeat")
 
 
 @dataclass
 class Summary:
-    """Figures gathered one episode at a time, so that a set of any size fits in memory.
+    """Statistics, updated one episode at a time, so that a dataset of any size fits in memory.
 
     Attributes:
         returns, lengths: of each episode; lengths in agent steps.
-        action_low, action_high: (A,) smallest and largest value of each component, row 0 left out.
-        reward_low, reward_high: row 0 left out.
-        image_sizes: (height, width) and how many episodes have it.
-        terminal: episodes that end with discount 0.
-        frames: of some episodes, evenly spaced, each (SHEET_FRAMES, H, W, 3), and the episode's return.
+        action_low, action_high: (A,) smallest and largest value of each component, without row 0.
+        reward_low, reward_high: smallest and largest reward, without row 0.
+        image_sizes: number of episodes by (height, width).
+        terminal: number of episodes that end with discount 0.
+        frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's return.
     """
 
     returns: list[float] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Summary:
     frames: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
     def add(self, episode: dict, *, show: bool) -> None:
-        """Count a checked episode in; keep some of its frames if ``show``."""
+        """Add a validated episode; keep some of its frames if ``show``."""
         reward, action = episode["reward"], episode["action"][1:]
         self.returns.append(float(reward.sum(dtype=np.float64)))
         self.lengths.append(len(reward) - 1)
@@ -57,13 +59,13 @@ class Summary:
             self.frames.append((episode["image"][rows], self.returns[-1]))
 
     def lines(self, description: dict) -> list[str]:
-        """The summary in words, one fact a line."""
+        """The statistics and the description as text, one line each."""
         sizes = ", ".join(f"{height}x{width} ({count} episodes)" for (height, width), count in self.image_sizes.items())
         ranges = " ".join(
             f"[{low:.3f}, {high:.3f}]" for low, high in zip(self.action_low, self.action_high, strict=True)
         )
-        told = dict.fromkeys(SETTINGS, "not recorded") | description
-        said = [f"{key:<14}{value}" for key, value in told.items() if isinstance(value, str | int | float)]
+        settings = dict.fromkeys(SETTINGS, "not recorded") | description
+        recorded = [f"{key:<14}{value}" for key, value in settings.items() if isinstance(value, str | int | float)]
         return [
             f"episodes      {len(self.returns)}, of which {self.terminal} end with discount 0",
             f"steps         {sum(self.lengths)}",
@@ -72,11 +74,11 @@ class Summary:
             f"actions       {len(self.action_low)}, ranges {ranges}",
             f"reward        [{self.reward_low:.4g}, {self.reward_high:.4g}] a step",
             f"image size    {sizes}",
-            *said,
+            *recorded,
         ]
 
     def draw_returns(self, path: Path) -> None:
-        """A histogram of episode returns, as PNG."""
+        """Write a histogram of the episode returns as a PNG file, atomically."""
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -88,7 +90,7 @@ class Summary:
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
     def draw_sheet(self, path: Path) -> None:
-        """Frames of some episodes, one episode a row, in the order of the files, as PNG."""
+        """Write frames of some episodes, one episode a row in the order of the files, as a PNG file, atomically."""
         figure = Figure(figsize=(SHEET_FRAMES + 1.2, len(self.frames) * 1.08 + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(self.frames), 1, squeeze=False)[:, 0]
@@ -100,15 +102,43 @@ class Summary:
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def shown(count: int) -> set[int]:
-    """Which of ``count`` episodes the contact sheet shows: the first, the last, and evenly between."""
+def summarize(files: list[DataFile]) -> tuple[Summary, list[str]]:
+    """Read every episode of a dataset.
+
+    Returns:
+        The summary, and one line for each file or episode that cannot be used.
+
+    Raises:
+        BadInput: the episodes differ in action size.
+    """
+    episodes, problems = list_episodes(files)
+    summary, show = Summary(), sheet_episodes(len(episodes))
+    sizes: dict[str, int] = {}
+    with progress_bar(len(episodes), "reading", unit="episode", disable=None) as bar:
+        for index, (place, load) in enumerate(episodes):
+            bar.update()
+            try:
+                episode = load()
+            except BadInput as error:
+                problems.append(str(error))
+                continue
+            sizes[place] = episode["action"].shape[1]
+            if sizes[place] == next(iter(sizes.values())):
+                summary.add(episode, show=index in show)
+    if unusual := unusual_action_sizes(sizes):
+        raise BadInput(unusual[0] + (f" (and {len(unusual) - 1} more)" if len(unusual) > 1 else ""))
+    return summary, problems
+
+
+def sheet_episodes(count: int) -> set[int]:
+    """Indices of the episodes on the contact sheet, of ``count``: the first, the last, and evenly spaced ones."""
     return set(np.linspace(0, count - 1, min(count, SHEET_EPISODES)).astype(int).tolist())
 
 
 def quantiles(values: Iterable[float]) -> str:
-    """Smallest, 10 %, median, 90 %, largest and mean, in words."""
+    """Smallest value, 10 % quantile, median, 90 % quantile, largest value and mean, as text."""
     values = np.asarray(values, np.float64)
     points = np.quantile(values, [0, 0.1, 0.5, 0.9, 1])
     names = ("min", "10%", "median", "90%", "max")
-    told = " ".join(f"{name} {point:.5g}" for name, point in zip(names, points, strict=True))
-    return f"{told} mean {values.mean():.5g}"
+    listed = " ".join(f"{name} {point:.5g}" for name, point in zip(names, points, strict=True))
+    return f"{listed} mean {values.mean():.5g}"

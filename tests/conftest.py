@@ -1,30 +1,30 @@
-"""Shared by all tests: tiny settings, a tiny real dataset, and the commands run as a user runs them."""
+"""Used by all tests: tiny settings, a tiny real dataset, and the commands run as a user runs them."""
 
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: threads would only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads cost more than they gain
 
 import pytest
 
 import collect
 import config as settings
+from config import Config
 
 ROOT = Path(__file__).parents[1]
 
-# Started as a shell's background job, the tests inherit that Ctrl-C is ignored; the tests of Ctrl-C need it heeded.
+# A background job of a shell ignores Ctrl-C; the tests of Ctrl-C need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def tiny(*blocks: str, **flags: object) -> SimpleNamespace:
+def tiny(*blocks: str, **flags: object) -> Config:
     """The `debug` settings of a suite's block, with flags."""
     names = [*(blocks or ("dmc",)), "debug"]
     values = settings.merge(settings.read_blocks(), names, {k: str(v) for k, v in flags.items()})
-    return SimpleNamespace(**values, configs=names)
+    return Config(**values, configs=names)
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:

@@ -9,7 +9,9 @@ from conftest import tiny
 from torch import Tensor, nn
 
 import models
-from agents.agent import Optimizer, SourceAgent, TargetAgent
+from agents.agent import Metrics
+from agents.coworld import SourceAgent, TargetAgent
+from agents.optim import Optimizer
 
 CPU = torch.device("cpu")
 
@@ -30,6 +32,17 @@ def agents(source_actions: int = 6, target_actions: int = 6, **flags: object) ->
     return SourceAgent(config, source_actions, largest, CPU), TargetAgent(config, target_actions, largest, CPU)
 
 
+def update_target(target: TargetAgent, source: SourceAgent, data: dict[str, Tensor]) -> Metrics:
+    """An update of ``target``, tied to ``source`` as its settings ask for."""
+    config = target.config
+    peer = {"source_embed": source.embed(data)} if config.state_alignment else None
+    return target.update(data, peer, source.frozen_critic if config.value_constraint != "off" else None, step=0)
+
+
+def warm_up(target: TargetAgent, source: SourceAgent, data: dict[str, Tensor]) -> Metrics:
+    return target.update_world_model(data, {"source_embed": source.embed(data)}, step=0)[1]
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in module.state_dict().items()}
 
@@ -42,78 +55,78 @@ def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
 @pytest.mark.parametrize("grad", ["dynamics", "reinforce", "both"])
 def test_updates_are_finite_in_every_setting(flags: dict, grad: str):
     source, target = agents(actor_grad=grad, **flags)
-    for metrics in (source.update(batch(), batch(seed=1), step=0), target.update(batch(), [source])):
+    for metrics in (source.update(batch(), batch(seed=1), step=0), update_target(target, source, batch())):
         assert all(torch.isfinite(torch.as_tensor(v)) for v in metrics.values())
 
 
 @pytest.mark.parametrize("grad", ["dynamics", "reinforce"])
 def test_the_actor_loss_trains_the_actor_by_either_gradient(grad: str):
     source, _ = agents(actor_grad=grad, actor_entropy=0)
-    before = weights(source.behaviour.actor)
+    before = weights(source.behavior.actor)
     source.update(batch(), step=0)
-    assert changed(before, source.behaviour.actor) == set(before)
+    assert changed(before, source.behavior.actor) == set(before)
 
 
 def test_every_weight_learns():
     source, _ = agents(kl_free=0)
-    before, behaviour = weights(source.world), weights(source.behaviour)
+    before, behavior = weights(source.world), weights(source.behavior)
     for seed in range(2):
         source.update(batch(seed=seed), batch(seed=9), step=0)
     assert changed(before, source.world) == set(before)
-    learned = changed(behaviour, source.behaviour)
-    assert {k for k in behaviour if k.startswith(("actor.", "critic."))} <= learned
+    learned = changed(behavior, source.behavior)
+    assert {k for k in behavior if k.startswith(("actor.", "critic."))} <= learned
 
 
 def test_an_update_of_the_target_leaves_the_source_alone():
     source, target = agents()
-    before = weights(source.world), weights(source.behaviour)
-    target.update(batch(), [source])
-    assert not changed(before[0], source.world) and not changed(before[1], source.behaviour)
-    assert all(p.grad is None for p in [*source.world.parameters(), *source.behaviour.parameters()])
+    before = weights(source.world), weights(source.behavior)
+    update_target(target, source, batch())
+    assert not changed(before[0], source.world) and not changed(before[1], source.behavior)
+    assert all(p.grad is None for p in [*source.world.parameters(), *source.behavior.parameters()])
     assert all(p.requires_grad for p in source.world.parameters())
 
 
-def test_an_update_of_the_behaviour_leaves_the_world_model_alone():
+def test_an_update_of_the_behavior_leaves_the_world_model_alone():
     source, _ = agents()
-    seen = source.world.observe(batch())
+    output = source.world.observe(batch())
     before = weights(source.world)
-    source.update_behaviour(seen.post)
+    source.update_behavior(output.post)
     assert not changed(before, source.world)
     assert all(p.grad is None for p in source.world.parameters())
 
 
 def test_the_warm_up_trains_the_world_model_alone():
     source, target = agents()
-    before = weights(target.behaviour)
-    metrics = target.update_model(batch(), [source])
-    assert not changed(before, target.behaviour)
+    before = weights(target.behavior)
+    metrics = warm_up(target, source, batch())
+    assert not changed(before, target.behavior)
     assert metrics["state_alignment"] > 0
 
 
 def test_no_agent_holds_the_other():
     """Defect 7 of the release: each world model was a submodule of the other's."""
     source, target = agents()
-    target.update(batch(), [source])
+    update_target(target, source, batch())
     source.update(batch(), batch(seed=1), step=0)
     for one, other in ((source, target), (target, source)):
-        own = {id(p) for m in (one.world, one.behaviour) for p in m.parameters()}
-        assert not own & {id(p) for m in (other.world, other.behaviour) for p in m.parameters()}
+        own = {id(p) for m in (one.world, one.behavior) for p in m.parameters()}
+        assert not own & {id(p) for m in (other.world, other.behavior) for p in m.parameters()}
         assert not any(value is other or value is other.world for value in vars(one).values())
     assert source.world.state_dict().keys() == target.world.state_dict().keys()
 
 
-def test_state_alignment_draws_the_target_encoder_to_the_source():
+def test_state_alignment_moves_the_target_encoder_towards_the_source():
     source, target = agents(model_lr=0.01, state_alignment_scale=1000)
     data = batch()
-    first = target.update_model(data, [source])["state_alignment"]
+    first = warm_up(target, source, data)["state_alignment"]
     for _ in range(20):
-        last = target.update_model(data, [source])["state_alignment"]
+        last = warm_up(target, source, data)["state_alignment"]
     assert last < 0.5 * first
 
 
 def test_the_three_ties_can_be_switched_off():
     source, target = agents(state_alignment=False, value_constraint="off")
-    metrics = target.update(batch(), [source])
+    metrics = update_target(target, source, batch())
     assert "state_alignment" not in metrics and "value_constraint" not in metrics
     assert "reward_alignment" not in source.update(batch(), step=0)
 
@@ -133,7 +146,8 @@ def test_reward_alignment_replaces_the_reward_loss_by_both_domains_share():
         source.world.rssm.post_out.weight[source.config.dyn_stoch :] = 0.0
         source.world.rssm.prior_out.bias.zero_()
     own, other = batch(), batch(seed=1)
-    _, metrics, _ = source._model_loss(own, other, source._noise(own, other), eta=0.6)
+    noise = source.world.rssm.noise(3, 8), source.world.rssm.noise(3, 8)
+    _, metrics, _ = source.world_model_loss(own, other, noise, eta=0.6)
     with torch.no_grad():
         own_reward = source.world.reward(source.world.observe(own).feat)
         other_reward = source.world.reward(source.world.observe(other).feat)
@@ -147,7 +161,8 @@ def test_reward_alignment_replaces_the_reward_loss_by_both_domains_share():
 def test_reward_alignment_trains_the_source_encoder_through_the_target_images():
     source, _ = agents()
     own, other = batch(), batch(seed=1)
-    _, metrics, _ = source._model_loss(own, other, source._noise(own, other), eta=0.0)  # the target's term alone
+    noise = source.world.rssm.noise(3, 8), source.world.rssm.noise(3, 8)
+    _, metrics, _ = source.world_model_loss(own, other, noise, eta=0.0)  # the target's term alone
     metrics["reward_loss"].backward()
     assert source.world.encoder.layers[0].weight.grad.abs().sum() > 0
     assert source.world.rssm.cell.gates.weight.grad.abs().sum() > 0
@@ -159,15 +174,15 @@ def test_the_value_constraint_pushes_down_only_values_above_the_sources(higher: 
     source, target = agents()
     with torch.no_grad():
         for agent, value in ((source, 1.0 if higher == "source" else -1.0), (target, 0.0)):
-            agent.behaviour.critic.layers[-1].weight.zero_()
-            agent.behaviour.critic.layers[-1].bias.fill_(value)
+            agent.behavior.critic.layers[-1].weight.zero_()
+            agent.behavior.critic.layers[-1].bias.fill_(value)
     feat = torch.randn(4, 5, target.world.rssm.feat_size)
-    value = target.behaviour.critic(feat)
+    value = target.behavior.critic(feat)
     constrained = models.critic_constraint(source.frozen_critic, "minmax", value, feat)
     constrained.mean().backward()
-    bias = target.behaviour.critic.layers[-1].bias
+    bias = target.behavior.critic.layers[-1].bias
     assert bias.grad.item() == pytest.approx(0.0 if higher == "source" else 1.0)
-    assert all(p.grad is None for p in source.behaviour.critic.parameters())
+    assert all(p.grad is None for p in source.behavior.critic.parameters())
 
 
 def test_a_return_is_paired_with_the_state_it_begins_at():
@@ -196,7 +211,7 @@ def test_action_sizes_may_differ_both_ways(sizes: tuple[int, int]):
     source, target = agents(*sizes)
     own, other = batch(sizes[0]), batch(sizes[1])
     source.update(own, other, step=1)
-    target.update(other, [source])
+    update_target(target, source, other)
     for agent, actions in zip((source, target), sizes, strict=True):
         assert agent.world.rssm.action_in.in_features == max(sizes)
         image = batch()["image"][:2, 0].numpy()
@@ -206,12 +221,12 @@ def test_action_sizes_may_differ_both_ways(sizes: tuple[int, int]):
 
 def test_padding_leaves_the_entropy_of_the_policy_alone():
     padded, plain = agents(4, 6)[0], agents(4, 4)[0]
-    padded.behaviour.actor.load_state_dict(plain.behaviour.actor.state_dict())
+    padded.behavior.actor.load_state_dict(plain.behavior.actor.state_dict())
     feat = torch.randn(5, plain.world.rssm.feat_size)
-    torch.testing.assert_close(padded.behaviour.actor(feat).entropy(), plain.behaviour.actor(feat).entropy())
+    torch.testing.assert_close(padded.behavior.actor(feat).entropy(), plain.behavior.actor(feat).entropy())
 
 
-def test_acting_carries_its_state_and_forgets_it_where_an_episode_begins():
+def test_acting_keeps_its_state_and_resets_it_where_an_episode_begins():
     source, _ = agents(dyn_discrete=0, dyn_min_std=0.0)
     with torch.no_grad():
         source.world.rssm.post_out.weight[source.config.dyn_stoch :] = 0.0
@@ -225,7 +240,7 @@ def test_acting_carries_its_state_and_forgets_it_where_an_episode_begins():
     with torch.no_grad():
         action = torch.stack([torch.zeros(6), torch.from_numpy(action_0[0])])[None]
         feat = source.world.observe({"image": torch.from_numpy(images[None, :2]), "action": action}).feat[0, 1]
-        torch.testing.assert_close(torch.from_numpy(action_1[0]), source.behaviour.actor(feat).mode)
+        torch.testing.assert_close(torch.from_numpy(action_1[0]), source.behavior.actor(feat).mode)
 
 
 def test_the_slow_critic_is_copied_every_so_many_updates():
@@ -233,8 +248,8 @@ def test_the_slow_critic_is_copied_every_so_many_updates():
     post = source.world.observe(batch()).post
     copies = []
     for _ in range(5):
-        source.update_behaviour(post)
-        copies.append(source.behaviour.slow_critic.layers[0].weight.clone())
+        source.update_behavior(post)
+        copies.append(source.behavior.slow_critic.layers[0].weight.clone())
     assert [torch.equal(a, b) for a, b in pairwise(copies)] == [True, True, False, True]
 
 
@@ -262,15 +277,15 @@ def test_gradients_are_clipped():
 
 def test_state_dict_restores_everything():
     source, target = agents()
-    target.update(batch(), [source])
+    update_target(target, source, batch())
     saved = copy.deepcopy(target.state_dict())
     other = TargetAgent(target.config, 6, 6, CPU)
     other.load_state_dict(saved)
     results = []
     for agent in (target, other):
         torch.manual_seed(5)
-        agent.update(batch(seed=3), [source])
-        results.append(weights(agent.world) | weights(agent.behaviour))
+        update_target(agent, source, batch(seed=3))
+        results.append(weights(agent.world) | weights(agent.behavior))
     assert all(torch.equal(results[0][k], v) for k, v in results[1].items())
 
 
@@ -294,18 +309,18 @@ def test_imagining_from_a_subset_of_states():
     post = source.world.observe(batch()).post
     assert models.start_states(post, 5)["deter"].shape == (5, source.config.dyn_deter)
     assert models.start_states(post)["deter"].shape == (24, source.config.dyn_deter)
-    source.update_behaviour(post)
+    source.update_behavior(post)
 
 
 def state_agents() -> tuple[SourceAgent, TargetAgent, dict[str, Tensor]]:
-    config = tiny(size="32,32", eta_steps=100)
+    config = tiny(size="32,32", eta_steps=100, source_observation="state")
     source = SourceAgent(config, 4, 5, CPU, {"position": 3, "velocity": 2})
     own = {**batch(4), "position": torch.randn(3, 8, 3), "velocity": torch.randn(3, 8, 2)}
     return source, TargetAgent(config, 5, 5, CPU), own
 
 
-def test_a_source_that_sees_states_co_trains_with_a_target_that_sees_images():
-    """Table 4: embeddings of one size, so that the source's RSSM can filter the target's images through its encoder."""
+def test_a_source_on_states_co_trains_with_a_target_on_images():
+    """Table 4: embeddings of one size, so that the source's RSSM can use the target encoder's embeddings."""
     source, target, own = state_agents()
     other = batch(5, seed=1)
     assert source.world.encoder.embed == target.world.encoder.embed
@@ -314,7 +329,7 @@ def test_a_source_that_sees_states_co_trains_with_a_target_that_sees_images():
     assert metrics["reward_alignment"] > 0 and metrics["state_loss"] > 0
     assert not changed(before, target.world)
     before = weights(source.world)
-    assert target.update(other, [source], [own])["state_alignment"] > 0
+    assert target.update(other, {"source_embed": source.embed(own)}, source.frozen_critic, step=0)["state_alignment"] > 0
     assert not changed(before, source.world)
     action, _ = source.act({"position": torch.zeros(1, 3).numpy(), "velocity": torch.zeros(1, 2).numpy()}, None,
                            torch.ones(1).bool().numpy(), sample=True)  # fmt: skip

@@ -13,6 +13,7 @@ import collect
 import evaluate
 import tools
 from tools import exit_on_bad_input
+from training.checkpoint import load_checkpoint
 
 SHORT = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
 
@@ -34,6 +35,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--target_task", ""], "--target_task is missing"),
         (["--target_task", "cheetah_run", "--offline_traindir", "nowhere"], "nowhere"),
         (["--device", "tpu"], "tpu"),
+        (["--method", "coworl"], "nearest: coworld"),
         (["--device", "cuda:99"], "GPU"),
         (["--prefill", "3"], "prefill 3 is shorter than an episode"),
         (["--envs", "3"], "of each of 3 simulators"),
@@ -75,7 +77,7 @@ def test_one_truncated_file_among_good_ones_is_named_and_left_out(
     assert bad.name in capsys.readouterr().err
 
 
-def test_a_dataset_of_images_that_are_not_in_colour(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_dataset_of_images_without_colour(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     data = tmp_path / "data"
     data.mkdir()
     with np.load(next(iter(dataset.glob("*.npz")))) as arrays:
@@ -119,19 +121,16 @@ def test_a_damaged_checkpoint_is_named(dataset: Path, tmp_path: Path, capsys: py
 
 
 def test_a_run_directory_in_use_is_refused(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    lock = tools.hold(tmp_path)
-    assert "another process" in refused(program.main, co_training(dataset, tmp_path), capsys)
-    lock.close()
-    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
+    with tools.lock_directory(tmp_path):
+        assert "another process" in refused(program.main, co_training(dataset, tmp_path), capsys)
+        assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
 def test_two_collections_of_one_dataset(tmp_path: Path, capsys: pytest.CaptureFixture):
-    (tmp_path / ".data.partial").mkdir()
-    (tmp_path / ".data.partial" / "theirs.npz").write_bytes(b"theirs")
-    lock = tools.hold(tmp_path / ".data.partial")
-    line = refused(collect.main, ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 1], capsys)
-    lock.close()
-    assert "another process" in line and (tmp_path / ".data.partial" / "theirs.npz").exists()
+    with tools.lock_directory(tmp_path / ".data.partial"):
+        (tmp_path / ".data.partial" / "theirs.npz").write_bytes(b"theirs")
+        line = refused(collect.main, ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 1], capsys)
+        assert "another process" in line and (tmp_path / ".data.partial" / "theirs.npz").exists()
 
 
 @pytest.mark.parametrize("flag", ["--model_lr", "--value_lr"])
@@ -140,7 +139,7 @@ def test_training_that_diverges_says_so(flag: str, dataset: Path, tmp_path: Path
     assert "training has diverged" in refused(program.main, [*co_training(dataset, tmp_path), *flags], capsys)
 
 
-def test_an_expert_is_not_asked_to_see_otherwise_than_it_learned(dataset: Path, tmp_path: Path, capsys):
+def test_an_expert_plays_with_the_settings_of_its_training(dataset: Path, tmp_path: Path, capsys):
     short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
     program.main([str(a) for a in [*co_training(dataset, tmp_path / "run"), *short, "--size", "32,32"]])
     arguments = [
@@ -167,7 +166,7 @@ def test_a_checkpoint_cannot_execute_code(
 ):
     monkeypatch.chdir(tmp_path)
     torch.save({"config": Malicious()}, tmp_path / "checkpoint.pt")
-    refused(lambda _: tools.load_checkpoint(tmp_path / "checkpoint.pt"), [], capsys)
+    refused(lambda _: load_checkpoint(tmp_path / "checkpoint.pt"), [], capsys)
     assert not (tmp_path / "executed").exists()
 
 
@@ -197,6 +196,7 @@ def test_a_checkpoint_cannot_execute_code(
         (collect.main, ["--task", "walker_walk", "--out", "OUT", "--seed", "1e30"], "2147483648"),
         (evaluate.main, ["--logdir", "OUT", "--seed", "-1"], "--seed -1"),
         (evaluate.main, ["--logdir", "OUT"], "no checkpoint"),
+        (evaluate.main, ["--logdir", "OUT", "--video", "a.avi"], ".gif or .mp4"),
         (evaluate.main, ["--logdir", "OUT", "--episode", 3], "--episode"),
     ],
 )

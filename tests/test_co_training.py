@@ -20,27 +20,27 @@ from conftest import ROOT, co_training, command, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import co_training as program
-from training import collector as driver
-import run as run_module
-import tools
+from training import evaluator as evaluator_module
+from training.checkpoint import load_checkpoint
+from training.trainer import Trainer
 
 SMALL = ("--size", "32,32", "--envs", "0")
 
 
 def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -> None:
     """The program in this process; ``stop_at`` lets a SIGTERM arrive at that step."""
-    counted = run_module.Run.count
+    original = Trainer._count
 
-    def count(run: run_module.Run, stride: int) -> None:
-        counted(run, stride)
-        if run.progress.step == stop_at:
+    def count(trainer: Trainer, stride: int) -> None:
+        original(trainer, stride)
+        if trainer.progress.step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run_module.Run.count = count
+    Trainer._count = count
     try:
         program.main(co_training(dataset, logdir, *SMALL, *more))
     finally:
-        run_module.Run.count = counted
+        Trainer._count = original
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def scores(logdir: Path) -> list[dict]:
 
 def assert_same_results(one: Path, other: Path) -> None:
     assert scores(one) == scores(other)
-    a, b = (tools.load_checkpoint(d / "checkpoint.pt") for d in (one, other))
+    a, b = (load_checkpoint(d / "checkpoint.pt") for d in (one, other))
     assert a["progress"] == b["progress"]
 
     def compare(x: object, y: object, where: str) -> None:
@@ -76,28 +76,26 @@ def assert_same_results(one: Path, other: Path) -> None:
         else:
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, where
 
-    for part in ("agents", "sampling", "random", "collector"):
+    a["domains"], b["domains"] = ({n: {**d, "replay": None} for n, d in s["domains"].items()} for s in (a, b))
+    for part in ("agents", "domains", "rng"):  # replay has the files' names, which hold the time
         compare(a[part], b[part], part)
 
 
 def test_the_phases_are_those_of_algorithm_1():
     config = tiny(pretrain_steps=7, warmup_rounds=2, rounds=3)
     kinds = [(p.kind, p.round) for p in program.algorithm_1(config) if p.kind != "evaluate"]
-    start = ["evaluate_random", "prefill", "source_updates", "source", *["target_model", "source"] * 2]
-    rounds = [("target", 1), ("source", 1), ("target", 2), ("source", 2), ("target", 3)]
+    start = ["evaluate_random", "prefill", "pretrain_source", "train_source", *["warm_up_target", "train_source"] * 2]
+    rounds = [("train_target", 1), ("train_source", 1), ("train_target", 2), ("train_source", 2), ("train_target", 3)]
     assert kinds == [(kind, 0) for kind in start] + rounds
     assert program.algorithm_1(config)[-1].kind == "evaluate"
 
 
 def test_the_default_schedule_is_the_papers():
-    values = tiny()
-    blocks = program.settings.read_blocks()
-    for key, value in program.settings.merge(blocks, ["dmc"], {}).items():
-        setattr(values, key, value)
-    phases = program.algorithm_1(values)
-    assert sum(p.iterations for p in phases if p.kind == "source") == 30_000 + 2 * 10_000 + 5 * 20_000
-    assert sum(p.iterations for p in phases if p.kind == "target") == 6 * 20_000
-    assert [p.aligned for p in phases if p.kind == "source"] == [False] + [True] * 7
+    values = program.settings.merge(program.settings.read_blocks(), ["dmc"], {})
+    phases = program.algorithm_1(tiny().replace(**values))
+    assert sum(p.iterations for p in phases if p.kind == "train_source") == 30_000 + 2 * 10_000 + 5 * 20_000
+    assert sum(p.iterations for p in phases if p.kind == "train_target") == 6 * 20_000
+    assert [p.aligned for p in phases if p.kind == "train_source"] == [False] + [True] * 7
 
 
 def test_a_run_writes_what_the_readme_says(finished: Path):
@@ -158,7 +156,7 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(
     with pytest.raises(SystemExit) as stopped:
         train(dataset, tmp_path, stop_at=stop_at)
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert tools.load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] in (stop_at, stop_at + 1)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] in (stop_at, stop_at + 1)
     train(dataset, tmp_path)
     assert_same_results(finished, tmp_path)
     steps = [p["step"] for p in metrics(tmp_path)]
@@ -178,7 +176,7 @@ def test_the_target_simulator_is_stepped_by_evaluation_alone(
 ):
     """Defect 3 of the release. A target simulator that raises outside evaluation does not disturb a run."""
     evaluating, steps = [], []
-    environment, evaluate = run_module.environment, driver.evaluate
+    make_simulator, evaluate = evaluator_module.make_simulator, evaluator_module.evaluate
 
     class Guarded(gymnasium.Wrapper):
         def step(self, action):
@@ -186,9 +184,9 @@ def test_the_target_simulator_is_stepped_by_evaluation_alone(
             steps.append(1)
             return super().step(action)
 
-    def guarded(config, task, domain):
-        env = environment(config, task, domain)
-        return Guarded(env) if domain == "target" else env
+    def guarded(config, task, role):
+        env = make_simulator(config, task, role)
+        return Guarded(env) if role == "target" else env
 
     def marked(*arguments):
         evaluating.append(1)
@@ -197,8 +195,8 @@ def test_the_target_simulator_is_stepped_by_evaluation_alone(
         finally:
             evaluating.pop()
 
-    monkeypatch.setattr(run_module, "environment", guarded)
-    monkeypatch.setattr(driver, "evaluate", marked)
+    monkeypatch.setattr(evaluator_module, "make_simulator", guarded)
+    monkeypatch.setattr(evaluator_module, "evaluate", marked)
     train(dataset, tmp_path)
     assert len(steps) == 4 * 2 * 12  # four evaluations of two episodes
     assert_same_results(finished, tmp_path)
@@ -206,26 +204,27 @@ def test_the_target_simulator_is_stepped_by_evaluation_alone(
 
 def test_a_crashed_simulator_is_reported_and_the_run_can_go_on(dataset: Path, tmp_path: Path):
     script = f"""
-        import os, signal, co_training, driver
-        finish, count = driver.Collector.finish, []
+        import os, signal, co_training
+        from training.collector import Collector
+        finish, count = Collector.finish, []
         def fail(self):
             count.append(1)
             if len(count) == 40:
                 os.kill(self.slots[0].env.pid, signal.SIGKILL)
             finish(self)
-        driver.Collector.finish = fail
+        Collector.finish = fail
         co_training.main({co_training(dataset, tmp_path, "--size", "32,32", "--pretrain_steps", 50)!r})
     """
     crashed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True)
     assert crashed.returncode == 1
     assert "SIGKILL" in crashed.stderr and "the same command continues" in crashed.stderr
     assert (
-        tools.load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] >= 26
+        load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] >= 26
     )  # the random steps are a phase of their own
 
 
 def test_a_checkpoint_holds_each_agent_once(finished: Path):
-    state = tools.load_checkpoint(finished / "checkpoint.pt")
+    state = load_checkpoint(finished / "checkpoint.pt")
     names = {n: set(agent["world"]) for n, agent in state["agents"].items()}
     assert names["source"] == names["target"]
     assert not any("source" in name or "target" in name for name in names["target"])
@@ -268,7 +267,7 @@ def test_ctrl_c_saves_first(dataset: Path, tmp_path: Path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
     assert "the same command continues" in errors and "Traceback" not in errors
-    assert tools.load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] > 0
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] > 0
 
 
 @pytest.mark.parametrize(
@@ -299,7 +298,7 @@ def simulator_processes(parent: int) -> list[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             line = stat.with_name("cmdline").read_bytes()
-            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == parent and b"wrappers.worker" in line:
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == parent and b"wrappers.shared.worker" in line:
                 found.append(int(stat.parent.name))
     return found
 

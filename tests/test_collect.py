@@ -1,4 +1,4 @@
-"""Collection by quality, and whether data and evaluation were drawn alike."""
+"""Collection by quality, and whether data and evaluation were recorded with the same settings."""
 
 import json
 import signal
@@ -7,16 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, co_training, tiny
 from test_bad_input import refused
 
 import co_training as program
 import collect
-import training.visuals as pictures
-from wrappers.shared.simulators import check_drawn_alike, environment_settings
+from replay import OfflineDataset
 from tools import BadInput
-from replay.store import OfflineDataset
+from training.collecting import score_to_reach
+from training.logger import read_scores
+from wrappers.shared.simulators import check_recorded_alike, env_settings
 
 LEARNING = ["--task", "walker_walk", "--envs", 0, "--size", "32,32", "--configs", "defaults", "dmc", "debug"]
 
@@ -28,7 +30,7 @@ def collected(folder: Path, *more: object) -> dict:
 
 def test_medium_replay_stops_at_the_evaluation_that_reaches_a_third(tmp_path: Path):
     described = collected(tmp_path, "--quality", "medium-replay", "--max_score", 0.75, "--episodes", 20)
-    scores = [row for row in pictures.read_scores(tmp_path / "run") if row["phase"] == "evaluate"]
+    scores = [row for row in read_scores(tmp_path / "run") if row["phase"] == "evaluate"]
     assert len(scores) == len(described["evaluations"]) == 1  # a quarter of a point is reached at once
     assert described["evaluations"][-1]["mean"] == float(scores[-1]["mean"]) >= described["score_to_reach"] == 0.25
     files = list((tmp_path / "data").glob("*.npz"))
@@ -43,13 +45,13 @@ def test_medium_expert_that_is_out_of_reach_uses_every_episode_and_says_so(tmp_p
 
 
 def test_known_maxima():
-    assert collect.score_to_reach("walker_downhill", "medium-replay", None) == pytest.approx(848 / 3)
-    assert collect.score_to_reach("dmc_hopper_hop", "medium-expert", None) == 1000
-    assert collect.score_to_reach("push_green", "medium-expert", 500.0) == 500
-    assert collect.score_to_reach("walker_walk", None, None) == float("inf")
+    assert score_to_reach("walker_downhill", "medium-replay", None) == pytest.approx(848 / 3)
+    assert score_to_reach("dmc_hopper_hop", "medium-expert", None) == 1000
+    assert score_to_reach("push_green", "medium-expert", 500.0) == 500
+    assert score_to_reach("walker_walk", None, None) == float("inf")
 
 
-def test_a_learning_collection_resumes_and_a_stale_partial_folder_is_no_obstacle(tmp_path: Path):
+def test_a_learning_collection_resumes_in_spite_of_an_old_partial_folder(tmp_path: Path):
     (tmp_path / ".data.partial").mkdir()
     (tmp_path / ".data.partial" / "half.npz").write_bytes(b"half")
     first = collected(tmp_path, "--policy", "dreamer", "--episodes", 4)
@@ -63,7 +65,7 @@ def test_a_full_disk_leaves_no_dataset_under_its_name(tmp_path: Path, capsys, mo
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("formats.npz.np.lib.format.write_array", full)
+    monkeypatch.setattr(np.lib.format, "write_array", full)
     arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 1, "--configs", "defaults", "debug"]
     assert "No space left" in refused(collect.main, [*arguments, "--envs", 0], capsys)
     assert list(tmp_path.iterdir()) == []
@@ -89,7 +91,7 @@ def described(dataset: Path, changes: dict | None, tmp_path: Path) -> Path:
         ({"background": "clips"}, "--background clips"),
     ],
 )
-def test_data_recorded_otherwise_is_refused_with_the_flag_that_mends_it(
+def test_data_with_other_settings_is_refused_with_the_flag_to_give(
     changes: dict, flag: str, dataset: Path, tmp_path: Path, capsys
 ):
     folder = described(dataset, changes, tmp_path)
@@ -101,18 +103,18 @@ def test_data_recorded_otherwise_is_refused_with_the_flag_that_mends_it(
     ("changes", "flag"),
     [({"flip": False}, "--metaworld_flip False"), ({"camera": "topview"}, "--metaworld_camera topview")],
 )
-def test_a_meta_world_dataset_seen_otherwise(changes: dict, flag: str, dataset: Path, tmp_path: Path):
+def test_a_meta_world_dataset_with_another_camera_or_flip(changes: dict, flag: str, dataset: Path, tmp_path: Path):
     simulator = {"suite": "metaworld", "task": "metaworld_door-close", "render": "fast", "action_repeat": 2}
     simulator |= {"camera": "corner", "flip": True}
     folder = described(dataset, simulator | changes, tmp_path)
     with pytest.raises(BadInput, match=flag):
-        check_drawn_alike(OfflineDataset(folder, size=64), simulator)
+        check_recorded_alike(folder, OfflineDataset(folder, size=64).description, simulator)
 
 
-def test_data_that_does_not_say_is_used_with_a_note(dataset: Path, tmp_path: Path, capsys):
+def test_data_without_a_record_is_used_with_a_note(dataset: Path, tmp_path: Path, capsys):
     folder = described(dataset, None, tmp_path)
     simulator = {"suite": "dmc", "task": "dmc_walker_downhill", "render": "fast", "action_repeat": 2}
-    check_drawn_alike(OfflineDataset(folder, size=64), simulator)
+    check_recorded_alike(folder, OfflineDataset(folder, size=64).description, simulator)
     note = capsys.readouterr().err
     assert "does not say how it was recorded" in note and "--render" in note
 
@@ -120,7 +122,7 @@ def test_data_that_does_not_say_is_used_with_a_note(dataset: Path, tmp_path: Pat
 def test_the_target_has_the_background_and_the_source_the_sparse_reward():
     config = tiny(sparse_reward=True, background="clips")
     source, target, collected = (
-        environment_settings(config, "walker_walk", d) for d in ("source", "target", "collect")
+        env_settings(config, "walker_walk", d) for d in ("source", "target", "collect")
     )
     assert source["sparse_reward"] and "background" not in source
     assert target["background"] == "clips" and "sparse_reward" not in target
@@ -138,7 +140,7 @@ def test_other_programs_data_trains(name: str, tmp_path: Path):
         SHARED / name, tmp_path / "run", *flags, "--video_every", 0, "--dataset_cache", tmp_path / "c"
     )
     program.main(arguments)
-    assert int(pictures.read_scores(tmp_path / "run")[-1]["target_updates"]) == 4
+    assert int(read_scores(tmp_path / "run")[-1]["target_updates"]) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -147,7 +149,7 @@ def test_a_collection_that_is_stopped_keeps_its_whole_episodes(number: int, tmp_
     command = [sys.executable, "collect.py", *map(str, arguments), "--configs", "defaults", "dmc", "--size", "32,32"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".data.partial/*.npz")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".data.partial/contents/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

@@ -1,14 +1,13 @@
 """dm_control: task names, the six modified bodies, seeds, drawing."""
 
+import imageio.v3
 import numpy as np
 import pytest
 from rollouts import assert_same, check_with_gymnasium, in_worker, rollout, run_python
 
 from tools import BadInput
-from wrappers import Task, backend, dmc, make_env, parse_task, tasks
-
-# isort: split
-from dm_control import suite
+from wrappers import Task, dmc, make_env, parse_task
+from wrappers.shared import backend
 
 TASKS = (
     *("walker_walk", "walker_downhill", "walker_uphill", "walker_nofoot"),
@@ -106,14 +105,14 @@ def test_modified_body_keeps_the_reward(name):
 def test_overlay_must_name_what_the_original_has():
     overlay = dmc.ElementTree.fromstring('<overlay><geom name="wing" size="1"/></overlay>')
     with pytest.raises(ValueError, match="0 counterparts"):
-        dmc.apply_overlay(dmc.common.read_model("walker.xml"), overlay)
+        dmc.apply_overlay(dmc.dm_control_suite().common.read_model("walker.xml"), overlay)
 
 
 def test_names_are_those_of_the_installed_package_and_the_overlays():
-    installed = {f"{domain}_{task}" for domain, task in suite.ALL_TASKS}
+    installed = {f"{domain}_{task}" for domain, task in dmc.dm_control_suite().ALL_TASKS}
     overlays = {path.stem for path in dmc.OVERLAYS.glob("*.xml")}
     assert overlays == set(BODIES)
-    assert set(tasks.SUITES["dmc"]) == installed | overlays
+    assert set(dmc.SUITE.tasks) == installed | overlays
 
 
 @pytest.mark.parametrize("spelling", ["walker_walk", "walker-walk", "dmc_walker_walk", "dmc-walker-walk"])
@@ -244,6 +243,21 @@ def test_bad_settings(settings, message):
         make_env("walker_walk", **settings)
 
 
+def test_video_as_a_background(tmp_path):
+    shades = (20, 120, 220)
+    frames = np.stack([np.full((48, 64, 3), shade, np.uint8) for shade in shades])
+    imageio.v3.imwrite(tmp_path / "clip.mp4", frames, plugin="pyav", codec="libx264", fps=10)
+    images = rollout("walker_walk", 0, steps=5, background=str(tmp_path))["image"]
+    corner = images[:, 0, 0].astype(int)  # sky
+    first = int(np.abs(corner[0, 0] - shades).argmin())
+    expected = np.roll(shades, -first)[np.arange(6) % 3]
+    assert np.abs(corner - expected[:, None]).max() <= 3  # the codec's loss
+    for damaged in (b"", b"not a video", (tmp_path / "clip.mp4").read_bytes()[:700]):
+        (tmp_path / "clip.mp4").write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"clip.mp4: cannot be read as a video"):
+            make_env("walker_walk", background=str(tmp_path))
+
+
 def test_no_way_to_draw_names_the_packages(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(backend, "_works", lambda name: False)
@@ -254,13 +268,13 @@ def test_no_way_to_draw_names_the_packages(monkeypatch):
 def test_osmesa_is_next_when_egl_fails(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(backend, "_works", lambda name: name == "osmesa")
-    adopted = []
-    monkeypatch.setattr(backend, "_adopt", adopted.append)
-    assert backend.choose_backend() == "osmesa" and adopted == ["osmesa"]
+    chosen = []
+    monkeypatch.setattr(backend, "_set_backend", chosen.append)
+    assert backend.choose_backend() == "osmesa" and chosen == ["osmesa"]
 
 
 def test_users_choice_that_cannot_draw_is_one_clear_line():
-    code = "from errors import exit_on_bad_input; from wrappers import make_env\n"
+    code = "from tools import exit_on_bad_input; from wrappers import make_env\n"
     code += "exit_on_bad_input(lambda: make_env('walker_walk'))"
     # Without its vendors' list, the EGL loader finds no driver.
     done = run_python(code, MUJOCO_GL="egl", __EGL_VENDOR_LIBRARY_DIRS="/nowhere")

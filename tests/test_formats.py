@@ -1,4 +1,4 @@
-"""Every format: read, row convention, bad files, and thousands of mutations of good ones."""
+"""Every format: reading, the row convention, bad files, and mutated files."""
 
 import os
 import random
@@ -6,17 +6,16 @@ import resource
 import shutil
 import time
 import zipfile
-from datetime import datetime
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from tools import BadInput
-from replay.data_files import find_sources, guarded
+from replay import OfflineDataset, reader_process, save_episode
 from replay.convert import convert
-from replay.store import OfflineDataset, save_episode
+from replay.data_files import find_data_files
+from tools import BadInput
 from wrappers import make_env
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -39,7 +38,7 @@ def make_episode(rows: int, size: int = 8) -> dict:
 
 def write_npz(folder: Path, episodes: list[dict]) -> None:
     for number, episode in enumerate(episodes):
-        save_episode(folder, episode, id=f"{number:04d}", when=datetime(2026, 1, 1))
+        save_episode(folder, episode, id=f"{number:04d}")
 
 
 def write_vd4rl(folder: Path, episodes: list[dict]) -> None:
@@ -56,14 +55,14 @@ def write_vd4rl(folder: Path, episodes: list[dict]) -> None:
 
 def write_minari(folder: Path, episodes: list[dict]) -> None:
     write_npz(folder.with_name(folder.name + "-npz"), episodes)
-    convert(find_sources(folder.with_name(folder.name + "-npz")), folder, "minari", {})
+    convert(find_data_files(folder.with_name(folder.name + "-npz")), folder, "minari", {})
 
 
 WRITERS = {"npz": write_npz, "hdf5": write_vd4rl, "minari": write_minari}
 
 
 def load_all(folder: Path, *, raw: bool = False) -> list[dict]:
-    return [load() for source in find_sources(folder) for _, load in source.episodes(raw=raw)]
+    return [load() for file in find_data_files(folder) for _, load in file.episodes(raw=raw)]
 
 
 def same_bits(one: dict, other: dict) -> bool:
@@ -77,7 +76,7 @@ def same_bits(one: dict, other: dict) -> bool:
 def test_each_format_is_recognised_and_read_whole(tmp_path, kind):
     episodes = [make_episode(rows) for rows in ROWS]
     WRITERS[kind](tmp_path / "data", episodes)
-    assert {source.format for source in find_sources(tmp_path / "data")} == {kind}
+    assert {file.format.name for file in find_data_files(tmp_path / "data")} == {kind}
     for expected, found in zip(episodes, load_all(tmp_path / "data"), strict=True):
         assert same_bits(expected, found)
 
@@ -128,10 +127,10 @@ def test_datasets_written_by_minari(name, below):
 def test_files_of_other_programs(tmp_path, name, capsys):
     if not SHARED.is_dir():
         pytest.skip("example files of other programs are not beside the repository")
-    dataset = OfflineDataset(SHARED / name, size=64, length=50, cache_dir=tmp_path)
+    data = OfflineDataset(SHARED / name, size=64, length=50, cache_dir=tmp_path)
     rows = 121 if name == "minari" else 501
-    assert dataset.action_dim == 6 and set(dataset.lengths) == {rows - 1}
-    batch = dataset.sample(2, rows, np.random.default_rng(0))
+    assert data.action_dim == 6 and set(data.lengths) == {rows - 1}
+    batch = data.sample(2, rows, np.random.default_rng(0))
     assert batch["image"].shape == (2, rows, 64, 64, 3)
     assert (batch["action"][:, 0] == 0).all() and (batch["reward"][:, 0] == 0).all()
     assert (batch["action"][:, 1:] != 0).all() and (batch["discount"] == 1).all()
@@ -156,8 +155,8 @@ def test_npz_to_minari_to_npz_is_equal_bit_for_bit(tmp_path, extras):
     (tmp_path / "a").mkdir()
     for number, episode in enumerate(episodes):
         np.savez(tmp_path / "a" / f"2026-{number}.npz", **episode)
-    convert(find_sources(tmp_path / "a"), tmp_path / "b", "minari", {})
-    convert(find_sources(tmp_path / "b"), tmp_path / "c", "npz", {})
+    convert(find_data_files(tmp_path / "a"), tmp_path / "b", "minari", {})
+    convert(find_data_files(tmp_path / "b"), tmp_path / "c", "npz", {})
     names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in "ac"]
     assert names[0] == names[1]
     for name in names[0]:
@@ -266,7 +265,7 @@ def test_minari_without_images_or_of_wrong_length(tmp_path):
 
 def test_a_file_that_hangs_its_library_is_a_bad_file_like_any_other(tmp_path, monkeypatch, capsys):
     """Zeros where HDF5 keeps JPEGs of different lengths make it loop for ever."""
-    monkeypatch.setattr(guarded, "SECONDS", 1)
+    monkeypatch.setattr(reader_process, "SECONDS", 1)
     shutil.copytree(MINARI / "hdf5" / "jpeg-dict-v0", tmp_path / "data")
     path = tmp_path / "data" / "data" / "main_data.hdf5"
     damaged = bytearray(path.read_bytes())
@@ -346,7 +345,7 @@ FUZZED = (
 @pytest.mark.parametrize("kind", FUZZED)
 def test_mutated_files_give_clean_errors(tmp_path, monkeypatch, kind):
     """More files: ``COWORLD_FUZZ=1000 pytest -k mutated`` reads 1,000 of each kind."""
-    monkeypatch.setattr(guarded, "SECONDS", 2)  # zeros in the heap of a JPEG file make HDF5 loop for ever
+    monkeypatch.setattr(reader_process, "SECONDS", 2)  # zeros in the heap of a JPEG file make HDF5 loop for ever
     if kind.startswith("arrow"):
         pytest.importorskip("pyarrow", reason="Arrow files need pyarrow")
     path = fuzz_targets(tmp_path)[kind]
@@ -359,7 +358,7 @@ def test_mutated_files_give_clean_errors(tmp_path, monkeypatch, kind):
         path.write_bytes(mutated_npz(path, rng) if kind == "npz inside" else mutated(good, rng))
         start = time.monotonic()
         try:
-            loaders = [load for source in find_sources(path) for _, load in source.episodes()]
+            loaders = [load for file in find_data_files(path) for _, load in file.episodes()]
         except BadInput as error:
             assert "\n" not in str(error), f"mutation {number}"
             refused += 1
@@ -372,6 +371,6 @@ def test_mutated_files_give_clean_errors(tmp_path, monkeypatch, kind):
                 assert "\n" not in str(error), f"mutation {number}"
                 refused += 1
         assert time.monotonic() - start < 5, f"mutation {number}"
-    guarded.stop()
+    reader_process.stop()
     grown = peak_memory() - before
     assert refused > 0 and grown < 700_000, f"{read} read, {refused} refused, {grown} kB more memory"

@@ -138,14 +138,14 @@ def test_weighted_sum_refuses_a_term_without_a_scale():
 
 def test_critic_loss_by_hand():
     """Eq. 6: weight * (1/2 (v - V)^2 + alpha * constraint), mean over states."""
-    behaviour = models.ActorCritic(tiny(), feat=3, action_dim=2)
+    behavior = models.ActorCritic(tiny(), feat=3, action_dim=2)
     with torch.no_grad():
-        behaviour.critic.layers[-1].weight.zero_()
-        behaviour.critic.layers[-1].bias.fill_(2.0)
+        behavior.critic.layers[-1].weight.zero_()
+        behavior.critic.layers[-1].bias.fill_(2.0)
     feat, returns, weight = torch.randn(2, 1, 3), torch.tensor([[1.0], [4.0]]), torch.tensor([[1.0], [0.5]])
-    plain, _ = behaviour.critic_loss(feat, returns, weight, None, alpha=3.0)
+    plain, _ = behavior.critic_loss(feat, returns, weight, None, alpha=3.0)
     assert plain.item() == pytest.approx((1 * 0.5 + 0.5 * 2.0) / 2)
-    constrained, mean = behaviour.critic_loss(feat, returns, weight, lambda value, feat: value + 5, alpha=3.0)
+    constrained, mean = behavior.critic_loss(feat, returns, weight, lambda value, feat: value + 5, alpha=3.0)
     assert constrained.item() == pytest.approx((1 * (0.5 + 3 * 7) + 0.5 * (2.0 + 3 * 7)) / 2)
     assert mean.item() == pytest.approx(7.0)
 
@@ -154,13 +154,13 @@ def test_critic_loss_by_hand():
 def test_actor_loss_by_hand(grad: str, rho: float):
     """Eq. 7 and 10: action t is credited with the return that begins at state t + 1; the last has none."""
     config = tiny(actor_grad=grad, actor_grad_mix=0.25, actor_entropy=0.1)
-    behaviour = models.ActorCritic(config, feat=3, action_dim=2)
-    imagined = models.Imagined(torch.zeros(3, 1, 3), torch.tensor([[-1.0], [-2.0]]), torch.tensor([[0.5], [0.7]]))
+    behavior = models.ActorCritic(config, feat=3, action_dim=2)
+    imagined = models.ImaginedTrajectory(torch.zeros(3, 1, 3), torch.tensor([[-1.0], [-2.0]]), torch.tensor([[0.5], [0.7]]))
     returns, baseline, weight = (
         torch.tensor([[9.0], [4.0]]),
         torch.tensor([[1.0], [8.0]]),
         torch.tensor([[0.5], [0.2]]),
     )
-    loss = behaviour.actor_loss(imagined, returns, baseline, weight, config)
+    loss = behavior.actor_loss(imagined, returns, baseline, weight, config)
     expected = 0.5 * (0.1 * 0.5 + rho * 4.0 + (1 - rho) * -1.0 * (4.0 - 1.0))
     assert loss.item() == pytest.approx(-expected)

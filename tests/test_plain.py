@@ -8,11 +8,11 @@ import torch
 import torch._dynamo
 import torch._inductor.config
 from conftest import tiny
-from test_agents import agents, batch
+from test_agents import agents, batch, update_target
 from torch import Tensor, nn
 
 import models
-from agents.agent import SourceAgent, TargetAgent
+from agents.coworld import SourceAgent, TargetAgent
 from benchmarks import plain
 from models import WorldModel, weighted_sum
 
@@ -40,17 +40,17 @@ def test_model_losses_and_gradients_are_those_of_the_plain_program(discrete: int
 
 
 @pytest.mark.parametrize("discrete", [0, 4])
-def test_behaviour_losses_and_gradients_are_those_of_the_plain_program(discrete: int):
+def test_behavior_losses_and_gradients_are_those_of_the_plain_program(discrete: int):
     source, target = agents(4, 6, dyn_discrete=discrete)
     torch.manual_seed(0)
     start = models.start_states(target.world.observe(batch()).post)
-    noise = target.behaviour.noise(target.world, 24, target.config.imag_horizon)
-    critic = source.behaviour.critic
-    total, metrics, _ = target._behaviour_loss(start, noise, critic)
-    actor_loss, critic_loss = plain.behaviour_losses(target, (start["stoch"], start["deter"]), noise, critic)
+    noise = target.behavior.noise(target.world, 24, target.config.imag_horizon)
+    critic = source.behavior.critic
+    total, metrics, _ = target.behavior_loss(start, noise, critic)
+    actor_loss, critic_loss = plain.behavior_losses(target, (start["stoch"], start["deter"]), noise, critic)
     torch.testing.assert_close(metrics["actor_loss"], actor_loss)
     torch.testing.assert_close(metrics["critic_loss"], critic_loss)
-    for module, slow in ((target.behaviour.actor, actor_loss), (target.behaviour.critic, critic_loss)):
+    for module, slow in ((target.behavior.actor, actor_loss), (target.behavior.critic, critic_loss)):
         fast_grads, slow_grads = (gradients(module, loss) for loss in (total, slow))
         torch.testing.assert_close(fast_grads, slow_grads, rtol=1e-3, atol=1e-6)
         assert all(g.abs().sum() > 0 for g in slow_grads.values())
@@ -76,7 +76,7 @@ def updated(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     torch.manual_seed(1)
     data, other = batch(), batch(seed=1)
     metrics = {f"source/{k}": v for k, v in source.update(data, other, step=40).items()}
-    metrics |= {f"target/{k}": v for k, v in target.update(other, [source]).items()}
+    metrics |= {f"target/{k}": v for k, v in update_target(target, source, other).items()}
     moments = {}
     for name, agent in (("source", source), ("target", target)):
         for optimizer in ("model_opt", "actor_opt", "critic_opt"):
@@ -101,7 +101,7 @@ def short(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     source, target = (kind(config, 6, 6, torch.device("cpu")) for kind in (SourceAgent, TargetAgent))
     data = {key: value[:, :2] for key, value in batch(size=16).items()}
     torch.manual_seed(1)
-    metrics = target.update(data, [source])
+    metrics = update_target(target, source, data)
     optimizers = (target.model_opt, target.actor_opt, target.critic_opt)
     moments = [state["exp_avg"] for optimizer in optimizers for state in optimizer.adam.state.values()]
     return metrics, dict(enumerate(moments))

@@ -1,15 +1,21 @@
 """The offline dataset and the online replay: sampling, capacity, resuming, bad input."""
 
+import errno
+import fcntl
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-import formats.npz
+import tools
+from replay import OfflineDataset, OnlineReplay, Prefetcher, episode_filename, save_episode
+from replay.formats import npz
 from tools import BadInput
-from replay.store import OfflineDataset, OnlineReplay, Prefetcher, episode_filename, save_episode
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -30,7 +36,7 @@ def make_episode(rows: int, number: int = 0, size: int = 8, action_dim: int = 3)
 def fill(directory: Path, lengths: list[int], **kwargs) -> list[dict]:
     episodes = [make_episode(rows, number, **kwargs) for number, rows in enumerate(lengths)]
     for number, episode in enumerate(episodes):
-        save_episode(directory, episode, id=f"{number:04d}", when=datetime(2026, 1, 1))
+        save_episode(directory, episode, id=f"{number:04d}")
     return episodes
 
 
@@ -86,13 +92,10 @@ def test_missing_discount_is_one_and_extras_are_ignored(tmp_path):
     assert set(batch) == {"image", "action", "reward", "discount"} and (batch["discount"] == 1).all()
 
 
-def test_names_depend_on_contents_or_generator_alone(tmp_path):
-    when = datetime(2026, 11, 22, 4, 50, 9)
-    assert episode_filename(501, when, "ab") == "20261122T045009-ab-501.npz"
-    first, second = (save_episode(tmp_path / name, make_episode(9), when=when) for name in "ab")
-    assert first.name == second.name and first.read_bytes() == second.read_bytes()
-    drawn = [save_episode(tmp_path, make_episode(9), rng=np.random.default_rng(5), when=when) for _ in range(2)]
-    assert drawn[0] == drawn[1]
+def test_an_episode_file_is_named_like_those_of_dreamer(tmp_path):
+    assert episode_filename(501, datetime(2026, 11, 22, 4, 50, 9), "ab") == "20261122T045009-ab-501.npz"
+    first, second = (save_episode(tmp_path / name, make_episode(9), id="ab") for name in "ab")
+    assert first.name.endswith("-ab-9.npz") and first.read_bytes() == second.read_bytes()
 
 
 def test_other_image_sizes_are_resized_once_with_a_note(tmp_path, capsys):
@@ -106,8 +109,8 @@ def test_second_opening_reads_no_episode_until_a_file_changes(tmp_path, monkeypa
     fill(tmp_path, [12, 30])
     OfflineDataset(tmp_path, size=8)
     reads = []
-    original = formats.npz.checked
-    monkeypatch.setattr(formats.npz, "checked", lambda *args: reads.append(args[1]) or original(*args))
+    original = npz.validate_episode
+    monkeypatch.setattr(npz, "validate_episode", lambda *args: reads.append(args[1]) or original(*args))
     OfflineDataset(tmp_path, size=8)
     assert reads == []
     (changed,) = tmp_path.glob("*-0001-30.npz")
@@ -139,12 +142,35 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(formats.npz.os, "fsync", full)
+    monkeypatch.setattr(tools.os, "fsync", full)
     with pytest.raises(BadInput, match="No space left on device"):
         OfflineDataset(tmp_path, size=8)
     assert [path.name for path in (tmp_path / ".coworld-cache" / "8px").iterdir()] == ["lock"]
     monkeypatch.undo()
     assert OfflineDataset(tmp_path, size=8).episodes == 2
+
+
+def test_a_second_process_waits_until_the_copy_is_complete(tmp_path):
+    """A thread stands for the process: its lock is another one too."""
+    fill(tmp_path, [12])
+    OfflineDataset(tmp_path, size=8)
+    with FileLock(tmp_path / ".coworld-cache" / "8px" / "lock"), ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(OfflineDataset, tmp_path, size=8)
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.3)
+        (tmp_path / ".coworld-cache" / "8px" / "lock").unlink()  # lets it continue before the pool is closed
+        assert opening.result(timeout=10).episodes == 1
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch, error):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    fill(tmp_path, [12])
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        assert OfflineDataset(tmp_path, size=8).episodes == 1
 
 
 BAD = {
@@ -204,7 +230,7 @@ def test_a_bad_file_is_named_and_the_rest_used(tmp_path, capsys, kind):
 def test_small_overshoot_of_actions_is_clipped(tmp_path):
     episode = make_episode(9)
     episode["action"][3, 1] = 1.0005
-    save_episode(tmp_path, episode)
+    save_episode(tmp_path, episode, id="a")
     batch = OfflineDataset(tmp_path, size=8).sample(1, 9, np.random.default_rng(0))
     assert batch["action"][0, 3, 1] == 1
 
@@ -219,7 +245,7 @@ def test_bad_directories(tmp_path):
         OfflineDataset(tmp_path, size=8, length=50)
     with pytest.raises(BadInput, match="format 'nzp' is unknown; nearest: npz"):
         OfflineDataset(tmp_path, size=8, format="nzp")
-    save_episode(tmp_path, make_episode(12, action_dim=4))
+    save_episode(tmp_path, make_episode(12, action_dim=4), id="odd")
     with pytest.raises(BadInput, match="action sizes differ") as caught:
         OfflineDataset(tmp_path, size=8)
     assert all(f" in {path.name}" in str(caught.value) for path in tmp_path.glob("*.npz")), "the user's own files"
@@ -229,13 +255,13 @@ def test_bad_directories(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{not", "not JSON"), ("[1]", "no names with values"), (None, "cannot be read")]
+    ("text", "message"), [("{not", "not JSON"), ("[1]", "not a JSON object"), (None, "cannot be read")]
 )
 def test_a_bad_description_is_not_passed_over(tmp_path, text, message):
     fill(tmp_path, [12])
     path = tmp_path / "dataset.json"
     path.mkdir() if text is None else path.write_text(text)
-    with pytest.raises(BadInput, match=f"dataset.json: .*{message}.*; mend or remove it"):
+    with pytest.raises(BadInput, match=f"dataset.json: .*{message}.*; correct or remove it"):
         OfflineDataset(tmp_path, size=8)
 
 
@@ -299,21 +325,21 @@ def test_resuming_continues_as_if_never_interrupted(tmp_path):
 
 
 def test_dropped_files_go_only_after_a_newer_state_is_safe(tmp_path):
-    def held() -> int:
+    def files() -> int:
         return len(list(tmp_path.glob("*.npz")))
 
     replay = OnlineReplay(tmp_path, capacity=25)
     for number in range(3):
         replay.add_episode(make_episode(11, number))
-    replay.forget_dropped()
-    assert held() == 3, "no state was taken since the drop"
+    replay.delete_evicted()
+    assert files() == 3, "no state was taken since the drop"
     replay.state_dict()
     replay.add_episode(make_episode(11, 3))
-    replay.forget_dropped()
-    assert held() == 3, "the one dropped after the state was taken stays"
+    replay.delete_evicted()
+    assert files() == 3, "the one dropped after the state was taken stays"
     replay.state_dict()
-    replay.forget_dropped()
-    assert held() == 2
+    replay.delete_evicted()
+    assert files() == 2
 
 
 def test_replay_bad_input(tmp_path):
@@ -349,10 +375,10 @@ def test_batches_drawn_ahead_are_those_of_drawing_when_asked(tmp_path: Path):
         prefetcher = Prefetcher(lambda: replay.sample(2, 5, rng), rng)
         for i in range(12):
             if i in (4, 5, 9):
-                prefetcher.withdraw()
+                prefetcher.discard_pending()
                 replay.add_episode(make_episode(20, i))
             if i in (7, 9):
-                prefetcher.withdraw()
+                prefetcher.discard_pending()
                 seen.append(rng.bit_generator.state["state"]["state"])
             batch = prefetcher.next() if ahead else replay.sample(2, 5, rng)
             seen += [batch["reward"].tolist(), batch["image"].sum().item()]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rollouts import assert_same, check_with_gymnasium, in_worker, rollout, run_python
 
-from wrappers import Task, make_env, parse_task, robodesk, tasks
+from wrappers import Task, make_env, parse_task, robodesk
 
 TASKS = ("push_green", "open_slide", "open_drawer", "upright_block_off_table")
 
@@ -17,8 +17,8 @@ def blind_env(task, **settings):
 
 
 def test_names_are_those_of_the_installed_package():
-    desk = robodesk.Desk("push_green", 8, "top", "fast")
-    assert sorted(tasks.SUITES["robodesk"]) == sorted(desk.all_tasks)
+    desk = robodesk.desk_class()("push_green", 8, "top", "fast")
+    assert sorted(robodesk.SUITE.tasks) == sorted(desk.all_tasks)
     desk.close()
 
 
@@ -34,7 +34,7 @@ def test_gymnasium_check(task):
 
 def test_every_task_steps():
     env = blind_env("robodesk_push_green")
-    for task in tasks.SUITES["robodesk"]:
+    for task in robodesk.SUITE.tasks:
         env.unwrapped._desk.task = task  # the model is one for all tasks, and slow to compile
         env.reset(seed=0)
         _, reward, terminated, truncated, info = env.step(env.action_space.high)
@@ -114,7 +114,7 @@ def drawn_by_robodesk(positions):
     import PIL.Image
 
     PIL.Image.ANTIALIAS = PIL.Image.LANCZOS
-    desk = robodesk.robodesk.RoboDesk("push_green")
+    desk = robodesk.robodesk_package().RoboDesk("push_green")
     with desk.physics.reset_context():
         desk.physics.data.qpos[:] = positions
     return desk.render()

@@ -1,4 +1,4 @@
-"""The seeds' commands across suites at `debug` size, and the paper's harder setups as settings."""
+"""The commands on every suite at `debug` size, and the paper's harder setups as settings."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,9 @@ from PIL import Image
 
 import co_training
 import collect
-import training.visuals as pictures
-import tools
+from training.checkpoint import load_checkpoint
+from training.logger import read_scores
+from training.policies import noisy
 
 METAWORLD, ROBODESK = "metaworld_door-close", "robodesk_push_green"
 
@@ -48,10 +49,10 @@ def trained(source: str, target: str, data: Path, logdir: Path, *more: object, s
 def test_any_suite_with_any_other(source: str, target: str, sizes: tuple, datasets: dict, tmp_path: Path):
     suite = target.split("_")[0]
     logdir = trained(source, target, datasets[target], tmp_path, suite=suite)
-    last = pictures.read_scores(logdir)[-1]
+    last = read_scores(logdir)[-1]
     assert 0 <= float(last["success"]) <= 1 and np.isfinite(float(last["mean"]))
-    saved = tools.load_checkpoint(logdir / "checkpoint.pt")
-    assert tuple(saved["actions"].values()) == sizes
+    saved = load_checkpoint(logdir / "checkpoint.pt")
+    assert tuple(saved["action_dims"].values()) == sizes
     with np.load(next((logdir / "source_replay").glob("*.npz"))) as episode:
         assert episode["action"].shape[1] == sizes[0]  # no padding in saved data
     weights = [agent["world"]["rssm.action_in.weight"].shape[1] for agent in saved["agents"].values()]
@@ -81,27 +82,29 @@ def still(observation, state, first):
 
 @pytest.mark.parametrize("w", [0.1, 1.0])
 def test_action_noise_has_the_asked_deviation_and_is_clipped(w: float):
-    act = collect.noisy(still, w, np.random.default_rng(0))
+    act = noisy(still, w, np.random.default_rng(0))
     actions = np.stack([act({}, None, np.ones(100, bool))[0] for _ in range(100)])
     inside = actions[abs(actions) < 1]
     assert abs(actions).max() <= 1
     if w == 0.1:
         assert (inside - 0.1).std() == pytest.approx(0.1, rel=0.02)
-    else:  # a + w n leaves [-1, 1] with chance Phi(-0.9) + Phi(-1.1)
+    else:  # a + w n is outside [-1, 1] with probability Phi(-0.9) + Phi(-1.1)
         assert (abs(actions) == 1).mean() == pytest.approx(0.1841 + 0.1357, abs=0.01)
-    assert collect.noisy(still, 0.0, np.random.default_rng(0)) is still
+    assert noisy(still, 0.0, np.random.default_rng(0)) is still
 
 
 def test_noise_is_in_the_saved_actions_and_in_the_description(tmp_path: Path):
-    """What is saved is what was executed: taking the saved actions again gives the saved frames (see test_driver)."""
+    """The saved actions are the executed ones; test_collector.py checks that they reproduce the saved frames."""
     quiet = collected(tmp_path / "quiet", "walker_walk")
-    noisy = collected(tmp_path / "noisy", "walker_walk", "--action_noise", 0.1)
-    assert json.loads((noisy / "dataset.json").read_text())["action_noise"] == 0.1
+    with_noise = collected(tmp_path / "noisy", "walker_walk", "--action_noise", 0.1)
+    assert json.loads((with_noise / "dataset.json").read_text())["action_noise"] == 0.1
     actions = []
-    for folder in (quiet, noisy):
+    for folder in (quiet, with_noise):
         with np.load(sorted(folder.glob("*.npz"))[0]) as episode:
             actions.append(episode["action"])
-    assert abs(actions[0] - actions[1])[1:].std() == pytest.approx(0.09, abs=0.03)  # clipping takes a little
+    assert abs(actions[0] - actions[1])[1:].std() == pytest.approx(
+        0.09, abs=0.03
+    )  # a little less than 0.1, as actions are clipped
 
 
 def test_a_moving_background_behind_the_target(dataset: Path, tmp_path: Path):
@@ -118,5 +121,5 @@ def test_a_moving_background_behind_the_target(dataset: Path, tmp_path: Path):
 
 
 def test_help_of_every_command_works():
-    for name in ("collect.py", "evaluate.py", "pictures.py"):
+    for name in ("co_training.py", "collect.py", "evaluate.py", "dataset.py", "report.py", "analyse.py"):
         assert "--help" in command(name, "--help").stdout

@@ -1,132 +1,210 @@
-"""CoWorld and what it is compared with: for each ``method``, where it learns, its agents, and its schedule.
+"""CoWorld and the methods it is compared with: for each, its agents, its schedule, and what it learns from.
 
-A schedule is Algorithm 1's phases rearranged, so that every method gives the target agent the same numbers of updates
-and the sources the same numbers of steps. A new method is one more entry of `METHODS`.
+A schedule rearranges the phases of Algorithm 1. A new method is one more entry of `METHODS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from enum import StrEnum
 
 import torch
 
-from agents.agent import Agent, SourceAgent, TargetAgent
+from agents.agent import Agent
 from agents.baselines import FinetunedAgent, MultitaskSource, MultitaskTarget, OfflineAgent
+from agents.coworld import SourceAgent, TargetAgent
+from config import Config, task_names
+from tools import BadInput, nearest
+
+SELECTED = -1  # as `Phase.source`: the source that the selector chooses
+
+
+class PhaseKind(StrEnum):
+    """What a phase does. co_training.py has one loop for each."""
+
+    PREFILL = "prefill"  # random steps in a source simulator
+    PRETRAIN_SOURCE = "pretrain_source"  # updates of a source agent without steps
+    TRAIN_SOURCE = "train_source"  # online phase: steps in the source simulator, and updates
+    TRANSFER = "transfer_source_to_target"  # the target agent becomes a copy of the source agent
+    WARM_UP_TARGET = "warm_up_target"  # updates of the target's world model alone
+    TRAIN_TARGET = "train_target"  # offline phase: updates on the dataset
+    EVALUATE_RANDOM = "evaluate_random"  # the random policy's score
+    EVALUATE = "evaluate"  # the agent's score
+
+
+ONLINE = (PhaseKind.PREFILL, PhaseKind.PRETRAIN_SOURCE, PhaseKind.TRAIN_SOURCE)
+OFFLINE = (PhaseKind.WARM_UP_TARGET, PhaseKind.TRAIN_TARGET)
+EVALUATIONS = (PhaseKind.EVALUATE_RANDOM, PhaseKind.EVALUATE)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run: ``kind`` names its loop in co_training.py, ``iterations`` its length."""
+    """A part of a run.
 
-    kind: str
+    Attributes:
+        kind: which loop runs.
+        iterations: its length, in the loop's own iterations.
+        round: co-training round, from 1; 0 before the first.
+        domain: whose agent an evaluation scores.
+        aligned: reward alignment (stage B): the source's updates use target data too.
+        source: index of the source of an online phase, or SELECTED.
+    """
+
+    kind: PhaseKind
     iterations: int = 1
     round: int = 0
-    domain: str = "target"  # whose agent an evaluation scores
-    aligned: bool = False  # the source's updates see target data too: stage B (reward alignment)
-    source: int = 0  # which of several sources it is about; CHOSEN: the one that the target follows
-
-
-CHOSEN = -1
+    domain: str = "target"
+    aligned: bool = False
+    source: int = 0
 
 
 @dataclass(frozen=True)
-class Domains:
-    """What agents are built from: for each domain its action size, and the sizes of the states it sees, if it does."""
+class AgentBuilder:
+    """Builds agents from the domains' action sizes and the sizes of the states that agents on states observe."""
 
-    config: SimpleNamespace
+    config: Config
     device: torch.device
-    actions: dict[str, int]
+    action_dims: dict[str, int]
     states: dict[str, dict[str, int]]
 
-    def agent(self, kind: type[Agent], name: str, **more: object) -> Agent:
-        largest = max(self.actions.values())
-        return kind(self.config, self.actions[name], largest, self.device, self.states.get(name), **more)
+    def build(self, kind: type[Agent], name: str, **options: object) -> Agent:
+        """An agent for the domain ``name``; ``options`` are `Agent`'s."""
+        sizes = self.action_dims[name], self.largest_action_dim
+        return kind(self.config, *sizes, self.device, self.states.get(name), **options)
+
+    @property
+    def largest_action_dim(self) -> int:
+        return max(self.action_dims.values())
 
     def source_names(self) -> list[str]:
-        return [name for name in self.actions if name != "target"]
+        return [name for name in self.action_dims if name != "target"]
 
 
 @dataclass(frozen=True)
 class Method:
     """How a run learns.
 
-    agents: builds them, by domain: ``target``, and ``source`` or ``source_1``, ``source_2``, ...
-    schedule: its phases, from those of Algorithm 1.
-    online: the tasks whose simulators it learns in: ``sources``, ``source`` (one), ``target`` or none.
-    dataset: whether it learns from the target's dataset.
-    tied: whether the target's updates follow the sources.
+    Attributes:
+        agents: builds them, by domain: ``target``, and ``source`` or ``source_1``, ``source_2``, ...
+        schedule: its phases, made from those of Algorithm 1.
+        online: the simulators it learns in: of all "sources", of one "source", of the "target", or "" for none.
+        dataset: whether it learns from the target's dataset.
+        aligned_with_sources: whether the target's updates use the source agents (the ties of CoWorld).
+        shared_world_model: one world model learns from both domains' batches.
+        elastic_weights: the transfer from source to target adds an EWC penalty.
     """
 
-    agents: Callable[[Domains], dict[str, Agent]]
+    agents: Callable[[AgentBuilder], dict[str, Agent]]
     schedule: Callable[[list[Phase]], list[Phase]] = list
     online: str = "source"
     dataset: bool = True
-    tied: bool = False
+    aligned_with_sources: bool = False
+    shared_world_model: bool = False
+    elastic_weights: bool = False
+
+    @property
+    def uses_sources(self) -> bool:
+        return self.online in ("source", "sources")
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether source and target share weights, so that both need the same kind of observations."""
+        return self.online == "source" and self.dataset
 
 
 # Agents
 
 
-def coworld(domains: Domains) -> dict[str, Agent]:
-    sources = {name: domains.agent(SourceAgent, name) for name in domains.source_names()}
-    return {**sources, "target": domains.agent(TargetAgent, "target")}
+def coworld_agents(builder: AgentBuilder) -> dict[str, Agent]:
+    sources = {name: builder.build(SourceAgent, name) for name in builder.source_names()}
+    return {**sources, "target": builder.build(TargetAgent, "target")}
 
 
-def alone(domains: Domains) -> dict[str, Agent]:
-    """DreamerV2 online in each domain."""
-    return {name: domains.agent(SourceAgent, name) for name in domains.actions}
+def online_agents(builder: AgentBuilder) -> dict[str, Agent]:
+    """A DreamerV2 agent in each domain."""
+    return {name: builder.build(SourceAgent, name) for name in builder.action_dims}
 
 
-def offline(domains: Domains) -> dict[str, Agent]:
-    return {"target": domains.agent(OfflineAgent, "target")}
+def offline_agents(builder: AgentBuilder) -> dict[str, Agent]:
+    return {"target": builder.build(OfflineAgent, "target")}
 
 
-def finetuned(domains: Domains) -> dict[str, Agent]:
-    """Two agents of one shape, the larger domain's: the second takes over what the first has learned."""
-    largest = max(domains.actions.values())
+def finetune_agents(builder: AgentBuilder) -> dict[str, Agent]:
+    """Two agents with networks of the same sizes, those of the larger domain, so that weights can be copied."""
     kinds = {"source": SourceAgent, "target": FinetunedAgent}
-    return {name: domains.agent(kind, name, actor_dim=largest) for name, kind in kinds.items()}
+    return {name: builder.build(kind, name, actor_dim=builder.largest_action_dim) for name, kind in kinds.items()}
 
 
-def multitask(domains: Domains) -> dict[str, Agent]:
+def multitask_agents(builder: AgentBuilder) -> dict[str, Agent]:
     """Two actor-critics on one world model."""
-    source = domains.agent(MultitaskSource, "source")
+    source = builder.build(MultitaskSource, "source")
     shared = {"world": source.world, "model_opt": source.model_opt}
-    return {"source": source, "target": domains.agent(MultitaskTarget, "target", **shared)}
+    return {"source": source, "target": builder.build(MultitaskTarget, "target", **shared)}
 
 
 # Schedules
 
 
-def without_sources(phases: list[Phase]) -> list[Phase]:
-    kinds = ("evaluate_random", "target_model", "evaluate", "target")
-    return [phase for phase in phases if phase.kind in kinds]
+def offline_schedule(phases: list[Phase]) -> list[Phase]:
+    """The target's phases and the evaluations."""
+    return [phase for phase in phases if phase.kind in (*OFFLINE, *EVALUATIONS)]
 
 
-def source_first(phases: list[Phase]) -> list[Phase]:
-    """All of the source's phases, then all of the target's, with the agent handed over in between."""
-    online = [replace(p, aligned=False) for p in phases if p.kind in ("prefill", "source_updates", "source")]
-    return [phases[0], *online, Phase("hand_over"), *without_sources(phases[1:])]
+def finetune_schedule(phases: list[Phase]) -> list[Phase]:
+    """All phases of the source, then the transfer of its agent, then all phases of the target."""
+    online = [replace(phase, aligned=False) for phase in phases if phase.kind in ONLINE]
+    return [phases[0], *online, Phase(PhaseKind.TRANSFER), *offline_schedule(phases[1:])]
 
 
-def both_at_once(phases: list[Phase]) -> list[Phase]:
-    """Every update of the source sees target data too."""
-    return [replace(p, aligned=p.kind in ("source", "source_updates")) for p in phases]
+def multitask_schedule(phases: list[Phase]) -> list[Phase]:
+    """Algorithm 1, with target data in every update of the source."""
+    updating = (PhaseKind.PRETRAIN_SOURCE, PhaseKind.TRAIN_SOURCE)
+    return [replace(phase, aligned=phase.kind in updating) for phase in phases]
 
 
-def target_online(phases: list[Phase]) -> list[Phase]:
-    """The target's phases as online ones, in its own simulator."""
-    start = [p for p in phases if p.kind in ("evaluate_random", "prefill", "source_updates")]
-    rounds = [p for p in phases if p.round and p.kind in ("evaluate", "target")]
-    return start + [replace(p, kind="source") if p.kind == "target" else p for p in rounds]
+def target_online_schedule(phases: list[Phase]) -> list[Phase]:
+    """The target's phases as online phases in its own simulator."""
+    start = (PhaseKind.EVALUATE_RANDOM, PhaseKind.PREFILL, PhaseKind.PRETRAIN_SOURCE)
+    online = [phase for phase in phases if phase.kind in start]
+    for phase in phases:
+        if phase.round and phase.kind == PhaseKind.EVALUATE:
+            online.append(phase)
+        elif phase.round and phase.kind == PhaseKind.TRAIN_TARGET:
+            online.append(replace(phase, kind=PhaseKind.TRAIN_SOURCE))
+    return online
 
 
 METHODS = {
-    "coworld": Method(coworld, online="sources", tied=True),
-    "offline_dv2": Method(offline, without_sources, online=""),
-    "dv2_finetune": Method(finetuned, source_first),
-    "dv2_finetune_ewc": Method(finetuned, source_first),
-    "multitask_dv2": Method(multitask, both_at_once),
-    "online_dv2": Method(alone, target_online, online="target", dataset=False),
+    "coworld": Method(coworld_agents, online="sources", aligned_with_sources=True),
+    "offline_dv2": Method(offline_agents, offline_schedule, online=""),
+    "dv2_finetune": Method(finetune_agents, finetune_schedule),
+    "dv2_finetune_ewc": Method(finetune_agents, finetune_schedule, elastic_weights=True),
+    "multitask_dv2": Method(multitask_agents, multitask_schedule, shared_world_model=True),
+    "online_dv2": Method(online_agents, target_online_schedule, online="target", dataset=False),
 }
-COLLECTION = Method(alone, online="source", dataset=False)  # collect.py: DreamerV2 for the sake of its episodes
+COLLECTION = Method(online_agents, online="source", dataset=False)  # collect.py: DreamerV2, for its episodes
+
+
+def find_method(name: str) -> Method:
+    """The method of that name. Raises BadInput with the nearest names if there is none."""
+    if name not in METHODS:
+        raise BadInput(f"method {name!r} is unknown; {nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def online_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
+    """Name -> (task, role) of each domain that ``method`` learns in online, its roles as in wrappers' simulators.
+
+    Raises BadInput if no source task is given, or more than ``method`` uses.
+    """
+    if method.online == "target":
+        return {"target": (task_names(config, "target_task")[0], "target")}
+    if not method.online:
+        return {}
+    if not config.source_task:
+        raise BadInput("--source_task is missing (see --help)")
+    tasks, role = task_names(config, "source_task"), "source" if method.dataset else "collect"
+    if len(tasks) == 1:
+        return {"source": (tasks[0], role)}
+    if method.online == "source":
+        raise BadInput(f"--source_task {config.source_task}: method {config.method} takes one; give one task")
+    return {f"source_{i}": (task, role) for i, task in enumerate(tasks, 1)}

@@ -1,132 +1,124 @@
-"""The domains that a run learns in online: their tasks, names and parts, and which of them the target follows."""
+"""Which of several sources the target follows (paper, appendix C)."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from training import collector as driver
-from agents.agent import Metrics, SourceAgent
-from tools import BadInput
-from training.methods import Method
-from replay.store import OnlineReplay
-from wrappers import parse_task
-
-
-@dataclass
-class Source:
-    """A domain with a simulator to learn in. ``role`` tells how its simulator is set up (see `environments`)."""
-
-    name: str
-    task: str
-    role: str
-    collector: driver.Collector
-    replay: OnlineReplay
-    agent: SourceAgent | None = None  # built when all domains are known
+import models
+from agents.agent import Agent, Batch, Metrics
+from config import Config
 
 
-def named_tasks(config: SimpleNamespace, key: str) -> list[str]:
-    """The canonical names of the tasks under ``key``, which commas part. BadInput names the flag too."""
-    given = [task.strip() for task in getattr(config, key).split(",")]
-    if not all(given):
-        raise BadInput(f"--{key} {getattr(config, key)!r}: task {given.index('') + 1} is empty; remove its comma")
-    if key == "target_task" and len(given) > 1:
-        raise BadInput(f"--target_task {config.target_task}: the target is one task; give one")
-    try:
-        return [str(parse_task(task)) for task in given]
-    except BadInput as error:
-        raise BadInput(f"--{key}: {error}") from None
+@dataclass(frozen=True)
+class Selection:
+    """The source that one update of the target follows.
 
-
-def online_tasks(config: SimpleNamespace, method: Method) -> dict[str, tuple[str, str]]:
-    """Name -> (task, role) of each domain that ``method`` learns in online. BadInput if it takes fewer than given."""
-    if method.online == "target":
-        return {"target": (named_tasks(config, "target_task")[0], "target")}
-    if not method.online:
-        return {}
-    if not config.source_task:
-        raise BadInput("--source_task is missing (see --help)")
-    tasks, role = named_tasks(config, "source_task"), "source" if method.dataset else "collect"
-    if len(tasks) == 1:
-        return {"source": (tasks[0], role)}
-    if method.online == "source":
-        raise BadInput(f"--source_task {config.source_task}: method {config.method} takes one; give one task")
-    return {f"source_{i}": (task, role) for i, task in enumerate(tasks, 1)}
-
-
-def source_seed(seed: int, index: int) -> int:
-    """The seed of a source's episodes: the run's own for the first, and apart from it for others, also of one task."""
-    return seed if index == 0 else int(np.random.SeedSequence([seed, index, 7]).generate_state(1)[0])
-
-
-def open_source(
-    name: str,
-    task: tuple[str, str],
-    envs: list[Any],
-    finished: Callable[[str, dict[str, np.ndarray]], None],
-    logdir: Path,
-    config: SimpleNamespace,
-    index: int,
-) -> Source:
-    """A source without its agent. ``finished`` is called with its name and each episode as it ends."""
-    collector = driver.Collector(envs, lambda episode: finished(name, episode), source_seed(config.seed, index))
-    replay = OnlineReplay(logdir / f"{name}_replay", capacity=config.replay_size)
-    return Source(name, *task, collector, replay)
-
-
-class Choices:
-    """Which of several sources the target follows, and how often each has been followed.
-
-    ``select: nearest`` leaves each update to the agent, which measures the distances; an online phase is for the source
-    that won most of the target's updates since the last one. ``relative`` does the same with distances relative to what
-    each source tells of the images, after a first phase in which the target follows all in turn: else the source that
-    it happens to begin with stays the nearest, because it is the one that is followed. ``first`` is always the first;
-    with ``round_robin`` the sources take turns, a turn being the target's updates up to an online phase and that phase.
+    Attributes:
+        index: the source's place in the list of sources.
+        embed: its embedding of the batch, (B, T, E); None if the update does not need it.
+        distances: of several sources, the distance to each, (M,).
     """
 
-    SMOOTHING = 0.05  # of the distances that decide who learns online after sources were followed in turn
+    index: int
+    embed: Tensor | None
+    distances: list[float]
 
-    def __init__(self, names: list[str], select: str):
-        self.names, self.select = names, select
-        self.won, self.lately, self.turn = [0] * len(names), [0] * len(names), 0
-        self.smooth: list[float] = []
+    def metrics(self, names: Sequence[str]) -> Metrics:
+        """The distance to each source, and whether it was followed, as points of curves."""
+        metrics: Metrics = {}
+        for i, (name, distance) in enumerate(zip(names, self.distances, strict=True)):
+            metrics |= {f"distance_{name}": distance, f"follows_{name}": float(i == self.index)}
+        return metrics
 
-    def fixed(self) -> int | None:
-        """The source that an update has to follow, or None if the nearest."""
+
+class SourceSelector:
+    """Selects the source of each target update and of each online phase, and counts the selections.
+
+    The rules of ``select``:
+        nearest: the source with the smallest alignment loss on the batch. An online phase trains the source that was
+            selected most since the last one.
+        relative: the same with each distance divided by the source's `models.information`. In the first round the
+            sources take turns, because the alignment would make the first one selected the nearest for good.
+        first: always the first source.
+        round_robin: the sources take turns, a round each. A round is the target's updates up to an online phase, and
+            that phase.
+
+    Attributes:
+        total_counts: how often each source was selected.
+        recent_counts: the same in the present round.
+        round: online phases finished.
+    """
+
+    SMOOTHING = 0.05  # of the mean distances that choose the online source after turns
+
+    def __init__(self, config: Config, names: Sequence[str]):
+        self.config, self.names = config, list(names)
+        self.total_counts, self.recent_counts = [0] * len(names), [0] * len(names)
+        self.round = 0
+        self.mean_distances: list[float] = []
+
+    def select(
+        self,
+        target: Agent,
+        sources: Sequence[Agent],
+        batch: Batch,
+        source_batches: Sequence[Batch] | None = None,
+    ) -> Selection:
+        """Select the source for an update of ``target`` on ``batch``.
+
+        A source on images embeds the target's images. A source on low-dimensional states cannot; it embeds its own
+        of ``source_batches``.
+        """
+        if len(sources) == 1 and not self.config.state_alignment:
+            return Selection(0, None, [])
+        batches = [batch] * len(sources) if source_batches is None else source_batches
+        embeds = [source.embed(own) for source, own in zip(sources, batches, strict=True)]
+        if len(sources) == 1:
+            return Selection(0, embeds[0], [])
+        distances = self._distances(target, embeds, batch)
+        forced = self.forced_index()
+        index = int(np.argmin(distances)) if forced is None else forced
+        self._count(index, distances)
+        return Selection(index, embeds[index], distances)
+
+    def _distances(self, target: Agent, embeds: list[Tensor], batch: Batch) -> list[float]:
+        """Alignment losses with every source's embedding; with ``relative`` in units of the source's information."""
+        distances = target.alignment_with(embeds, batch)
+        if self.config.select == "relative":
+            distances = distances / torch.stack([models.information(embed) for embed in embeds])
+        return distances.tolist()
+
+    def forced_index(self) -> int | None:
+        """The source that the rule prescribes, or None if the distances decide."""
         count = max(len(self.names), 1)
-        if self.select == "relative" and self.turn == 0:
-            return sum(self.lately) % count
-        return {"first": 0, "round_robin": self.turn % count}.get(self.select)
+        if self.config.select == "relative" and self.round == 0:
+            return sum(self.recent_counts) % count
+        return {"first": 0, "round_robin": self.round % count}.get(self.config.select)
 
-    def count(self, metrics: Metrics) -> dict[str, float | str]:
-        """Take note of an update; what `choices.csv` tells of it. Renames its metrics after the sources."""
-        chosen = int(metrics.pop("chosen"))
-        self.won[chosen] += 1
-        self.lately[chosen] += 1
-        distances = [float(metrics.pop(f"distance_{i}")) for i in range(1, len(self.names) + 1)]
-        for i, (name, distance) in enumerate(zip(self.names, distances, strict=True)):
-            metrics |= {f"distance_{name}": distance, f"follows_{name}": float(i == chosen)}
-        pairs = zip(self.smooth or distances, distances, strict=True)
-        self.smooth = [old + self.SMOOTHING * (new - old) for old, new in pairs]
-        row = {f"distance_{name}": distance for name, distance in zip(self.names, distances, strict=True)}
-        return {**row, "chosen": self.names[chosen]}
+    def _count(self, index: int, distances: list[float]) -> None:
+        self.total_counts[index] += 1
+        self.recent_counts[index] += 1
+        pairs = zip(self.mean_distances or distances, distances, strict=True)
+        self.mean_distances = [old + self.SMOOTHING * (new - old) for old, new in pairs]
 
-    def online(self) -> int:
-        """The source that an online phase is for."""
-        if self.select == "relative" and self.turn == 0 and self.smooth:
-            return int(np.argmin(self.smooth))
-        return int(np.argmax(self.lately)) if self.fixed() is None else self.fixed()
+    def online_source(self) -> int:
+        """The source that an online phase trains."""
+        if self.config.select == "relative" and self.round == 0 and self.mean_distances:
+            return int(np.argmin(self.mean_distances))
+        forced = self.forced_index()
+        return int(np.argmax(self.recent_counts)) if forced is None else forced
 
-    def next_turn(self) -> None:
-        """An online phase is over."""
-        self.lately, self.turn = [0] * len(self.names), self.turn + 1
+    def end_round(self) -> None:
+        """Call after an online phase."""
+        self.recent_counts, self.round = [0] * len(self.names), self.round + 1
 
     def state_dict(self) -> dict[str, Any]:
-        lists = {key: list(getattr(self, key)) for key in ("won", "lately", "smooth")}
-        return {**lists, "turn": self.turn}
+        lists = {key: list(getattr(self, key)) for key in ("total_counts", "recent_counts", "mean_distances")}
+        return {**lists, "round": self.round}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for key, value in state.items():

@@ -1,44 +1,83 @@
-"""Pictures of a run: what its agents see and predict, and how its scores went.
+"""Videos and pictures of a run: what its agents see and predict, and its scores."""
 
-python pictures.py --logdir RUN
-"""
-
-import argparse
-import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import imageio.v3 as imageio
 import matplotlib
 import numpy as np
 
-from tools import BadInput, Parser, exit_on_bad_input
-from tools import write_atomically
+from tools import BadInput, write_atomically
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+CONTEXT = 5  # frames that an open-loop prediction is given
 ROWS = ("seen", "predicted", "difference")
+VIDEO_OPTIONS = {  # by extension; mp4 through PyAV
+    ".gif": lambda fps: {"duration": 1000 / fps, "loop": 0},
+    ".mp4": lambda fps: {"plugin": "pyav", "codec": "libx264", "fps": fps},
+}
+
+
+def encode_video(frames: np.ndarray, fps: int, extension: str) -> bytes:
+    """uint8 (T, H, W, 3) as a looping GIF or an mp4, which needs an even height and width."""
+    return imageio.imwrite("<bytes>", frames, extension=extension, **VIDEO_OPTIONS[extension](fps))
+
+
+def check_video_path(path: Path) -> None:
+    """Raises BadInput if the extension is not that of a known video format."""
+    if path.suffix not in VIDEO_OPTIONS:
+        raise BadInput(f"video {path}: give a name that ends in {' or '.join(VIDEO_OPTIONS)}")
+
+
+def save_video(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Write a video atomically, in the format of the extension of ``path``."""
+    check_video_path(path)
+    video = encode_video(frames, fps, path.suffix)
+    write_atomically(path, lambda file: file.write(video))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG atomically, and close it."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)
 
 
+def difference(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Half the difference of two uint8 images, on grey."""
+    return ((predicted.astype(int) - truth) // 2 + 128).astype(np.uint8)
+
+
+def open_loop_images(
+    domains: Mapping[str, Any], sequences: int, seed: tuple[int, ...]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`Domain.open_loop` of every domain that has it: name -> (truth, predicted)."""
+    images = {name: domain.open_loop(sequences, CONTEXT, seed) for name, domain in domains.items()}
+    return {name: pair for name, pair in images.items() if pair is not None}
+
+
+def open_loop_video(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Images (B, T, H, W, 3) as frames (T, 3 H, B W, 3): rows seen, predicted, difference; a column a sequence."""
+    rows = np.concatenate([truth, predicted, difference(truth, predicted)], 2)  # (B, T, 3 H, W, 3)
+    return np.concatenate(list(rows), 2)
+
+
 def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], context: int, path: Path) -> None:
-    """A strip of frames for each name: seen, predicted open loop after ``context`` frames, and their difference.
+    """Frames of each domain: seen, predicted open loop after ``context`` frames, and their difference.
 
     predictions: name -> (truth, predicted), uint8 (T, H, W, 3) each.
     """
     steps = min(len(truth) for truth, _ in predictions.values())
-    shown = np.unique(np.linspace(0, steps - 1, 9).astype(int))
+    columns = np.unique(np.linspace(0, steps - 1, 9).astype(int))
     blocks = len(predictions)
-    figure, axes = plt.subplots(3 * blocks, len(shown), figsize=(len(shown) + 1.2, 3.15 * blocks), squeeze=False)
+    figure, axes = plt.subplots(3 * blocks, len(columns), figsize=(len(columns) + 1.2, 3.15 * blocks), squeeze=False)
     for block, (name, (truth, predicted)) in enumerate(predictions.items()):
-        difference = ((predicted.astype(int) - truth) // 2 + 128).astype(np.uint8)
-        for row, frames in enumerate((truth, predicted, difference)):
-            for axis, t in zip(axes[3 * block + row], shown, strict=True):
+        for row, frames in enumerate((truth, predicted, difference(truth, predicted))):
+            for axis, t in zip(axes[3 * block + row], columns, strict=True):
                 axis.imshow(frames[t], interpolation="nearest")
                 axis.set_xticks([]), axis.set_yticks([])
                 if row == 0:
@@ -48,27 +87,12 @@ def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], cont
     save_figure(figure, path)
 
 
-def read_scores(logdir: Path) -> list[dict[str, str]]:
-    """The lines of a run's scores.csv. BadInput if there are none."""
-    path = logdir / "scores.csv"
-    try:
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {error}; give a run's directory") from None
-    if any(not row.get("phase") or not row.get("mean") for row in rows):
-        raise BadInput(f"{path} is damaged: a line has no phase or mean; mend or remove that line")
-    if not rows:
-        raise BadInput(f"{path} has no score yet; let the run reach its first evaluation")
-    return rows
-
-
-def score_curve(rows: list[dict[str, str]], title: str, path: Path) -> None:
-    """Evaluation returns, mean and deviation over episodes, with the random policy's as a dashed line."""
+def score_curve(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Evaluation returns, mean and deviation over episodes; the random policy's return is a dashed line."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     scored = [row for row in rows if row["phase"] == "evaluate"]
     steps, mean, std = (np.array([float(row[k]) for row in scored]) for k in ("step", "mean", "std"))
-    axis.plot(steps, mean, marker="o", label="agent, acting with its mode")
+    axis.plot(steps, mean, marker="o", label="agent, mode of its policy")
     axis.fill_between(steps, mean - std, mean + std, alpha=0.2)
     for row in rows:
         if row["phase"] == "evaluate_random":
@@ -79,17 +103,3 @@ def score_curve(rows: list[dict[str, str]], title: str, path: Path) -> None:
     axis.legend(loc="best")
     figure.tight_layout()
     save_figure(figure, path)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--logdir", required=True, type=Path, help="run directory")
-    parser.add_argument("--title", help="of the curve (default: the directory's name)")
-    own = parser.parse_args(arguments)
-    path = own.logdir / "scores.png"
-    score_curve(read_scores(own.logdir), own.title or own.logdir.name, path)
-    print(path)
-
-
-if __name__ == "__main__":
-    exit_on_bad_input(main)

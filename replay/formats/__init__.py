@@ -1,5 +1,78 @@
-"""Offline data as people have it: which format a directory holds, and its episodes one at a time."""
+"""Dataset formats: one module in this folder for each.
 
-from replay.data_files import FORMATS, Source, find_sources
+A new format is one new file here that defines ``FORMAT``. It is discovered by name, so no other file changes. A
+format outside this folder is added with `register`.
+"""
 
-__all__ = ["FORMATS", "Source", "find_sources"]
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+Episode = dict[str, np.ndarray]  # each array (N, ...), see `replay.episode`
+Load = Callable[[], Episode]
+LabelledLoaders = list[tuple[str, Load]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of one format are recognised, read and, for some formats, written.
+
+    Attributes:
+        name: the value of ``--dataset_format``.
+        title: how error messages name its files, such as "*.npz".
+        list_episodes: called with a path and ``raw``; returns a label and a loader for each episode of the file. It
+            reads nothing large. A loader validates the episode. It returns all arrays of the file in the row
+            convention if ``raw``, else the result of `validate_episode`. Both raise BadInput on a damaged file.
+        suffixes: endings of its files' names.
+        filenames: names that belong to this format even if they have the suffix of another one.
+        find_below: finds the files, in order, of a dataset whose files are in subfolders of the folder given.
+        separate_process: read the files in another process, because their library can hang or crash on a damaged
+            file. Then ``list_episodes`` and ``FORMAT`` must be in the same importable module.
+        unsupported: endings of related files that cannot be read, and what the error message says about them.
+        write: called with an empty folder, pairs of label and raw episode, and the dataset's name; returns the number
+            of episodes written. None: `dataset.py convert` cannot write this format.
+        usage: one line printed after writing, with the fields {folder} (the parent folder) and {name}.
+    """
+
+    name: str
+    title: str
+    list_episodes: Callable[[Path, bool], LabelledLoaders]
+    suffixes: tuple[str, ...] = ()
+    filenames: tuple[str, ...] = ()
+    find_below: Callable[[Path], list[Path]] | None = None
+    separate_process: bool = True
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    write: Callable[[Path, Iterator[tuple[str, Episode]], str], int] | None = None
+    usage: str = ""
+
+    @property
+    def module(self) -> str:
+        """Name of the module that the separate process imports."""
+        return self.list_episodes.__module__
+
+
+FORMATS: dict[str, Format] = {}
+
+
+def register(format: Format) -> None:
+    """Add a format to `FORMATS`.
+
+    Raises:
+        ValueError: the name is "auto" or already used, or the separate process could not import the format.
+    """
+    if format.name == "auto" or format.name in FORMATS:
+        raise ValueError(f"the format name {format.name!r} is already used")
+    if format.separate_process:
+        module = sys.modules.get(format.module)
+        if format.module == "__main__" or getattr(module, "FORMAT", None) is not format:
+            raise ValueError(f"format {format.name!r}: define it as FORMAT in the module of {format.list_episodes!r}")
+    FORMATS[format.name] = format
+
+
+for _module in pkgutil.iter_modules(__path__):
+    register(importlib.import_module(f"{__name__}.{_module.name}").FORMAT)

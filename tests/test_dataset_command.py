@@ -1,21 +1,20 @@
-"""The command: info is right, convert loses nothing and leaves no half-written file, check names bad ones."""
+"""dataset.py: info is right, convert loses nothing and leaves no half-written file, check names bad files."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import datasets
-import formats.convert
+import dataset
+from replay import OfflineDataset, save_episode
+from replay.formats import minari, npz
 from tools import BadInput
-from replay.store import OfflineDataset, save_episode
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -34,11 +33,11 @@ def make_episode(rows: int, action_dim: int = 2) -> dict:
 def fill(folder: Path, lengths: list[int]) -> list[dict]:
     episodes = [make_episode(rows) for rows in lengths]
     for number, episode in enumerate(episodes):
-        save_episode(folder, episode, id=f"{number:04d}", when=datetime(2026, 1, 1))
+        save_episode(folder, episode, id=f"{number:04d}")
     return episodes
 
 
-def told(text: str) -> dict[str, str]:
+def facts_of(text: str) -> dict[str, str]:
     """The printed facts by name."""
     return {line[:14].strip(): line[14:].strip() for line in text.splitlines()}
 
@@ -46,8 +45,8 @@ def told(text: str) -> dict[str, str]:
 def test_info_is_right(tmp_path, capsys):
     episodes = fill(tmp_path, list(range(5, 25)))
     (tmp_path / "dataset.json").write_text(json.dumps({"task": "dmc_walker_walk", "render": "fast", "seed": 3}))
-    assert datasets.main(["info", str(tmp_path)]) == 0
-    facts = told(capsys.readouterr().out)
+    assert dataset.main(["info", str(tmp_path)]) == 0
+    facts = facts_of(capsys.readouterr().out)
     returns = [episode["reward"].sum(dtype=np.float64) for episode in episodes]
     assert facts["episodes"] == "20, of which 0 end with discount 0"
     assert facts["steps"] == str(sum(range(4, 24)))
@@ -74,16 +73,16 @@ def test_info_of_data_that_may_not_be_written_to(tmp_path, capsys, monkeypatch):
     (tmp_path / "data").chmod(0o555)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    datasets.main(["info", str(tmp_path / "data")])
+    dataset.main(["info", str(tmp_path / "data")])
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["contact_sheet.png", "returns.png"]
     (tmp_path / "data").chmod(0o755)
 
 
 def test_info_of_episodes_of_different_tasks_names_the_odd_one(tmp_path):
     fill(tmp_path, [9, 12])
-    odd = save_episode(tmp_path, make_episode(9, action_dim=4), when=datetime(2025, 1, 1))
+    odd = save_episode(tmp_path, make_episode(9, action_dim=4), id="odd")
     with pytest.raises(BadInput, match="actions of size 4, most others have 2") as caught:
-        datasets.main(["info", str(tmp_path)])
+        dataset.main(["info", str(tmp_path)])
     assert str(caught.value).startswith(str(odd))
 
 
@@ -91,8 +90,8 @@ def test_info_of_episodes_of_different_tasks_names_the_odd_one(tmp_path):
 def test_info_of_files_of_other_programs(tmp_path, capsys, name):
     if not SHARED.is_dir():
         pytest.skip("example files of other programs are not beside the repository")
-    datasets.main(["info", str(SHARED / name), "--out", str(tmp_path)])
-    facts = told(capsys.readouterr().out)
+    dataset.main(["info", str(SHARED / name), "--out", str(tmp_path)])
+    facts = facts_of(capsys.readouterr().out)
     assert facts["steps"] == {"release_npz": "1000", "minari": "240"}.get(name, "500")
     assert facts["image size"].startswith("84x84" if name == "vd4rl_84px_hdf5" else "64x64")
     assert facts["actions"].startswith("6, ")
@@ -101,8 +100,8 @@ def test_info_of_files_of_other_programs(tmp_path, capsys, name):
 def test_convert_there_and_back(tmp_path, capsys):
     fill(tmp_path / "a", [9, 12])
     (tmp_path / "a" / "dataset.json").write_text('{"task": "dmc_walker_walk"}')
-    datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b-v0"), "--to", "minari"])
-    datasets.main(["convert", str(tmp_path / "b-v0"), str(tmp_path / "c"), "--to", "npz"])
+    dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b-v0"), "--to", "minari"])
+    dataset.main(["convert", str(tmp_path / "b-v0"), str(tmp_path / "c"), "--to", "npz"])
     first, last = (sorted((tmp_path / name).glob("*.npz")) for name in "ac")
     assert [path.name for path in first] == [path.name for path in last]
     for one, other in zip(first, last, strict=True):
@@ -118,14 +117,14 @@ def test_convert_names_bad_files_and_overwrites_nothing(tmp_path, capsys):
     (tmp_path / "a" / "bad.npz").write_text("no")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
-    with pytest.raises(BadInput, match="exists already"):
-        datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "full"), "--to", "npz"])
-    assert datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "minari"]) == 0
+    with pytest.raises(BadInput, match="is not empty"):
+        dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "full"), "--to", "npz"])
+    assert dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "minari"]) == 0
     assert "bad.npz: not a readable npz file" in capsys.readouterr().err
     assert OfflineDataset(tmp_path / "b", size=16).episodes == 2
-    save_episode(tmp_path / "a", make_episode(9, action_dim=4))
+    save_episode(tmp_path / "a", make_episode(9, action_dim=4), id="odd")
     with pytest.raises(BadInput, match="keep one task a folder"):
-        datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "c"), "--to", "npz"])
+        dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "c"), "--to", "npz"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "full"]
 
 
@@ -133,26 +132,26 @@ def test_convert_does_not_write_within_its_input(tmp_path, monkeypatch):
     fill(tmp_path / "a", [9])
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(BadInput, match="the folder you are in"):
-        datasets.main(["convert", str(tmp_path / "a"), ".", "--to", "npz"])
+    with pytest.raises(BadInput, match="is the current folder"):
+        dataset.main(["convert", str(tmp_path / "a"), ".", "--to", "npz"])
     with pytest.raises(BadInput, match="lies within the dataset"):
-        datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a" / "sub"), "--to", "npz"])
+        dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b" / ".." / "a" / "sub"), "--to", "npz"])
     assert len(list((tmp_path / "a").iterdir())) == 1
 
 
-@pytest.mark.parametrize(("to", "writer"), [("npz", "write_npz"), ("minari", "_add_group")])
-def test_ctrl_c_while_converting_leaves_nothing(tmp_path, monkeypatch, to, writer):
+@pytest.mark.parametrize(("format", "writer"), [(npz, "write_npz"), (minari, "_write_group")])
+def test_ctrl_c_while_converting_leaves_nothing(tmp_path, monkeypatch, format, writer):
     fill(tmp_path / "a", [9, 12, 15])
-    written, write = [], getattr(formats.convert, writer)
+    written, write = [], getattr(format, writer)
 
     def interrupted(*args, **kwargs):
         written.append(args)
         os.kill(os.getpid(), signal.SIGINT)
         write(*args, **kwargs)
 
-    monkeypatch.setattr(formats.convert, writer, interrupted)
+    monkeypatch.setattr(format, writer, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        datasets.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", to])
+        dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", format.FORMAT.name])
     assert len(written) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -163,9 +162,9 @@ def test_a_full_disk_while_converting_leaves_nothing(tmp_path, to):
     """A limit on the size of files stands for the full disk: writes beyond it fail in the same way."""
     fill(tmp_path / "a", [60, 3000])
     code = (
-        "import resource, sys, datasets, errors\n"
+        "import resource, sys, dataset, tools\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
-        "errors.exit_on_bad_input(lambda: sys.exit(datasets.main(sys.argv[1:])))\n"
+        "tools.exit_on_bad_input(lambda: dataset.main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", code, "convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", to]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -183,19 +182,19 @@ def test_a_full_disk_while_drawing_leaves_no_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BadInput, match=r"cannot write returns.png: No space left"):
-        datasets.main(["info", str(tmp_path / "a"), "--out", str(tmp_path / "out")])
+        dataset.main(["info", str(tmp_path / "a"), "--out", str(tmp_path / "out")])
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_check_names_every_bad_file(tmp_path, capsys):
     fill(tmp_path, [9, 12, 9])
-    assert datasets.main(["check", str(tmp_path)]) == 0
+    assert dataset.main(["check", str(tmp_path)]) == 0
     (tmp_path / "x.npz").write_text("no")
     np.savez(tmp_path / "y.npz", **make_episode(9) | {"reward": np.full(9, np.nan)})
-    odd = save_episode(tmp_path, make_episode(9, action_dim=4))
+    odd = save_episode(tmp_path, make_episode(9, action_dim=4), id="odd")
     (tmp_path / "dataset.json").write_text("[]")
     capsys.readouterr()
-    assert datasets.main(["check", str(tmp_path)]) == 1
+    assert dataset.main(["check", str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     bad = [line for line in lines if line.startswith("bad: ")]
     assert len(bad) == 4 and any("dataset.json" in line for line in bad)
@@ -206,12 +205,12 @@ def test_check_names_every_bad_file(tmp_path, capsys):
 
 def test_the_command_line(tmp_path):
     fill(tmp_path / "a", [9])
-    run = [sys.executable, "datasets.py"]
+    run = [sys.executable, "dataset.py"]
     good = subprocess.run([*run, "check", str(tmp_path / "a")], cwd=ROOT, capture_output=True, text=True)
     assert good.returncode == 0, good.stderr
     for wrong in (["info"], ["inf", "a"], ["convert", "a", "b", "--to", "mp4"]):
         with pytest.raises(BadInput, match="see --help"):
-            datasets.main(wrong)
+            dataset.main(wrong)
     bad = subprocess.run([*run, "info", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert bad.returncode == 2
     assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"

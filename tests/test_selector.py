@@ -1,4 +1,4 @@
-"""Several sources: which one is followed, which one learns online, and that one source is what it was."""
+"""Several sources: which one is followed, which one learns online."""
 
 import csv
 import json
@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
-from test_agents import CPU, agents, batch, weights
+from test_agents import CPU, agents, batch, update_target, weights
 from test_co_training import assert_same_results, train
 
 import config as settings
 import models
-import tools
-from agents.agent import SourceAgent, TargetAgent
+from agents.coworld import SourceAgent, TargetAgent
 from tools import BadInput
-from training.selector import Choices
+from training.checkpoint import load_checkpoint
+from training.selector import SourceSelector
 
 THREE = ("--source_task", "walker_walk,walker_run,cheetah_run", "--size", "32,32", "--envs", "0")
 
@@ -62,15 +62,15 @@ def test_distances_and_choices_are_curves(three: Path):
 
 
 def test_all_sources_are_pretrained_and_the_followed_one_learns_online(three: Path):
-    saved = tools.load_checkpoint(three / "checkpoint.pt")
+    saved = load_checkpoint(three / "checkpoint.pt")
     assert set(saved["agents"]) == {"source_1", "source_2", "source_3", "target"}
-    most = Counter(row["chosen"] for row in choices(three) if row["phase"] == "target_model").most_common(1)[0][0]
-    online = {name for p in points(three) if p["phase"] == "source" and p["source_steps"] > 3 * 46
+    most = Counter(row["chosen"] for row in choices(three) if row["phase"] == "warm_up_target").most_common(1)[0][0]
+    online = {name for p in points(three) if p["phase"] == "train_source" and p["source_steps"] > 3 * 46
               for name in ("source_1", "source_2", "source_3") if f"{name}/image_loss" in p}  # fmt: skip
     assert most in online
-    updates = {name: agent["behaviour_updates"] for name, agent in saved["agents"].items()}
+    updates = {name: agent["behavior_updates"] for name, agent in saved["agents"].items()}
     assert all(updates[name] >= 2 + 20 // 5 for name in ("source_1", "source_2", "source_3"))
-    assert saved["choices"]["won"] == [sum(row["chosen"] == f"source_{i}" for row in choices(three)) for i in (1, 2, 3)]
+    assert saved["selector"]["total_counts"] == [sum(row["chosen"] == f"source_{i}" for row in choices(three)) for i in (1, 2, 3)]
 
 
 def test_resuming_keeps_all_sources(three: Path, dataset: Path, tmp_path: Path):
@@ -98,56 +98,75 @@ def test_one_source_is_the_same_run_however_it_is_named(select: str, dataset: Pa
     assert not (tmp_path / "one" / "choices.csv").exists()
 
 
+def selector(count: int, **flags: object) -> SourceSelector:
+    return SourceSelector(tiny(**flags), [f"source_{i + 1}" for i in range(count)])
+
+
+def with_distances(select: str, count: int) -> SourceSelector:
+    """A selector of ``count`` sources, and the distances that it will measure given by its argument ``next``."""
+    made = selector(count, select=select)
+    made._distances = lambda target, embeds, batch: made.next
+    return made
+
+
+def chosen(made: SourceSelector, distances: list[float]) -> int:
+    made.next = distances
+    source, target = agents(6, 6)
+    return made.select(target, [source] * len(distances), batch()).index
+
+
 def test_one_of_several_sources_followed_gives_the_update_of_that_one_alone():
-    """Bit for bit: the others' encoders are read, and nothing else of them."""
+    """Bit for bit: the other sources are embedded, and nothing else of them is used."""
     source, target = agents(6, 6)
     other, copied = SourceAgent(target.config, 6, 6, CPU), TargetAgent(target.config, 6, 6, CPU)
     copied.load_state_dict(target.state_dict())
     torch.manual_seed(7)
-    target.update(batch(), [source])
+    update_target(target, source, batch())
+    made = selector(2, select="round_robin")
+    made.end_round()
     torch.manual_seed(7)
-    metrics = copied.update(batch(), [other, source], chosen=1)
-    assert int(metrics["chosen"]) == 1
-    one, several = ({**weights(a.world), **weights(a.behaviour)} for a in (target, copied))
+    selection = made.select(copied, [other, source], batch())
+    assert selection.index == 1
+    copied.update(batch(), {"source_embed": selection.embed}, source.frozen_critic, step=0)
+    one, several = ({**weights(a.world), **weights(a.behavior)} for a in (target, copied))
     assert all(torch.equal(several[key], value) for key, value in one.items())
 
 
-@pytest.mark.parametrize("grad_accum", [1, 2])
 @pytest.mark.parametrize("nearest", [0, 1])
-def test_the_nearest_is_measured_on_the_same_batch(nearest: int, grad_accum: int):
-    source, target = agents(6, 6, grad_accum=grad_accum)
+def test_the_nearest_is_measured_on_the_same_batch(nearest: int):
+    source, target = agents(6, 6)
     other = SourceAgent(target.config, 6, 6, CPU)
     sources = [source, other]
     sources[nearest].world.encoder.load_state_dict(target.world.encoder.state_dict())
     with torch.no_grad():
-        expected = [models.state_alignment(s.embed(batch()), target.embed(batch())) for s in sources]
-    metrics = target.update(batch(), sources)
-    assert int(metrics["chosen"]) == nearest
-    torch.testing.assert_close(torch.stack([metrics["distance_1"], metrics["distance_2"]]), torch.stack(expected))
-    assert metrics["state_alignment"] == metrics[f"distance_{nearest + 1}"]
+        expected = [models.state_alignment(s.embed(batch()), target.embed(batch())).item() for s in sources]
+    selection = selector(2).select(target, sources, batch())
+    assert selection.index == nearest and selection.distances == pytest.approx(expected)
+    metrics = target.update(batch(), {"source_embed": selection.embed}, step=0)
+    assert metrics["state_alignment"].item() == pytest.approx(selection.distances[nearest])
+    names = ("distance_a", "distance_b", "follows_a", "follows_b")
+    assert [selection.metrics(["a", "b"])[name] for name in names[2:]] == [nearest == 0, nearest == 1]
 
 
-def test_the_choice_is_a_whole_number_however_a_batch_is_cut():
-    """The mean of 1 over eight parts of twelve sequences falls just short of 1 in float32."""
-    source, target = agents(6, 6, grad_accum=8, batch_size=12, state_alignment_scale=1.0)
-    data = {key: value[:, :3].repeat_interleave(4, 0) for key, value in batch().items()}
-    metrics = target.update(data, [source, source], chosen=1)
-    assert int(metrics["chosen"]) == 1
+def test_a_single_source_is_embedded_only_if_the_update_needs_it():
+    source, target = agents(6, 6)
+    selection = selector(1, state_alignment=False).select(target, [source], batch())
+    assert (selection.index, selection.embed, selection.distances) == (0, None, [])
+    assert torch.equal(selector(1).select(target, [source], batch()).embed, source.embed(batch()))
 
 
-def test_who_learns_online():
-    nearest, first, turns = (Choices(["a", "b", "c"], select) for select in ("nearest", "first", "round_robin"))
-    for chosen in (1, 2, 2):
-        nearest.count({"chosen": torch.tensor(chosen), "distance_1": 3.0, "distance_2": 1.0, "distance_3": 2.0})
-    assert (nearest.fixed(), nearest.online(), nearest.won) == (None, 2, [0, 1, 2])
-    nearest.next_turn()
-    nearest.count({"chosen": torch.tensor(0), "distance_1": 0.0, "distance_2": 1.0, "distance_3": 2.0})
-    assert nearest.online() == 0
-    assert (first.fixed(), first.online()) == (0, 0)
+def test_which_source_learns_online():
+    nearest, first, turns = (with_distances(select, 3) for select in ("nearest", "first", "round_robin"))
+    assert [chosen(nearest, distances) for distances in ([3, 1, 2], [3, 2, 1], [3, 2, 1])] == [1, 2, 2]
+    assert (nearest.forced_index(), nearest.online_source(), nearest.total_counts) == (None, 2, [0, 1, 2])
+    nearest.end_round()
+    assert chosen(nearest, [0.0, 1.0, 2.0]) == 0 == nearest.online_source()
+    assert nearest.total_counts == [1, 1, 2]
+    assert chosen(first, [3, 2, 1]) == 0 == first.online_source()
     order = []
     for _ in range(4):
-        order.append((turns.fixed(), turns.online()))
-        turns.next_turn()
+        order.append((chosen(turns, [3, 2, 1]), turns.online_source()))
+        turns.end_round()
     assert order == [(0, 0), (1, 1), (2, 2), (0, 0)]
 
 
@@ -163,32 +182,43 @@ def test_a_source_that_is_not_known_is_named(dataset: Path, tmp_path: Path):
     assert tiny(source_task="cheetah_run,walker_walk").source_task == "cheetah_run,walker_walk"
 
 
-def test_relative_distances_are_in_units_of_what_a_source_tells_of_the_images():
-    """An encoder that answers all images alike is near to an untrained one, and yet no one to follow."""
-    source, target = agents(6, 6, select="relative")
+def test_relative_distances_are_in_units_of_the_sources_information():
+    """An encoder that hardly distinguishes images has a small distance to an untrained one, but little information."""
+    source, target = agents(6, 6)
     blind = SourceAgent(target.config, 6, 6, CPU)
     with torch.no_grad():
         for parameter in blind.world.encoder.parameters():
             parameter *= 0.5
-    metrics = target.update(batch(), [source, blind])
-    for agent in (source, blind):
+    made = selector(2, select="relative")
+    made.end_round()  # the first round takes turns
+    relative = made.select(target, [source, blind], batch())
+    plain = selector(2).select(target, [source, blind], batch())
+    for agent, small, large in zip((source, blind), plain.distances, relative.distances, strict=True):
         embed = agent.embed(batch()).softmax(-1)
         mean = embed.mean((0, 1))
-        tells = (embed * (embed / mean).log()).sum(-1).mean()
-        torch.testing.assert_close(models.information(agent.embed(batch())), tells, rtol=1e-3, atol=1e-7)
+        information = (embed * (embed / mean).log()).sum(-1).mean()
+        torch.testing.assert_close(models.information(agent.embed(batch())), information, rtol=1e-3, atol=1e-7)
+        assert large == pytest.approx(small / information.item(), rel=1e-2)
     assert models.information(torch.ones(2, 3, 4)).item() == pytest.approx(0.0, abs=1e-6)
-    assert metrics["distance_1"] > metrics["state_alignment"]
-    assert int(metrics["chosen"]) == int(metrics["distance_2"] < metrics["distance_1"])
+    assert relative.index == int(relative.distances[1] < relative.distances[0])
 
 
-def test_relative_choices_begin_with_every_source_in_turn():
-    choices, order = Choices(["a", "b"], "relative"), []
-    for _ in range(4):
-        order.append(choices.fixed())
-        choices.count({"chosen": torch.tensor(order[-1]), "distance_1": 3.0, "distance_2": 1.0})
-    assert order == [0, 1, 0, 1] and choices.online() == 1
-    choices.next_turn()
-    assert choices.fixed() is None
+def test_relative_selection_begins_with_turns():
+    made = with_distances("relative", 2)
+    assert [chosen(made, [3.0, 1.0]) for _ in range(4)] == [0, 1, 0, 1]
+    assert made.online_source() == 1
+    made.end_round()
+    assert made.forced_index() is None
+
+
+def test_the_state_of_a_selector_is_restored():
+    made, other = with_distances("nearest", 2), selector(2)
+    chosen(made, [3.0, 1.0])
+    made.end_round()
+    chosen(made, [1.0, 2.0])
+    other.load_state_dict(made.state_dict())
+    assert (other.total_counts, other.recent_counts, other.round) == ([1, 1], [1, 0], 1)
+    assert other.mean_distances == made.mean_distances
 
 
 @pytest.mark.parametrize(

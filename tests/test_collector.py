@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from training import collector as driver
+from training.collector import Collector, episode_seed
+from training.evaluator import evaluate
+from training.policies import Policy, RandomPolicy
 from wrappers import make_env
-from wrappers.shared.vector import make_envs
+from wrappers.shared.vector import SyncEnv, make_envs
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +18,9 @@ def env():
     env.close()
 
 
-def collected(env, steps: int, policy: driver.Policy | None = None) -> list[dict]:
+def collected(env, steps: int, policy: Policy | None = None) -> list[dict]:
     episodes: list[dict] = []
-    collector = driver.Collector([driver.InProcess(env)], episodes.append, seed=3)
+    collector = Collector([SyncEnv(env)], episodes.append, seed=3)
     for _ in range(steps):
         collector.step(policy)
     return episodes
@@ -28,13 +30,13 @@ def test_row_t_holds_the_action_that_led_to_image_t(env):
     (episode,) = collected(env, 5)
     assert {len(v) for v in episode.values()} == {6}
     assert not episode["action"][0].any() and episode["reward"][0] == 0
-    observation, _ = env.reset(seed=driver.episode_seed(3, 0))
+    observation, _ = env.reset(seed=episode_seed(3, 0))
     np.testing.assert_array_equal(observation["image"], episode["image"][0])
     for t in range(1, 6):
         observation, reward, *_ = env.step(episode["action"][t])
         np.testing.assert_array_equal(observation["image"], episode["image"][t])
         assert episode["reward"][t] == np.float32(reward)
-    assert (episode["discount"] == 1).all()  # cut by the time limit, not ended
+    assert (episode["discount"] == 1).all()  # truncated by the time limit, not terminated
 
 
 def test_episodes_differ_and_are_reproducible(env):
@@ -45,29 +47,29 @@ def test_episodes_differ_and_are_reproducible(env):
         np.testing.assert_array_equal(one["action"], other["action"])
 
 
-def test_a_policy_is_told_where_episodes_begin_and_carries_its_state(env):
-    told = []
+def test_a_policy_gets_its_state_and_where_episodes_begin(env):
+    calls = []
 
     def policy(observation, state, first):
-        told.append((observation["image"].shape, bool(first[0]), state))
+        calls.append((observation["image"].shape, bool(first[0]), state))
         return np.zeros((1, 6), np.float32), (state or 0) + 1
 
     collected(env, 7, policy)
-    assert told[0] == ((1, 16, 16, 3), True, None)
-    assert [first for _, first, _ in told] == [True] + [False] * 4 + [True, False]
-    assert [state for _, _, state in told] == [None, 1, 2, 3, 4, 5, 6]
+    assert calls[0] == ((1, 16, 16, 3), True, None)
+    assert [first for _, first, _ in calls] == [True] + [False] * 4 + [True, False]
+    assert [state for _, _, state in calls] == [None, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_collector_continues_in_the_middle_of_an_episode(env):
     whole: list[dict] = []
-    collector = driver.Collector([driver.InProcess(env)], whole.append, seed=3)
+    collector = Collector([SyncEnv(env)], whole.append, seed=3)
     for _ in range(3):
         collector.step()
     state = collector.state_dict()
     for _ in range(7):
         collector.step()
     resumed: list[dict] = []
-    other = driver.Collector([driver.InProcess(env)], resumed.append, seed=3)
+    other = Collector([SyncEnv(env)], resumed.append, seed=3)
     other.load_state_dict(state)
     for _ in range(7):
         other.step()
@@ -81,7 +83,7 @@ def test_simulators_in_processes_collect_what_one_in_this_process_does(env):
     alone = collected(env, 15, lambda observation, state, first: (np.full((1, 6), 0.3, np.float32), None))
     envs = make_envs("walker_walk", 3, size=16, time_limit=5)
     together: list[dict] = []
-    collector = driver.Collector(envs, together.append, seed=3)
+    collector = Collector(envs, together.append, seed=3)
     for _ in range(5):
         collector.start(lambda observation, state, first: (np.full((3, 6), 0.3, np.float32), None))
         collector.finish()
@@ -99,7 +101,7 @@ def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):
 
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one, two, other = (driver.evaluate(noisy, [driver.InProcess(env)], 2, seed) for seed in (1, 1, 2))
+    one, two, other = (evaluate(noisy, [SyncEnv(env)], 2, seed) for seed in (1, 1, 2))
     assert one.returns == two.returns != other.returns
     assert torch.equal(torch.get_rng_state(), before)
     assert one.frames.shape == (6, 16, 16, 3)
@@ -108,16 +110,16 @@ def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):
 
 
 def test_episodes_side_by_side_are_those_one_after_the_other(env):
-    """For a policy without chance of its own; three episodes in two simulators, so one is left over."""
+    """For a deterministic policy; three episodes in two simulators, so the last one runs alone."""
 
     def policy(observation, state, first):
         state = np.where(first, 0.0, 0.0 if state is None else state) + observation["image"].mean((1, 2, 3)) / 255
         return np.repeat(np.sin(9 * state)[:, None], 6, 1).astype(np.float32), state
 
     steps: list[int] = []
-    one = driver.evaluate(policy, [driver.InProcess(env)], 3, seed=5)
+    one = evaluate(policy, [SyncEnv(env)], 3, seed=5)
     envs = make_envs("walker_walk", 2, size=16, time_limit=5)
-    two = driver.evaluate(policy, envs, 3, 5, steps.append)
+    two = evaluate(policy, envs, 3, 5, steps.append)
     for process in envs:
         process.close()
     assert len(one.returns) == 3 and one.returns == two.returns
@@ -126,7 +128,7 @@ def test_episodes_side_by_side_are_those_one_after_the_other(env):
 
 
 def test_an_episode_that_ends_early_waits_for_the_others(env):
-    class Short(driver.InProcess):
+    class Short(SyncEnv):
         def reset_async(self, seed=None):
             super().reset_async(seed)
             self.left = 2
@@ -138,7 +140,7 @@ def test_an_episode_that_ends_early_waits_for_the_others(env):
             return observation, reward, self.left == 0, truncated, info
 
     other = make_env("walker_walk", size=16, time_limit=5)
-    policy = driver.RandomPolicy(env.action_space, np.random.default_rng(0))
-    scores = driver.evaluate(policy, [Short(env), driver.InProcess(other)], 2, seed=0)
+    policy = RandomPolicy(env.action_space, np.random.default_rng(0))
+    scores = evaluate(policy, [Short(env), SyncEnv(other)], 2, seed=0)
     other.close()
     assert scores.frames.shape == (3, 16, 16, 3) and len(scores.returns) == 2

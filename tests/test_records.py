@@ -1,8 +1,9 @@
-"""Records: atomic checkpoints, curves, schedules."""
+"""Records: atomic checkpoints, curves, locks, videos."""
 
 import json
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -10,16 +11,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import tools
 from tools import BadInput
-
-
-def test_linear_schedule():
-    assert [tools.linear_schedule(s, 1.0, 0.2, 4) for s in (-1, 0, 1, 4, 9)] == pytest.approx([1, 1, 0.8, 0.2, 0.2])
-    assert tools.linear_schedule(0, 1.0, 0.2, 0) == pytest.approx(0.2)
+from training.checkpoint import VERSION, load_checkpoint, save_checkpoint
+from training.device import generator_state, restore_generator, restore_torch_rng, torch_rng_state
+from training.logger import Logger
+from training.visuals import save_video
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, state = tmp_path / "checkpoint.pt", {"config": {}, "agents": {}, "progress": {}}
-    tools.save_checkpoint(path, state)
+    save_checkpoint(path, state)
 
     def full_disk(state, file):
         file.write(b"half")
@@ -27,8 +27,8 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(BadInput, match="No space left"):
-        tools.save_checkpoint(path, {"step": 2})
-    assert tools.load_checkpoint(path) == state
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path) == {"version": VERSION, **state}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -36,18 +36,18 @@ def test_generator_states_survive_a_checkpoint(tmp_path: Path):
     rng = np.random.default_rng(1)
     rng.random(3)
     run = {"config": {}, "agents": {}, "progress": {}}
-    state = {"rng": tools.generator_state(rng), "torch": tools.torch_random_state()}
-    tools.save_checkpoint(tmp_path / "c.pt", run | state)
+    state = {"rng": generator_state(rng), "torch": torch_rng_state()}
+    save_checkpoint(tmp_path / "c.pt", run | state)
     expected = rng.random(4), torch.rand(4)
-    saved = tools.load_checkpoint(tmp_path / "c.pt")
+    saved = load_checkpoint(tmp_path / "c.pt")
     other = np.random.default_rng(2)
-    tools.restore_generator(other, saved["rng"])
-    tools.restore_torch_random(saved["torch"])
+    restore_generator(other, saved["rng"])
+    restore_torch_rng(saved["torch"])
     assert (other.random(4) == expected[0]).all() and torch.equal(torch.rand(4), expected[1])
 
 
 def test_a_point_is_the_mean_since_the_last(tmp_path: Path):
-    logger = tools.Logger(tmp_path)
+    logger = Logger(tmp_path)
     logger.add("source", {"loss": torch.tensor(1.0)})
     logger.add("source", {"loss": torch.tensor(3.0), "eta": 0.5})
     logger.write(10, phase="source")
@@ -62,7 +62,7 @@ def test_a_point_is_the_mean_since_the_last(tmp_path: Path):
 
 
 def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path: Path):
-    logger = tools.Logger(tmp_path)
+    logger = Logger(tmp_path)
     logger.add("a", {"x": 1.0})
     logger.write(1)
     logger.add("a", {"x": 5.0})
@@ -71,7 +71,7 @@ def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path: Path):
         logger.add("a", {"x": 100.0})
         logger.write(step)
     logger.close()
-    logger = tools.Logger(tmp_path, state["sizes"], step=1)
+    logger = Logger(tmp_path, state["sizes"], step=1)
     logger.load_state(state)
     logger.add("a", {"x": 7.0})
     logger.write(2)
@@ -83,19 +83,46 @@ def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path: Path):
     assert [e.value for e in EventAccumulator(str(tmp_path)).Reload().Scalars("a/x")] == [1.0, 6.0]
 
 
-def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path):
-    first = tools.hold(tmp_path)
-    with pytest.raises(BadInput, match="another process is writing"):
-        tools.hold(tmp_path)
-    first.close()
-    tools.hold(tmp_path).close()
+def test_a_folder_is_locked_by_one_at_a_time(tmp_path: Path):
+    with tools.lock_directory(tmp_path):
+        with pytest.raises(BadInput, match="another process is writing"), tools.lock_directory(tmp_path):
+            pass
+    with tools.lock_directory(tmp_path):
+        pass
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path):
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), tools.directory_when_complete(out) as folder:
+        (folder / "half").write_text("half")
+        assert not out.exists()
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+    with tools.directory_when_complete(out) as folder:
+        (folder / "whole").write_text("whole")
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["out", "out/whole"]
+    with pytest.raises(BadInput, match="is not empty"), tools.directory_when_complete(out):
+        pass
+
+
+def test_videos_are_what_their_names_say(tmp_path: Path):
+    frames = np.zeros((6, 32, 32, 3), np.uint8)
+    for t in range(6):
+        frames[t, :, 5 * t :] = 255
+    for name, start in (("a.gif", slice(0, 4)), ("a.mp4", slice(4, 8))):
+        save_video(tmp_path / name, frames, fps=20)
+        assert (tmp_path / name).read_bytes()[start] in (b"GIF8", b"ftyp")
+        shown = imageio.imread(tmp_path / name)
+        assert shown.shape == frames.shape and abs(shown.astype(int) - frames).mean() < 8
+    with pytest.raises(BadInput, match=r"a.avi: give a name that ends in .gif or .mp4"):
+        save_video(tmp_path / "a.avi", frames, fps=20)
 
 
 @pytest.mark.parametrize("content", [b"", b"hi", b"PK\x03\x04 half", "flipped", {"a": 1}, [1]])
 def test_a_damaged_checkpoint_is_one_line(content: object, tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
     if content == "flipped":
-        tools.save_checkpoint(path, {"config": {}, "agents": torch.zeros(1000), "progress": {}})
+        save_checkpoint(path, {"config": {}, "agents": torch.zeros(1000), "progress": {}})
         data = bytearray(path.read_bytes())
         middle = data.index(bytes(3000))
         data[middle + 1000] ^= 1
@@ -105,5 +132,5 @@ def test_a_damaged_checkpoint_is_one_line(content: object, tmp_path: Path):
     else:
         torch.save(content, path)
     with pytest.raises(BadInput, match="cannot be read") as refused:
-        tools.load_checkpoint(path)
+        load_checkpoint(path)
     assert "()" not in str(refused.value) and len(str(refused.value)) < 200 + len(str(path))

@@ -1,0 +1,84 @@
+"""Optimisation: clipped AdamW, gradients in micro-batches, and frozen views of modules."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from config import Config
+
+Tree = Any  # tensors in dicts, lists and tuples; other leaves are passed on as they are
+
+
+class Anchor(Protocol):
+    """Adds the gradient of a penalty on the parameters, such as `baselines.ElasticWeights`."""
+
+    def add_gradient(self, parameters: Iterable[Tensor]) -> None: ...
+
+
+class Optimizer:
+    """AdamW with a clipped gradient norm, over the parameters of the given modules and no others."""
+
+    def __init__(self, modules: Iterable[nn.Module], lr: float, config: Config):
+        self.parameters = [p for module in modules for p in module.parameters()]
+        self.clip = config.grad_clip
+        self.anchor: Anchor | None = None
+        self.adam = torch.optim.AdamW(
+            self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=True
+        )
+
+    def step(self) -> Tensor:
+        """One update with the gradients that the parameters have, which are then removed.
+
+        Returns the gradient norm before clipping, a scalar. An ``anchor`` adds its gradient first.
+        """
+        if self.anchor is not None:
+            self.anchor.add_gradient(self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.adam.step()
+        self.zero_grad()
+        return norm
+
+    def zero_grad(self) -> None:
+        self.adam.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict:
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the moments in the memory layout of their parameters: the fused kernel needs it and does not check."""
+        self.adam.load_state_dict(state)
+        for parameter, moments in self.adam.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(parameter).copy_(moments[name]).detach()
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """A view of ``module`` on the same weights that needs no gradients: autograd then stores nothing for them."""
+    view = copy.deepcopy(module).requires_grad_(False)
+    for ours, theirs in zip(view.parameters(), module.parameters(), strict=True):
+        ours.data = theirs.data
+    return view
+
+
+def micro_batches(count: int, size: int, *inputs: Tree) -> Iterator[tuple[float, tuple[Tree, ...]]]:
+    """Split ``inputs`` into ``count`` parts along the first dimension of their tensors, which has ``size`` rows.
+
+    Yields each part's share of the rows, and the part.
+    """
+    if count == 1:
+        yield 1.0, inputs
+        return
+    for rows in torch.arange(size).tensor_split(min(count, size)):
+        yield len(rows) / size, select_rows(inputs, slice(int(rows[0]), int(rows[-1]) + 1))
+
+
+def select_rows(tree: Tree, rows: slice) -> Tree:
+    """Those rows of every tensor in ``tree`` that has a first dimension."""
+    if isinstance(tree, dict):
+        return {key: select_rows(value, rows) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(select_rows(value, rows) for value in tree)
+    return tree[rows] if torch.is_tensor(tree) and tree.dim() else tree

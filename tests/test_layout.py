@@ -1,0 +1,83 @@
+"""The layout of the code: import direction, sizes of files and functions, names of packages."""
+
+import ast
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+COMMANDS = {"co_training", "collect", "evaluate", "dataset", "report", "analyse"}
+MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
+    "tools": set(),
+    "networks": {"tools"},
+    "wrappers": {"tools"},
+    "replay": {"tools"},
+    "config": {"tools", "wrappers", "replay"},
+    "models": {"tools", "networks", "config"},
+    "agents": {"tools", "networks", "config", "models"},
+    "training": {"tools", "networks", "wrappers", "replay", "config", "models", "agents"},
+}
+MAY_IMPORT["analysis"] = {*MAY_IMPORT, "training"}
+MAY_IMPORT |= dict.fromkeys(COMMANDS, {*MAY_IMPORT, "analysis"})
+PARTS = set(MAY_IMPORT)
+
+
+def sources() -> list[Path]:
+    """The Python files of the project, without tests and benchmarks."""
+    inside = [path for part in PARTS for path in (ROOT / part).rglob("*.py")]
+    return sorted([*ROOT.glob("*.py"), *inside])
+
+
+def imported_parts(path: Path) -> Iterator[tuple[str, int]]:
+    """The parts of this project that a file imports anywhere in it, with the line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            names = [node.module]
+        else:
+            continue
+        yield from ((name.split(".")[0], node.lineno) for name in names if name.split(".")[0] in PARTS)
+
+
+def test_every_part_is_known():
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert packages | {path.stem for path in ROOT.glob("*.py")} == PARTS
+    assert len(list(ROOT.glob("*.py"))) <= 12
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for path in sources():
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for name, line in imported_parts(path):
+            if name != part and name not in MAY_IMPORT[part]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert wrong == []
+
+
+def test_no_name_hides_an_installed_package():
+    installed = set(importlib.metadata.packages_distributions()) | sys.stdlib_module_names
+    assert {part for part in PARTS if part in installed} == set()
+    assert not PARTS & {"datasets", "wandb", "evaluate_hf", "gym", "minari", "ray"}
+
+
+def test_importing_a_part_of_the_project_does_not_import_torch_too_early():
+    """Simulators run in processes that must not load PyTorch; task names are checked before any simulator is loaded."""
+    code = "import sys, wrappers, replay; print(sorted({'torch', 'mujoco', 'dm_control', 'metaworld'} & set(sys.modules)))"
+    from conftest import command
+
+    assert command("-c", code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 60, f"{node.name} at line {node.lineno}"

@@ -1,0 +1,166 @@
+"""The work of collect.py: datasets by a policy, or by a DreamerV2 agent as it learns."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import Config, resolve
+from replay import save_episode
+from tools import BadInput, StopRequest, progress_bar
+from training.checkpoint import check_fits, load_agent
+from training.collector import Collector
+from training.device import pick_device, seed_everything
+from training.logger import read_scores
+from training.methods import COLLECTION, Phase, PhaseKind
+from training.online import ONLINE_LOOPS
+from training.policies import Policy, agent_policy, noisy
+from training.runs import open_trainer, run_to_completion
+from training.trainer import Trainer
+from wrappers import max_return, parse_task
+from wrappers.shared.simulators import check_trained_alike, collection_envs
+
+SHARE_OF_MAXIMUM = {"medium-replay": 1 / 3, "medium-expert": 1.0}  # where the paper's collection stops
+
+
+def score_to_reach(task: str, quality: str | None, max_score: float | None) -> float:
+    """The evaluation return at which collection stops: infinite without a ``medium-*`` quality."""
+    if quality not in SHARE_OF_MAXIMUM:
+        return float("inf")
+    if max_score is not None and not 0 < max_score < float("inf"):
+        raise BadInput(f"--max_score {max_score}: give a positive return")
+    if max_score is None:
+        max_score = max_return(parse_task(task))
+    return SHARE_OF_MAXIMUM[quality] * max_score
+
+
+def learning_phases(config: Config, episodes: int) -> list[Phase]:
+    """DreamerV2 online for ``episodes`` episodes, evaluated every ``eval_every`` steps."""
+    left = episodes * config.time_limit - config.prefill
+    if left < 0:
+        raise BadInput(
+            f"--episodes {episodes} is fewer than the random steps at the start; lower --prefill {config.prefill}"
+        )
+    phases = [
+        Phase(PhaseKind.EVALUATE_RANDOM, domain="source"),
+        Phase(PhaseKind.PREFILL, config.prefill),
+        Phase(PhaseKind.PRETRAIN_SOURCE, config.pretrain),
+    ]
+    while left > 0:
+        phases.append(Phase(PhaseKind.TRAIN_SOURCE, min(left, config.eval_every)))
+        phases.append(Phase(PhaseKind.EVALUATE, domain="source"))
+        left -= config.eval_every
+    return phases
+
+
+def collect_from_learner(config: Config, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train a DreamerV2 agent on the task and copy its replay to ``folder``, the paper's way. Resumes a stopped run.
+
+    ``args`` are collect.py's. Returns the dataset's description.
+    """
+    kind = args.quality or args.policy
+    config = config.replace(
+        source_task=args.task,
+        target_task="",
+        logdir=config.logdir or f"runs/collect-{parse_task(args.task)}-{kind}-seed{config.seed}",
+        replay_size=max(config.replay_size, args.episodes * config.time_limit),
+    )
+    wanted = score_to_reach(args.task, args.quality, args.max_score)
+
+    def reached(trainer: Trainer) -> bool:
+        return trainer.progress.last_score is not None and trainer.progress.last_score >= wanted
+
+    config, phases = resolve(config, COLLECTION, lambda config: learning_phases(config, args.episodes))
+    with open_trainer(config, COLLECTION, phases) as trainer:
+        run_to_completion(trainer, ONLINE_LOOPS, until=reached)
+        if args.quality and not reached(trainer):
+            score = trainer.progress.last_score
+            print(f"note: the last evaluation, {score:.1f}, is below the {wanted:.1f} asked for", file=sys.stderr)
+        replay = trainer.sources[0].store
+        copy_episodes([stored.path for stored in replay.stored[: args.episodes]], folder)
+        scores = [row for row in read_scores(trainer.logdir) if row["phase"] == "evaluate"]
+        return {
+            **trainer.evaluator.description("source"),
+            "returns": replay.returns[: args.episodes],
+            "steps": sum(replay.lengths[: args.episodes]),
+            "evaluations": [{"steps": int(row["source_steps"]), "mean": float(row["mean"])} for row in scores],
+            "score_to_reach": wanted if args.quality else None,
+        }
+
+
+def copy_episodes(paths: list[Path], folder: Path) -> None:
+    """Compress plainly stored episodes into ``folder``."""
+    with progress_bar(len(paths), "copy episodes") as bar:
+        for path in paths:
+            with np.load(path, allow_pickle=False) as arrays:
+                save_episode(folder, dict(arrays), id=path.name.split("-")[1])
+            bar.update()
+
+
+def collect_from_policy(
+    config: Config, args: argparse.Namespace, folder: Path, stop: StopRequest
+) -> dict[str, Any]:
+    """Episodes by random actions, or by a checkpoint's agent with samples of its policy, saved to ``folder``.
+
+    ``args`` are collect.py's. ``stop`` ends it early. Returns the dataset's description.
+    """
+    policy = None
+    if args.policy == "checkpoint":
+        config, agent, policy = load_policy(config, args)
+    envs = collection_envs(config, args.task, "collect")
+    try:
+        if policy:
+            check_fits(agent, envs[0], args.task)
+        seed_everything(config.seed)
+        episodes = EpisodeSaver(folder, config.seed, args.episodes)
+        collector = Collector(envs, episodes.save, config.seed)
+        noise_rng = np.random.default_rng([config.seed, 1])
+        policy = noisy(policy or collector.random_policy, config.action_noise, noise_rng)
+        collect_episodes(collector, policy, episodes, stop)
+        description = envs[0].get_wrapper_attr("description")
+    finally:
+        for env in envs:
+            env.close()
+    figures = {"returns": episodes.returns, "steps": sum(episodes.lengths)}
+    return {**description, **figures, "action_noise": config.action_noise}
+
+
+def load_policy(config: Config, args: argparse.Namespace) -> tuple[Config, Any, Policy]:
+    """The settings with the image size of the checkpoint's agent, the agent, and its policy."""
+    if args.checkpoint is None:
+        raise BadInput("--checkpoint is missing: give the run directory of the agent")
+    agent, trained = load_agent(args.checkpoint, args.agent, pick_device(config.device))
+    check_trained_alike(args.checkpoint, trained, config, args.task)
+    return config.replace(size=trained.size), agent, agent_policy(agent, sample=True)
+
+
+class EpisodeSaver:
+    """Saves the first ``limit`` episodes to a folder. With several simulators, more may be finished.
+
+    Attributes: returns and lengths (agent steps) of the saved episodes.
+    """
+
+    def __init__(self, folder: Path, seed: int, limit: int):
+        self.folder, self.seed, self.limit = folder, seed, limit
+        self.returns: list[float] = []
+        self.lengths: list[int] = []
+
+    def save(self, episode: dict[str, np.ndarray]) -> None:
+        if len(self.returns) == self.limit:
+            return
+        save_episode(self.folder, episode, id=f"{self.seed:08x}{len(self.returns):024x}")
+        self.returns.append(float(episode["reward"].sum()))
+        self.lengths.append(len(episode["reward"]) - 1)
+
+
+def collect_episodes(collector: Collector, policy: Policy, episodes: EpisodeSaver, stop: StopRequest) -> None:
+    """Step the collector until all episodes are saved, or until Ctrl-C or SIGTERM."""
+    with stop.listening(), progress_bar(episodes.limit, "episodes") as bar:
+        while len(episodes.returns) < episodes.limit and stop.signal is None:
+            collector.step(policy)
+            if len(episodes.returns) > bar.n:
+                bar.update(len(episodes.returns) - bar.n)
+                last, mean = episodes.returns[-1], np.mean(episodes.returns)
+                bar.set_postfix({"return": f"{last:.1f}", "mean": f"{mean:.1f}"}, refresh=False)

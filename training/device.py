@@ -1,0 +1,78 @@
+"""The device, its memory, and the random number generators."""
+
+import ctypes
+import json
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tools import BadInput
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. Raises BadInput if this machine has none of the kind."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"device {name!r} is not known; give auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"device {name}: torch {torch.__version__} finds no GPU here; use --device cpu")
+    return device
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let the C library keep the memory that one update frees, for the next update.
+
+    By default glibc returns every large block to the system; the page faults of requesting it again take up to half of
+    an update on a CPU. Does nothing with other C libraries.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+        mallopt(trim_threshold, -1 if keep else 128 * 1024)
+        mallopt(mmap_max, 0 if keep else 65536)
+
+
+def to_tensors(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """A sampled batch as tensors; for a GPU in pinned memory, so that copying does not block."""
+    tensors = {k: torch.from_numpy(v) for k, v in batch.items()}
+    return {k: v.pin_memory() for k, v in tensors.items()} if device.type == "cuda" else tensors
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch of `to_tensors` on ``device``. Images stay uint8, a quarter of the traffic."""
+    return {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (every device), numpy's global generator and Python's own."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def generator_state(generator: np.random.Generator) -> str:
+    """The state of a numpy generator as text, for a checkpoint."""
+    return json.dumps(generator.bit_generator.state)
+
+
+def restore_generator(generator: np.random.Generator, state: str) -> None:
+    generator.bit_generator.state = json.loads(state)
+
+
+def torch_rng_state() -> dict[str, Any]:
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_torch_rng(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

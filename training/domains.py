@@ -1,0 +1,206 @@
+"""The domains of a run. A `Domain` holds one domain's task, data, agent and batches, an `OnlineDomain` a simulator too."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.agent import Agent, Batch
+from config import Config, task_names
+from replay import OfflineDataset, OnlineReplay, Prefetcher, SequenceStore
+from tools import BadInput
+from training.collector import Collector
+from training.device import generator_state, restore_generator, to_device, to_tensors
+from training.evaluator import Evaluator
+from training.logger import Logger
+from training.methods import AgentBuilder, Method, online_tasks
+from training.policies import Policy, agent_policy
+from wrappers.shared.simulators import check_recorded_alike, collection_envs
+
+
+class Domain:
+    """A domain with stored data: the target's dataset. ``rng`` is the RNG of its batches."""
+
+    def __init__(
+        self, name: str, task: str, store: SequenceStore, agent: Agent, config: Config, rng: np.random.Generator
+    ):
+        self.name, self.task, self.store, self.agent, self.config = name, task, store, agent, config
+        self._prefetcher = Prefetcher(self._sample, rng)
+
+    def next_batch(self) -> Batch:
+        """A batch on the device: the agent's observations, action, reward, discount, each (B, T, ...)."""
+        return to_device(self._prefetcher.next(), self.agent.device)
+
+    def _sample(self) -> Batch:
+        keys = (*self.agent.world.keys, "action", "reward", "discount")
+        arrays = self.store.sample(self.config.batch_size, self.config.batch_length, self._prefetcher.rng, keys)
+        return to_tensors(arrays, self.agent.device)
+
+    def open_loop(self, sequences: int, context: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+        """True and predicted images, uint8 (B, T, H, W, 3), without a change of any RNG state.
+
+        None if there is no data, or the agent does not observe images.
+        """
+        if self.store.episodes == 0 or self.agent.world.state:
+            return None
+        count, length = min(sequences, self.config.batch_size), self.config.batch_length
+        arrays = self.store.sample(count, length, np.random.default_rng(seed))
+        batch = to_device(to_tensors(arrays, self.agent.device), self.agent.device)
+        with torch.random.fork_rng():
+            predicted = self.agent.world.open_loop(batch["image"], batch["action"], min(context, length - 1))
+        return arrays["image"], predicted.cpu().numpy()
+
+    def discard_prefetched(self) -> None:
+        """Undo the sampling of the batch that was sampled ahead; call before the store changes or is saved."""
+        self._prefetcher.discard_pending()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the batches; the agent is saved by itself."""
+        return {"sampling": generator_state(self._prefetcher.rng)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore_generator(self._prefetcher.rng, state["sampling"])
+
+    def after_save(self) -> None:
+        """Call when a checkpoint with `state_dict` is on the disk."""
+
+    def close(self) -> None:
+        self._prefetcher.close()
+
+
+class OnlineDomain(Domain):
+    """A domain whose agent learns in a simulator. ``seed`` is that of its episodes."""
+
+    store: OnlineReplay
+
+    def __init__(
+        self, name: str, task: str, store: OnlineReplay, agent: Agent, config: Config, rng: np.random.Generator,
+        *, envs: list[Any], seed: int, logger: Logger,
+    ):  # fmt: skip
+        super().__init__(name, task, store, agent, config, rng)
+        self.collector, self.logger = Collector(envs, self._add_episode, seed), logger
+
+    @property
+    def policy(self) -> Policy:
+        """The agent's policy for collecting: samples."""
+        return agent_policy(self.agent, sample=True)
+
+    def _add_episode(self, episode: dict[str, np.ndarray]) -> None:
+        self.discard_prefetched()
+        self.store.add_episode(episode)
+        metrics = {
+            "episode_return": float(episode["reward"].sum()),
+            "episode_length": len(episode["reward"]) - 1,
+        }
+        if "success" in episode:
+            metrics["episode_success"] = float(episode["success"].max())
+        self.logger.add(self.name, metrics)
+
+    def clear(self) -> None:
+        """Delete the episodes that a killed run left, if it had no checkpoint yet."""
+        self.store.load_state_dict({"episodes": [], "added": 0})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "replay": self.store.state_dict(),
+            "collector": self.collector.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.store.load_state_dict(state["replay"])
+        self.collector.load_state_dict(state["collector"], self.agent.device)
+
+    def after_save(self) -> None:
+        self.store.delete_evicted()
+
+
+def open_dataset(config: Config) -> OfflineDataset:
+    """The target's dataset. Raises BadInput if there is none or it cannot be used."""
+    if not config.offline_traindir:
+        raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
+    return OfflineDataset(
+        config.offline_traindir,
+        size=config.size[0],
+        length=config.batch_length,
+        format=config.dataset_format,
+        cache_dir=config.dataset_cache or None,
+    )
+
+
+def domain_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
+    """Name -> (task, role) of every domain of a run, online ones first."""
+    tasks = online_tasks(config, method)
+    return tasks | ({"target": (task_names(config, "target_task")[0], "target")} if method.dataset else {})
+
+
+def source_seed(seed: int, index: int) -> int:
+    """The seed of an online domain's episodes: the run's own for the first one, another for each other one."""
+    return seed if index == 0 else int(np.random.SeedSequence([seed, index, 7]).generate_state(1)[0])
+
+
+def build_domains(
+    config: Config,
+    method: Method,
+    device: torch.device,
+    dataset: OfflineDataset | None,
+    evaluator: Evaluator,
+    logger: Logger,
+    resources: ExitStack,
+) -> dict[str, Domain]:
+    """Every domain of a run by name, online ones first. ``resources`` closes what they open."""
+    tasks, envs = domain_tasks(config, method), {}
+    for name, (task, role) in online_tasks(config, method).items():
+        envs[name] = collection_envs(config, task, role)
+        for env in envs[name]:
+            resources.callback(env.close)
+    builder = agent_builder(config, device, tasks, envs, dataset, evaluator)
+    agents = method.agents(builder)
+    domains: dict[str, Domain] = {}
+    for index, name in enumerate(envs):
+        replay = OnlineReplay(Path(config.logdir).expanduser() / f"{name}_replay", capacity=config.replay_size)
+        # Stream 1 of the run's RNG samples the first online domain's batches, 2 the dataset's, then the others'.
+        rng = np.random.default_rng([config.seed, 1 if index == 0 else 2 + index])
+        simulators = {"envs": envs[name], "seed": source_seed(config.seed, index), "logger": logger}
+        domains[name] = OnlineDomain(name, tasks[name][0], replay, agents[name], config, rng, **simulators)
+        resources.callback(domains[name].close)
+    if dataset is not None:
+        rng = np.random.default_rng([config.seed, 2])
+        domains["target"] = Domain("target", tasks["target"][0], dataset, agents["target"], config, rng)
+        resources.callback(domains["target"].close)
+    return domains
+
+
+def agent_builder(
+    config: Config,
+    device: torch.device,
+    tasks: dict[str, tuple[str, str]],
+    envs: dict[str, list[Any]],
+    dataset: OfflineDataset | None,
+    evaluator: Evaluator,
+) -> AgentBuilder:
+    """Action sizes and low-dimensional observations of every domain. Raises BadInput if data and simulator differ."""
+    action_dims, states = {}, {}
+    for name, (env, *_) in envs.items():
+        action_dims[name] = env.action_space.shape[0]
+        if config.source_observation == "state" and tasks[name][1] != "target":
+            spaces = env.observation_space.spaces
+            states[name] = {key: space.shape[0] for key, space in spaces.items() if key != "image"}
+    if dataset is not None:
+        action_dims["target"] = dataset.action_dim
+        check_dataset(dataset, evaluator, config)
+    return AgentBuilder(config, device, action_dims, states)
+
+
+def check_dataset(dataset: OfflineDataset, evaluator: Evaluator, config: Config) -> None:
+    """Raises BadInput if the dataset does not fit the target's simulator."""
+    expected, found = evaluator.simulator("target").action_space.shape[0], dataset.action_dim
+    if expected != found:
+        raise BadInput(
+            f"--offline_traindir {config.offline_traindir}: its actions have {found} dimensions, those of "
+            f"{evaluator.tasks['target'][0]} have {expected}; give that task's dataset"
+        )
+    check_recorded_alike(dataset.directory, dataset.description, evaluator.description("target"))

@@ -1,0 +1,116 @@
+"""Opening a run: building or resuming its parts, running it to its end, and closing them."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from config import Config, to_yaml
+from replay import OfflineDataset
+from tools import lock_directory, write_text
+from training.checkpoint import CHECKPOINT, read_resumable
+from training.device import keep_freed_memory, pick_device, seed_everything
+from training.domains import OnlineDomain, build_domains, domain_tasks, open_dataset
+from training.evaluator import Evaluator
+from training.logger import Logger, read_scores
+from training.methods import Method, Phase, PhaseKind
+from training.selector import SourceSelector
+from training.trainer import Interrupted, Progress, Trainer
+from training.visuals import CONTEXT, open_loop_images, prediction_sheet, score_curve
+from wrappers.shared.vector import WorkerCrash
+
+
+def dataset_figures(dataset: OfflineDataset | None) -> list[float] | None:
+    """Figures that identify a dataset: episodes, steps, sum of returns."""
+    if dataset is None:
+        return None
+    return [dataset.episodes, dataset.steps, round(float(sum(dataset.returns)), 3)]
+
+
+@contextmanager
+def open_trainer(config: Config, method: Method, phases: list[Phase]) -> Iterator[Trainer]:
+    """Build a run, or resume the one in ``config.logdir``; simulators, records and lock are closed at the end.
+
+    ``config`` and ``phases`` are those of `config.resolve`.
+    """
+    device = pick_device(config.device)
+    keep_freed_memory()
+    tasks = domain_tasks(config, method)
+    dataset = open_dataset(config) if method.dataset else None
+    logdir = Path(config.logdir).expanduser()
+    with ExitStack() as resources:
+        resources.enter_context(lock_directory(logdir))  # first, so that it is released last
+        figures = dataset_figures(dataset)
+        saved = read_resumable(logdir, config, phases, figures)
+        progress = Progress(**saved["progress"]) if saved else Progress()
+        for leftover in logdir.glob(f".{CHECKPOINT}.*tmp"):
+            leftover.unlink()
+        seed_everything(config.seed)
+        logger = Logger(logdir, saved["logger"]["sizes"], progress.step) if saved else Logger(logdir)
+        resources.callback(logger.close)
+        evaluator = Evaluator(config, tasks)
+        resources.callback(evaluator.close)
+        domains = build_domains(config, method, device, dataset, evaluator, logger, resources)
+        sources = [name for name, domain in domains.items() if isinstance(domain, OnlineDomain)]
+        selector = SourceSelector(config, sources)
+        trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, figures)
+        if saved:
+            trainer.load_state_dict(saved)
+            print(f"resuming {logdir} at step {progress.step}", file=sys.stderr)
+        else:
+            for source in trainer.sources:
+                source.clear()
+        write_text(logdir / "config.yaml", to_yaml(config))
+        yield trainer
+
+
+def run_to_completion(
+    trainer: Trainer,
+    loops: Mapping[PhaseKind, Callable[[Trainer, Phase], None]],
+    until: Callable[[Trainer], bool] = lambda trainer: False,
+) -> None:
+    """Run the phases that are left, then draw the pictures. On Ctrl-C, SIGTERM or a crash, say how to go on and exit."""
+    logdir = trainer.logdir
+    try:
+        with trainer.stop.listening():
+            trainer.run(loops, until)
+            draw_summary(trainer)
+    except Interrupted:
+        print(f"stopped and saved; the same command continues {logdir}", file=sys.stderr)
+        sys.exit(128 + trainer.stop.signal)
+    except WorkerCrash as crash:
+        sys.exit(f"{crash}\na simulator's process failed; the same command continues {logdir} from its last checkpoint")
+
+
+def draw_summary(trainer: Trainer) -> None:
+    """predictions.png, what the agents see and predict at the end, and scores.png."""
+    logdir, seed = trainer.logdir, (trainer.config.seed, trainer.progress.step)
+    images = open_loop_images(trainer.domains, 1, seed)
+    if images:
+        sheets = {name: (truth[0], predicted[0]) for name, (truth, predicted) in images.items()}
+        prediction_sheet(sheets, CONTEXT, logdir / "predictions.png")
+    score_curve(read_scores(logdir), logdir.name, logdir / "scores.png")
+
+
+def summary(trainer: Trainer) -> str:
+    """The scores of a finished run as a short table; with several sources, how often each was followed."""
+    config, tasks = trainer.config, [domain.task for domain in trainer.domains.values()]
+    rows = [row for row in read_scores(trainer.logdir) if row["domain"] == "target"]
+    labels = [
+        "random policy" if row["phase"] == "evaluate_random" else f"{config.method}, before round {row['round']}"
+        for row in rows
+    ]
+    if rows[-1]["phase"] == "evaluate":
+        labels[-1] = f"{config.method}, at the end"
+    width = max(map(len, [*labels, *tasks])) + 10
+    lines = [f"{trainer.target.task:{width}} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
+    for label, row in zip(labels, rows, strict=True):
+        success = f"{float(row['success']):.0%}" if row["success"] else "-"
+        figures = f"{float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}"
+        lines.append(f"{label:{width}} {figures}")
+    counts = trainer.selector.total_counts
+    if sum(counts):
+        lines.append(f"{'source':{width}} {'followed':>9} of {sum(counts)} target updates")
+        for source, count in zip(trainer.sources, counts, strict=True):
+            lines.append(f"{source.name + ' ' + source.task:{width}} {count / sum(counts):9.0%}")
+    return "\n".join([*lines, f"run directory: {trainer.logdir}"])

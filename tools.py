@@ -120,11 +120,16 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def lock_directory(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and keep other processes out of it. Raises BadInput if one is running there, or on no access."""
+    """Make ``folder`` and keep other processes out of it, if its file system has locks.
+
+    Raises BadInput if another process has the lock, or if the folder cannot be written.
+    """
+    # A killed process releases this lock. The soft lock of filelock, a file, would remain and prevent resuming.
+    lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+        with contextlib.suppress(NotImplementedError):
+            lock.acquire()
     except Timeout:
         raise BadInput(f"another process is writing {folder}; wait for it, or choose another place") from None
     except OSError as error:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,24 +40,25 @@ def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> 
 
 
 def in_worker(function: Callable, *arguments) -> Any:
-    """The function's result from a process started for it."""
+    """The function's result, computed in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run ``code`` in a new Python that inherits no choice of an OpenGL library."""
+def run_python(code: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """Run ``code`` in a new Python process that inherits no choice of an OpenGL library."""
     chosen = ("MUJOCO_GL", "COWORLD_GL_CHECKED", "PYOPENGL_PLATFORM")
     kept = {name: value for name, value in os.environ.items() if name not in chosen}
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, timeout=120)
+    environment = {**kept, **environment}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def check_with_gymnasium(task: str) -> None:
     """Gymnasium's own checks of the environment, wrapped and bare."""
     env = make_env(task)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that joint angles have no bounds, and that there is no registry entry
+        warnings.simplefilter("ignore")  # warnings: joint angles have no bounds, no registry entry
         check_env(env)
         check_env(env.unwrapped)
     env.close()

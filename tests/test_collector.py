@@ -130,7 +130,7 @@ def test_episodes_side_by_side_are_those_one_after_the_other(env):
 def test_an_episode_that_ends_early_waits_for_the_others(env):
     class Short(SyncEnv):
         def reset_async(self, seed=None):
-            super().reset_async(seed)
+            super().reset_async(seed=seed)
             self.left = 2
 
         def step_wait(self):

@@ -7,6 +7,7 @@ import pytest
 
 import config as settings
 from co_training import algorithm_1
+from test_layout import sources
 from tools import BadInput
 from training.methods import METHODS
 from wrappers import SUITES
@@ -40,8 +41,7 @@ def test_every_key_has_a_comment():
 
 def test_every_key_is_read_somewhere():
     """Defect 11 of the release: settings that nothing reads."""
-    root = Path(settings.__file__).parent
-    code = "\n".join(p.read_text() for p in root.rglob("*.py") if not p.is_relative_to(root / "tests"))
+    code = "\n".join(path.read_text() for path in sources())
     of_suites = {f"{suite.name}_{key}" for suite in SUITES.values() for key in suite.settings}
     for key in settings.read_blocks()["defaults"]:
         assert f"config.{key}" in code or key in of_suites, key
@@ -138,7 +138,7 @@ def test_resolve_computes_what_depends_on_the_schedule():
     method = METHODS["coworld"]
     resolved, phases = settings.resolve(config, method, algorithm_1)
     assert resolved.eta_steps == 2 * config.warmup_steps + (config.rounds - 1) * config.source_iterations
-    assert resolved.logdir == "runs/dmc_walker_walk-to-dmc_walker_downhill-dmc-seed0" and len(phases) == 21
+    assert resolved.logdir == "runs/dmc_walker_walk-to-dmc_walker_downhill-dmc-seed0" and len(phases) == 26
     assert settings.resolve(config.replace(eta_steps=7), method, algorithm_1)[0].eta_steps == 7
     offline = settings.resolve(config.replace(source_observation="state"), METHODS["offline_dv2"], algorithm_1)[0]
     assert (offline.source_task, offline.source_observation) == ("", "image")  # the method has no source

@@ -23,8 +23,8 @@ BODIES = {
     "cheetah_uphill": ("cheetah_run", (-2.54, 0, -9.47), (90, 0, -15), CHEETAH_GROUND),
     "cheetah_nopaw": ("cheetah_run", None, None, {**CHEETAH_GROUND, "ffoot": (0.001, 0.001, 0)}),
 }
-# What MuJoCo's compiler works out from a foot's size. Its mass is one of them, and by the original's own
-# `settotalmass` the cheetah's other parts take up what the paw loses; so all that derives from mass follows.
+# Fields that MuJoCo's compiler computes from a foot's size. One is its mass. The cheetah's model sets the total mass
+# (`settotalmass`), so the other parts get the mass that the paw loses, and all fields computed from mass differ.
 FROM_FOOT_SIZE = {
     *("geom_rbound", "geom_aabb", "bvh_aabb", "body_mass", "body_inertia", "body_subtreemass"),
     *("body_invweight0", "dof_invweight0", "dof_M0", "actuator_acc0", "cam_poscom0", "light_poscom0"),
@@ -149,7 +149,7 @@ def test_seed_determines_the_episode_here_and_in_a_worker():
     assert not np.array_equal(here["image"][0], rollout("walker_downhill", seed=4, steps=1)["image"][0])
 
 
-def test_reset_without_seed_goes_on_from_the_last_one():
+def test_reset_without_seed_continues_the_rng():
     env = make_env("cheetah_run", size=16)
     env.reset(seed=5)
     second = env.reset()[0]["position"]
@@ -211,7 +211,7 @@ def test_full_is_what_dm_control_draws_and_fast_differs():
         env.close()
     np.testing.assert_array_equal(images["full"], in_worker(drawn_by_dm_control, state))
     difference = np.abs(images["full"] - images["fast"])
-    assert 0 < difference.mean() < 12  # the shadow and the mirrored figure go; the picture stays
+    assert 0 < difference.mean() < 12  # without shadow and reflection, otherwise the same scene
 
 
 def test_description_and_settings():
@@ -258,7 +258,7 @@ def test_video_as_a_background(tmp_path):
             make_env("walker_walk", background=str(tmp_path))
 
 
-def test_no_way_to_draw_names_the_packages(monkeypatch):
+def test_no_working_library_names_the_packages(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(backend, "_works", lambda name: False)
     with pytest.raises(BadInput, match=r"libegl1.*libosmesa6"):
@@ -273,10 +273,10 @@ def test_osmesa_is_next_when_egl_fails(monkeypatch):
     assert backend.choose_backend() == "osmesa" and chosen == ["osmesa"]
 
 
-def test_users_choice_that_cannot_draw_is_one_clear_line():
+def test_users_choice_that_does_not_work_is_one_line():
     code = "from tools import exit_on_bad_input; from wrappers import make_env\n"
     code += "exit_on_bad_input(lambda: make_env('walker_walk'))"
-    # Without its vendors' list, the EGL loader finds no driver.
+    # Without the list of vendors, the EGL loader finds no driver.
     done = run_python(code, MUJOCO_GL="egl", __EGL_VENDOR_LIBRARY_DIRS="/nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("error: MUJOCO_GL=egl cannot draw here") and "libegl1" in done.stderr
@@ -284,7 +284,7 @@ def test_users_choice_that_cannot_draw_is_one_clear_line():
 
 
 def test_quiet_exit_with_environments_left_open():
-    code = "import mujoco; from wrappers import make_env\n"  # imported too early on purpose
+    code = "import mujoco; from wrappers import make_env\n"  # before the choice of a library, on purpose
     code += "envs = [make_env(t) for t in ('walker_walk', 'cheetah_run')]\n"
     code += "print(*[env.reset(seed=0)[0]['image'].shape for env in envs])"
     done = run_python(code)

@@ -1,6 +1,7 @@
 """The registry of suites, settings, and environments in processes of their own."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,19 @@ def test_registered_suite_runs_the_same_in_worker_processes(dots):
         np.testing.assert_equal(env.step(np.ones(2)), here.step(np.ones(2)))
         assert "success" in env.step(np.ones(2))[4]
         env.close()
+
+
+def test_file_in_wrappers_is_a_suite(tmp_path):
+    shutil.copytree(ROOT / "wrappers", tmp_path / "wrappers")
+    shutil.copy(ROOT / "tools.py", tmp_path)
+    (tmp_path / "wrappers" / "dots.py").write_text(DOTS)
+    code = "from wrappers import SUITES, make_env; from wrappers.shared.vector import ProcessEnv\n"
+    code += "for make in (make_env, ProcessEnv): print(make('move-middle').reset(seed=0)[0]['dot'])\n"
+    code += "print(*SUITES)"
+    done = run_python(code, tmp_path)
+    assert done.stderr == ""
+    here, there, suites = done.stdout.splitlines()
+    assert here == there and suites == "dmc metaworld robodesk dots"
 
 
 def test_suite_of_the_script_itself_cannot_run_in_workers(dots, monkeypatch):

@@ -37,7 +37,7 @@ def test_seed_determines_the_episode_here_and_in_a_worker():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_goals_are_redrawn_by_seed_observed_and_forgotten(name):
+def test_goals_are_random_by_seed_and_observed(name):
     env = make_env(f"metaworld_{name}", size=8)
     goals = {}
     for seed in (0, 1, 0):
@@ -48,16 +48,16 @@ def test_goals_are_redrawn_by_seed_observed_and_forgotten(name):
         np.testing.assert_allclose(stepped["state"][-3:], target, atol=1e-6)
         np.testing.assert_array_equal(goals.setdefault(seed, observation["state"]), observation["state"])
     assert np.abs(goals[0][-3:] - goals[1][-3:]).max() > 0.001
-    after = env.reset()[0]["state"]  # without a seed, too
+    after = env.reset()[0]["state"]  # without a seed too
     assert np.abs(after[-3:] - goals[0][-3:]).max() > 0.001
     env.close()
 
 
-@pytest.mark.filterwarnings("ignore:Constant")  # the scripted expert's own
+@pytest.mark.filterwarnings("ignore:Constant")  # a warning of the scripted expert
 @pytest.mark.parametrize("name", ["drawer-close", "button-press"])
-def test_success_is_the_tasks_own_and_the_episode_goes_on(name):
+def test_success_is_the_tasks_own_and_the_episode_continues(name):
     env = make_env(f"metaworld_{name}", size=8)
-    env.unwrapped._draw = lambda: np.zeros((8, 8, 3), np.uint8)  # nothing here looks at the picture
+    env.unwrapped._draw = lambda: np.zeros((8, 8, 3), np.uint8)  # this test uses no image
     expert = ENV_POLICY_MAP[f"{name}-v3"]()
     env.reset(seed=2)
     success = []

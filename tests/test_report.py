@@ -12,15 +12,16 @@ from test_co_training import train
 
 import co_training as program
 import report
-import tools
-from config import to_yaml
-from training.methods import METHODS
-from reports import rows
-from analysis.cells import results_of
+from analysis.cells import compute_results
 from analysis.curves import mean_curve
-from analysis.heatmap import heat_baseline, heat_cells
+from analysis.heatmap import choose_baseline, heatmap_values
 from analysis.interquartile import interquartile_mean
-from analysis.runs import WITHOUT_SOURCE, read_run, read_settings, run_folders
+from analysis.rows import set_labels
+from analysis.runs import read_run, read_settings, run_folders
+from config import to_yaml
+from training.logger import Logger
+from training.methods import METHODS, Method
+from wrappers import SUITES, Suite
 
 DOWNHILL, UPHILL = "dmc_walker_downhill", "dmc_walker_uphill"
 
@@ -32,17 +33,15 @@ def write_run(
     random: float = 10.0,
     success: float | None = None,
     finished: bool = True,
-    method: str | None = "coworld",
+    method: str = "coworld",
     **flags: object,
 ) -> Path:
     """A run directory as the program writes it: an evaluation before each of its rounds, and the one at its end."""
-    own = {"method": method, **{key: flags.pop(key) for key in ("select",) if key in flags}}
     flags = {"source_task": "walker_walk", "target_task": "walker_downhill", "rounds": len(scores) - 1, **flags}
-    config = tiny(logdir=folder, **flags)
-    vars(config).update({key: value for key, value in own.items() if value is not None})
+    config = tiny(logdir=folder, method=method, **flags)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
-    logger = tools.Logger(folder)
+    logger = Logger(folder)
     rounds = [0, *range(1, config.rounds + 1), config.rounds]
     for i, mean in enumerate([random, *scores] if finished else [random, *scores][:-1]):
         logger.score(
@@ -85,7 +84,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report") / "runs"
     for seed, (down, up) in enumerate([(100, 40), (200, 60)]):
         write_run(root / f"a/down{seed}", [20, 50, down], seed=seed, random=10 + 2 * seed)
-        write_run(root / f"b/c/up{seed}", [20, 30, up], seed=seed, target_task="walker_uphill", method=None)
+        write_run(root / f"b/c/up{seed}", [20, 30, up], seed=seed, target_task="walker_uphill")
         write_run(root / f"offline{seed}", [5, 6, down / 2], seed=seed, random=10 + 2 * seed, method="offline_dv2",
                   source_task="")  # fmt: skip
     write_run(root / "off", [20, 50, 80], value_constraint="off", random=10)
@@ -103,7 +102,7 @@ def test_cells_are_means_over_seeds_of_the_last_evaluation(runs: Path, capsys: p
     assert returns["coworld, value_constraint off"][down] == "80.0 (1)"
     assert returns["coworld, 2 sources"][down] == "90.0 (1)"
     assert returns["random policy"] == {down: "11.0 +- 1.4 (2)", up: "10.0 +- 0.0 (2)", "average": "10.5"}
-    names = ["random policy", "offline_dv2", "coworld", "coworld, 2 sources", "coworld, value_constraint off"]
+    names = ["random policy", "coworld", "coworld, 2 sources", "coworld, value_constraint off", "offline_dv2"]
     assert list(returns) == names
     assert "success" not in (out / "table.md").read_text()
     assert returns["coworld"][down] in capsys.readouterr().out
@@ -175,7 +174,7 @@ def test_a_run_is_finished_after_the_last_evaluation_of_its_schedule(method: str
     phases = METHODS[method].schedule(program.algorithm_1(tiny(rounds=number)))
     rounds = [phase.round for phase in phases if phase.kind == "evaluate"]
     if (method, number) == ("online_dv2", 0):
-        assert not rounds  # there is nothing that it would learn
+        assert not rounds  # without a round, this method does not learn
         return
     run = read_run(write_run(tmp_path / "run", [20] * len(rounds), rounds=number, method=method))
     assert [score.round for score in run.scores] == rounds and run.finished
@@ -183,9 +182,53 @@ def test_a_run_is_finished_after_the_last_evaluation_of_its_schedule(method: str
     assert not run.finished
 
 
-def test_the_methods_of_the_report_are_the_programs():
-    assert set(rows.METHODS) == set(METHODS)
-    assert set(WITHOUT_SOURCE) == {name for name, m in METHODS.items() if not m.online.startswith("source")}
+def test_a_registered_suite_and_method_are_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    suite = Suite("farm", "Farm World", ("sow", "reap", "dig"), make=make_nothing, max_returns={"reap": 90})
+    monkeypatch.setitem(SUITES, "farm", suite)
+    monkeypatch.setitem(METHODS, "tied", Method(dict, online="sources", aligned_with_sources=True))
+    monkeypatch.setitem(METHODS, "lonely", Method(dict, online=""))
+    root, tasks = tmp_path / "runs", {"source_task": "farm_sow", "target_task": "farm_reap"}
+    for seed in (0, 1):
+        write_run(root / f"tied{seed}", [20, 50 + 10 * seed], method="tied", seed=seed, **tasks)
+        write_run(root / f"lonely{seed}", [20, 30], method="lonely", seed=seed, **tasks)  # the source has no effect
+    write_run(root / "ablation", [20, 40], method="tied", state_alignment=False, **tasks)
+    write_run(root / "dig", [20, 30], method="tied", source_task="sow", target_task="dig")
+    write_run(root / "coworld", [20, 35], **tasks)
+    out = run_report(root)
+    returns = table(out, "Farm World: return")
+    pair, dig = "sow -> reap", "sow -> dig"
+    assert list(returns) == ["random policy", "coworld", "tied", "tied, state_alignment False", "lonely"]
+    assert list(returns["tied"]) == [pair, dig, "average"]  # as in the suite
+    assert returns["tied"][pair] == "55.0 +- 7.1 (2)" and returns["tied"][dig] == "30.0 (1)"
+    assert returns["lonely"] == {pair: "30.0 +- 0.0 (2)", dig: "-", "average": "30.0 (1 of 2 tasks)"}
+    iqm = table(out, "Normalised score")
+    assert (iqm["tied"]["IQM"], iqm["tied"]["runs"]) == ("0.562", "2")  # (50 - 10) / 80 and (60 - 10) / 80
+    notes = listed(out, "Notes")
+    assert len(notes) == 1 and notes[0].startswith("farm_dig: not in the normalised scores")
+    assert "--max_score farm_dig=RETURN" in notes[0]
+    assert {path.name for path in out.glob("*.png")} == {"curves-farm_reap.png", "curves-farm_dig.png", "heatmap.png"}
+    out = run_report(root, "--max_score", "farm_dig=110")
+    assert not listed(out, "Notes") and table(out, "Normalised score")["tied"]["runs"] == "3"
+
+
+def make_nothing(task: str, description: dict) -> None:
+    """In place of a suite's simulator; a report needs none."""
+
+
+def test_without_any_maximum_there_is_no_normalised_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SUITES, "farm", Suite("farm", "Farm World", ("sow", "reap"), make=make_nothing))
+    write_run(tmp_path / "runs/one", [20, 50], source_task="farm_sow", target_task="farm_reap")
+    out = run_report(tmp_path / "runs")
+    assert "Normalised score" not in (out / "table.md").read_text()
+    assert lines(out / "cells.csv")[0]["normalised"] == ""
+
+
+def test_a_method_of_another_version_is_the_last_row_and_uses_its_sources(tmp_path: Path):
+    write_run(tmp_path / "runs/1", [1, 2], method="older")
+    write_run(tmp_path / "runs/2", [1, 2], method="online_dv2")
+    returns = table(run_report(tmp_path / "runs"), "DeepMind Control: return")
+    assert list(returns) == ["random policy", "online_dv2", "older"]
+    assert "walker_walk -> walker_downhill" in returns["older"]
 
 
 @pytest.mark.parametrize("text", ["", "header"])
@@ -193,7 +236,7 @@ def test_a_run_that_has_just_begun_is_not_finished(text: str, tmp_path: Path):
     path = write_run(tmp_path / "run", [20, 30]) / "scores.csv"
     path.write_text(path.read_text().split("\n")[0] + "\n" if text else "")
     run = read_run(tmp_path / "run")
-    assert not run.finished and run.where_it_stands == "no evaluation of its agent yet"
+    assert not run.finished and run.last_evaluation == "no evaluation of its agent yet"
 
 
 def test_success_where_the_suite_has_it(tmp_path: Path):
@@ -210,20 +253,22 @@ def test_success_where_the_suite_has_it(tmp_path: Path):
     assert "DeepMind Control: success" not in (out / "table.md").read_text()
 
 
-def test_rows_are_told_apart_by_what_is_not_the_default(tmp_path: Path):
+def test_labels_name_the_settings_that_are_not_the_default(tmp_path: Path):
     root = tmp_path / "runs"
     many = {"source_task": "walker_walk,walker_run"}
     write_run(root / "1", [1, 2], state_alignment=False, sparse_reward=True)
     write_run(root / "2", [1, 2], select="first", **many)
     write_run(root / "3", [1, 2], source_task="walker_run,walker_stand")
-    write_run(root / "4", [1, 2], method="offline_dv2", source_task="", value_constraint="off")  # has no such part
+    write_run(
+        root / "4", [1, 2], method="offline_dv2", source_task="", value_constraint="off"
+    )  # not a setting of this method
     write_run(root / "5", [1, 2], source_task="walker_stand,walker_walk")
     run_report(root)
     rows = {row["folder"][-1]: row["row"] for row in lines(tmp_path / "out/cells.csv")}
     assert rows == {
         "1": "coworld, state_alignment False, sparse_reward True",
         "2": "coworld, 2 sources, select first",
-        "3": "coworld, 2 sources (walker_run, walker_stand)",
+        "3": "coworld, 2 sources (walker_stand, walker_run)",
         "4": "offline_dv2",
         "5": "coworld, 2 sources (walker_stand, walker_walk)",
     }
@@ -235,7 +280,7 @@ def test_the_value_constraint_off_is_read_as_written(tmp_path: Path):
     assert read_settings(folder)["value_constraint"] == "off"
 
 
-def test_one_cell_and_seed_twice_is_refused_or_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_two_runs_of_one_cell_and_seed_are_refused_or_separated(tmp_path: Path, capsys: pytest.CaptureFixture):
     root = tmp_path / "runs"
     one = write_run(root / "one", [1, 2], value_constraint_scale=1)
     other = write_run(root / "other", [1, 4], value_constraint_scale=3)
@@ -301,7 +346,7 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture):
     write_run(tmp_path / "collected", [1, 2], target_task="")
     assert "collections" in refused(report.main, [tmp_path], capsys)
     write_run(tmp_path / "cut", [1, 2], finished=False)
-    assert "--unfinished takes them" in refused(report.main, [tmp_path], capsys)
+    assert "--unfinished includes" in refused(report.main, [tmp_path], capsys)
 
 
 @pytest.mark.parametrize(
@@ -342,14 +387,14 @@ def test_pictures(runs: Path):
 
 def test_the_heat_map_shows_a_ratio_where_the_baseline_is_complete(runs: Path, tmp_path: Path, capsys):
     read = [read_run(folder) for folder in run_folders([runs])]
-    rows.name_rows(read, [])
-    results = results_of(read, [])
-    assert heat_baseline(results, None) is None  # offline_dv2 has no run on uphill
-    assert heat_cells(results, None) == dict(zip(results.columns, (150, 50), strict=True))
-    assert heat_baseline(results, "improvement") == "offline_dv2"
-    assert heat_cells(results, "offline_dv2") == {results.columns[0]: 2.0}  # 150 / 75
-    down = results_of([run for run in read if str(run.target) == DOWNHILL], [])
-    assert heat_baseline(down, None) == "offline_dv2" and heat_baseline(down, "return") is None
+    set_labels(read, [])
+    results = compute_results(read, [])
+    assert choose_baseline(results, None) is None  # offline_dv2 has no run on uphill
+    assert heatmap_values(results, None) == dict(zip(results.columns, (150, 50), strict=True))
+    assert choose_baseline(results, "improvement") == "offline_dv2"
+    assert heatmap_values(results, "offline_dv2") == {results.columns[0]: 2.0}  # 150 / 75
+    down = compute_results([run for run in read if str(run.target) == DOWNHILL], [])
+    assert choose_baseline(down, None) == "offline_dv2" and choose_baseline(down, "return") is None
     write_run(tmp_path / "alone", [1, 2])
     assert "no run of offline_dv2 or dv2_finetune" in refused(
         report.main, [tmp_path, "--heatmap", "improvement"], capsys
@@ -357,7 +402,7 @@ def test_the_heat_map_shows_a_ratio_where_the_baseline_is_complete(runs: Path, t
 
 
 def test_real_runs(dataset: Path, tmp_path: Path):
-    """What the program writes is read as it stands, by the command as a user gives it."""
+    """The command reads what the program writes."""
     root, out = tmp_path / "runs", tmp_path / "out"
     short = ("--pretrain_steps", "5", "--warmup_rounds", "0", "--rounds", "1", "--video_every", "0")
     train(dataset, root / "two", *short, "--source_task", "walker_walk,cheetah_run")
@@ -376,7 +421,7 @@ def test_real_runs(dataset: Path, tmp_path: Path):
     }
     assert listed(out, "Not finished") == [f"{root / 'cut'}: last evaluation in round 1 of 2, not the one at the end"]
     returns = table(out, "DeepMind Control: return")
-    assert list(returns) == ["random policy", "offline_dv2", "online_dv2", "coworld, 2 sources"]
+    assert list(returns) == ["random policy", "coworld, 2 sources", "offline_dv2", "online_dv2"]
     for name in ("two", "offline", "online"):
         last = lines(root / name / "scores.csv")[-1]["mean"]
         assert found[name]["mean"] == last

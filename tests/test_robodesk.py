@@ -1,4 +1,4 @@
-"""RoboDesk: tasks, seeds, success, and what its package does to others."""
+"""RoboDesk: tasks, seeds, success, frames, and side effects of its package."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ TASKS = ("push_green", "open_slide", "open_drawer", "upright_block_off_table")
 
 
 def blind_env(task, **settings):
-    """An environment that draws black frames, for tests that look at none."""
+    """An environment that draws black frames, for tests that use no image."""
     env = make_env(task, size=8, **settings)
     env.unwrapped._draw = lambda: np.zeros((8, 8, 3), np.uint8)
     return env
@@ -35,7 +35,7 @@ def test_gymnasium_check(task):
 def test_every_task_steps():
     env = blind_env("robodesk_push_green")
     for task in robodesk.SUITE.tasks:
-        env.unwrapped._desk.task = task  # the model is one for all tasks, and slow to compile
+        env.unwrapped._desk.task = task  # all tasks have one model, which is slow to compile
         env.reset(seed=0)
         _, reward, terminated, truncated, info = env.step(env.action_space.high)
         assert 0 <= reward <= 1 and not terminated and not truncated
@@ -59,7 +59,7 @@ def test_numpys_random_numbers_are_neither_used_nor_disturbed():
     drawn = []
     for _ in range(3):
         first = env.reset(seed=8)[0]["qpos_objects"]
-        drawn.append(np.random.random())  # moves NumPy's state on: the next reset must not notice
+        drawn.append(np.random.random())  # changes NumPy's state, which must not change the next reset
         env.step(env.action_space.high)
         np.testing.assert_array_equal(first, env.reset(seed=8)[0]["qpos_objects"])
     np.testing.assert_array_equal(drawn, expected)
@@ -110,7 +110,7 @@ def test_slide_and_drawer_succeed_when_open():
 
 
 def drawn_by_robodesk(positions):
-    """RoboDesk's own `render`, given the Pillow name it asks for."""
+    """The frame of RoboDesk's own `render`, with the name that Pillow 10 removed."""
     import PIL.Image
 
     PIL.Image.ANTIALIAS = PIL.Image.LANCZOS

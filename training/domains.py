@@ -142,42 +142,19 @@ def source_seed(seed: int, index: int) -> int:
     return seed if index == 0 else int(np.random.SeedSequence([seed, index, 7]).generate_state(1)[0])
 
 
-def build_domains(
-    config: Config,
-    method: Method,
-    device: torch.device,
-    dataset: OfflineDataset | None,
-    evaluator: Evaluator,
-    logger: Logger,
-    resources: ExitStack,
-) -> dict[str, Domain]:
-    """Every domain of a run by name, online ones first. ``resources`` closes what they open."""
-    tasks, envs = domain_tasks(config, method), {}
+def open_simulators(config: Config, method: Method, resources: ExitStack) -> dict[str, list[Any]]:
+    """The simulators of every online domain, by name. ``resources`` closes them."""
+    envs = {}
     for name, (task, role) in online_tasks(config, method).items():
         envs[name] = collection_envs(config, task, role)
         for env in envs[name]:
             resources.callback(env.close)
-    builder = agent_builder(config, device, tasks, envs, dataset, evaluator)
-    agents = method.agents(builder)
-    domains: dict[str, Domain] = {}
-    for index, name in enumerate(envs):
-        replay = OnlineReplay(Path(config.logdir).expanduser() / f"{name}_replay", capacity=config.replay_size)
-        # Stream 1 of the run's RNG samples the first online domain's batches, 2 the dataset's, then the others'.
-        rng = np.random.default_rng([config.seed, 1 if index == 0 else 2 + index])
-        simulators = {"envs": envs[name], "seed": source_seed(config.seed, index), "logger": logger}
-        domains[name] = OnlineDomain(name, tasks[name][0], replay, agents[name], config, rng, **simulators)
-        resources.callback(domains[name].close)
-    if dataset is not None:
-        rng = np.random.default_rng([config.seed, 2])
-        domains["target"] = Domain("target", tasks["target"][0], dataset, agents["target"], config, rng)
-        resources.callback(domains["target"].close)
-    return domains
+    return envs
 
 
 def agent_builder(
     config: Config,
     device: torch.device,
-    tasks: dict[str, tuple[str, str]],
     envs: dict[str, list[Any]],
     dataset: OfflineDataset | None,
     evaluator: Evaluator,
@@ -186,13 +163,35 @@ def agent_builder(
     action_dims, states = {}, {}
     for name, (env, *_) in envs.items():
         action_dims[name] = env.action_space.shape[0]
-        if config.source_observation == "state" and tasks[name][1] != "target":
+        if config.source_observation == "state":
             spaces = env.observation_space.spaces
             states[name] = {key: space.shape[0] for key, space in spaces.items() if key != "image"}
     if dataset is not None:
         action_dims["target"] = dataset.action_dim
         check_dataset(dataset, evaluator, config)
     return AgentBuilder(config, device, action_dims, states)
+
+
+def build_domains(
+    config: Config,
+    agents: dict[str, Agent],
+    tasks: dict[str, tuple[str, str]],
+    envs: dict[str, list[Any]],
+    dataset: OfflineDataset | None,
+    logger: Logger,
+) -> dict[str, Domain]:
+    """Every domain of a run by name, online ones first. ``tasks`` are `domain_tasks`, ``envs`` `open_simulators`."""
+    domains: dict[str, Domain] = {}
+    for index, name in enumerate(envs):
+        replay = OnlineReplay(Path(config.logdir).expanduser() / f"{name}_replay", capacity=config.replay_size)
+        # Stream 1 of the run's RNG samples the first online domain's batches, 2 the dataset's, then the others'.
+        rng = np.random.default_rng([config.seed, 1 if index == 0 else 2 + index])
+        simulators = {"envs": envs[name], "seed": source_seed(config.seed, index), "logger": logger}
+        domains[name] = OnlineDomain(name, tasks[name][0], replay, agents[name], config, rng, **simulators)
+    if dataset is not None:
+        rng = np.random.default_rng([config.seed, 2])
+        domains["target"] = Domain("target", tasks["target"][0], dataset, agents["target"], config, rng)
+    return domains
 
 
 def check_dataset(dataset: OfflineDataset, evaluator: Evaluator, config: Config) -> None:

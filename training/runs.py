@@ -10,7 +10,14 @@ from replay import OfflineDataset
 from tools import lock_directory, write_text
 from training.checkpoint import CHECKPOINT, read_resumable
 from training.device import keep_freed_memory, pick_device, seed_everything
-from training.domains import OnlineDomain, build_domains, domain_tasks, open_dataset
+from training.domains import (
+    OnlineDomain,
+    agent_builder,
+    build_domains,
+    domain_tasks,
+    open_dataset,
+    open_simulators,
+)
 from training.evaluator import Evaluator
 from training.logger import Logger, read_scores
 from training.methods import Method, Phase, PhaseKind
@@ -46,11 +53,15 @@ def open_trainer(config: Config, method: Method, phases: list[Phase]) -> Iterato
         for leftover in logdir.glob(f".{CHECKPOINT}.*tmp"):
             leftover.unlink()
         seed_everything(config.seed)
-        logger = Logger(logdir, saved["logger"]["sizes"], progress.step) if saved else Logger(logdir)
-        resources.callback(logger.close)
         evaluator = Evaluator(config, tasks)
         resources.callback(evaluator.close)
-        domains = build_domains(config, method, device, dataset, evaluator, logger, resources)
+        envs = open_simulators(config, method, resources)
+        agents = method.agents(agent_builder(config, device, envs, dataset, evaluator))
+        logger = Logger(logdir, saved["logger"]["sizes"], progress.step) if saved else Logger(logdir)
+        resources.callback(logger.close)
+        domains = build_domains(config, agents, tasks, envs, dataset, logger)
+        for domain in domains.values():
+            resources.callback(domain.close)
         sources = [name for name, domain in domains.items() if isinstance(domain, OnlineDomain)]
         selector = SourceSelector(config, sources)
         trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, figures)

@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Each sets up .venv when it is missing.
+# `make demo` and `make test` do everything. Each sets up .venv when it is missing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,11 +12,11 @@ setup: $(VENV)/ready
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -c "import errors, wrappers.backend as b; errors.exit_on_bad_input(b.choose_backend)"
+	$(BIN)/python -c "import tools, wrappers.shared.backend as b; tools.exit_on_bad_input(lambda: b.choose_backend() and None)"
 	touch $@
 
 # Collects a small dataset, then co-trains on it: pretraining, warm-up and two rounds on real simulators.
-# One thread: for networks this small a second one gains little, and on a busy machine the two wait for each other.
+# One thread: for networks this small a second one gains little, and on a busy machine threads wait for each other.
 demo: export OMP_NUM_THREADS ?= 1
 demo: setup
 	test -e $(RUN)/data/dataset.json || $(BIN)/python collect.py --task walker_downhill --out $(RUN)/data \
@@ -25,8 +25,9 @@ demo: setup
 		--offline_traindir $(RUN)/data --logdir $(RUN)/run --configs defaults dmc demo
 	$(BIN)/python evaluate.py --logdir $(RUN)/run --episodes 3
 
+# One process a core; the tests of one file stay together, so that its fixtures are made once.
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

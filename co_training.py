@@ -99,7 +99,7 @@ def update_target(trainer: Trainer, phase: Phase, behavior: bool = True) -> None
 
 
 def ties_to_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Batch | None, object]:
-    """Select the source of an update. Returns its embedding for stage A and its critic for stage C, or None for each."""
+    """Select the source of an update. Returns its embedding (stage A) and its critic (stage C), or None."""
     if trainer.progress.target_updates == 0:
         trainer.save_models(BEFORE_ALIGNMENT)
     agents, source_batches = [source.agent for source in trainer.sources], None

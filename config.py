@@ -32,8 +32,8 @@ CHOICES = {  # `method` is checked by training/methods.py, which defines the met
 }
 MIN_VALUES = {  # the minimum of other numbers is 0
     1: (
-        "time_limit train_every eval_every eval_episodes eval_envs batch_size grad_accum dyn_stoch dyn_deter dyn_hidden "
-        "cnn_depth units ewc_batches slow_target_update log_every"
+        "time_limit train_every eval_every eval_episodes eval_envs batch_size grad_accum dyn_stoch dyn_deter "
+        "dyn_hidden cnn_depth units ewc_batches slow_target_update log_every"
     ).split(),
     2: ["batch_length", "imag_horizon", "ensemble"],
 }
@@ -286,9 +286,8 @@ def check_against_each_other(config: Config, method: Any) -> None:
     cores = os.cpu_count() or 1
     for key in ("envs", "eval_envs"):
         if getattr(config, key) > 8 * cores:
-            raise BadInput(
-                f"{key} {getattr(config, key)}: {cores} processor cores can run at most {8 * cores} simulators; lower it"
-            )
+            most = f"{cores} processor cores can run at most {8 * cores} simulators"
+            raise BadInput(f"{key} {getattr(config, key)}: {most}; lower it")
     if config.source_observation == "state" and method.shares_weights:
         raise BadInput(
             f"--source_observation state: method {config.method} shares weights between source and target, which "

@@ -11,7 +11,7 @@ TOLERANCE = 0.05  # relative; bfloat16 rounds to 0.4 %, and the roundings of a s
 
 
 def wanted(setting: str, device: torch.device) -> bool:
-    """Whether ``compile`` asks for it on this device. ``auto`` does on a GPU, where small kernels are mostly overhead."""
+    """Whether ``compile`` asks for it on this device. ``auto`` does on a GPU, where small kernels are slow."""
     return setting == "on" or (setting == "auto" and device.type == "cuda")
 
 

@@ -48,7 +48,7 @@ class Optimizer:
         return self.adam.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the moments in the memory layout of their parameters: the fused kernel needs it and does not check."""
+        """Restore the moments in the memory layout of their parameters, which the fused kernel needs."""
         self.adam.load_state_dict(state)
         for parameter, moments in self.adam.state.items():
             for name in ("exp_avg", "exp_avg_sq"):

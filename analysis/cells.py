@@ -1,5 +1,6 @@
-"""The tables' numbers: means over seeds, random and maximum scores, and scores normalised between the two."""
+"""The numbers of the tables: means over seeds, random and maximum returns, and scores normalised with them."""
 
+import contextlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -7,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-import max_scores
-from tools import BadInput, nearest
-from analysis.rows import RANDOM, Column, belongs, columns_of, label_order
+from analysis.rows import RANDOM, TaskPair, label_order, task_pairs
 from analysis.runs import RunResult, task_order
-from wrappers.shared.tasks import SUITES, Task, parse_task
+from tools import BadInput, nearest
+from wrappers import SUITES, Task, max_return, parse_task
 
 
 class Cell(NamedTuple):
@@ -29,57 +29,74 @@ class Cell(NamedTuple):
 
 
 def average(cells: list[Cell | None]) -> float | None:
-    """Mean over columns; None where a row has none."""
+    """Mean over the columns that have a value; None if none has."""
     means = [cell.mean for cell in cells if cell is not None]
     return float(np.mean(means)) if means else None
 
 
 @dataclass
 class Results:
-    """The runs of the tables, and the two scores between which a target's are normalised."""
+    """The runs of the tables, and the two returns that normalise the scores of a target.
+
+    Attributes:
+        random: the random policy's return, of the targets that have one.
+        maximum: the maximum return, of the targets for which it is known.
+    """
 
     runs: list[RunResult]
     random: dict[Task, float] = field(default_factory=dict)
     maximum: dict[Task, float] = field(default_factory=dict)
 
     @property
-    def columns(self) -> list[Column]:
-        return columns_of(self.runs)
+    def targets(self) -> list[Task]:
+        return sorted({run.target for run in self.runs}, key=task_order)
+
+    @property
+    def columns(self) -> list[TaskPair]:
+        return task_pairs(self.runs)
 
     @property
     def labels(self) -> list[str]:
         return sorted({run.label for run in self.runs}, key=label_order)
 
     @property
-    def suites(self) -> dict[str, list[Column]]:
-        """The columns of each suite of targets that has some."""
-        found = {suite: [c for c in self.columns if c.target.suite == suite] for suite in SUITES}
+    def suites(self) -> dict[str, list[TaskPair]]:
+        """The columns of each suite that a target belongs to."""
+        found = {suite: [pair for pair in self.columns if pair.target.suite == suite] for suite in SUITES}
         return {suite: columns for suite, columns in found.items() if columns}
 
     def suite_labels(self, suite: str) -> list[str]:
         return sorted({run.label for run in self.runs if run.target.suite == suite}, key=label_order)
 
-    def cell_runs(self, label: str, column: Column) -> list[RunResult]:
-        return [run for run in self.runs if run.label == label and belongs(run, column)]
+    def cell_runs(self, label: str, column: TaskPair) -> list[RunResult]:
+        return [run for run in self.runs if run.label == label and column.includes(run)]
 
-    def cell(self, label: str, column: Column, measure: str) -> Cell | None:
-        """``measure`` is mean (the return) or success. None where there is no value."""
+    def cell(self, label: str, column: TaskPair, measure: str) -> Cell | None:
+        """``measure`` is mean (the return) or success. None if there is no value."""
         if label == RANDOM:
-            values = random_values(self.runs, column.target, measure)
+            values = random_scores(self.runs, column.target, measure)
             return Cell.of(values) if values else None
-        runs = self.cell_runs(label, column)
-        pairs = [(getattr(run.final, measure), run.finished) for run in runs]
-        pairs = [(value, finished) for value, finished in pairs if value is not None]
-        return Cell.of([v for v, _ in pairs], sum(not f for _, f in pairs)) if pairs else None
+        runs = [run for run in self.cell_runs(label, column) if getattr(run.final, measure) is not None]
+        values = [getattr(run.final, measure) for run in runs]
+        return Cell.of(values, sum(not run.finished for run in runs)) if values else None
 
     def normalised(self, run: RunResult) -> float | None:
-        """(score - random) / (max - random), or None where no run of the target scored the random policy."""
-        random, most = self.random.get(run.target), self.maximum[run.target]
-        return None if random is None else (run.final.mean - random) / (most - random)
+        """(score - random) / (max - random), or None if one of the two is not known."""
+        random, maximum = self.random.get(run.target), self.maximum.get(run.target)
+        return None if random is None or maximum is None else (run.final.mean - random) / (maximum - random)
+
+    def notes(self) -> list[str]:
+        """A line for each target without a maximum return."""
+        return [
+            f"{target}: not in the normalised scores, because its maximum return is not known; "
+            f"give --max_score {target}=RETURN"
+            for target in self.targets
+            if target not in self.maximum
+        ]
 
 
-def random_values(runs: list[RunResult], target: Task, measure: str) -> list[float]:
-    """The random policy's scores on ``target``, one a seed: runs of one seed play the same random episodes."""
+def random_scores(runs: list[RunResult], target: Task, measure: str) -> list[float]:
+    """The random policy's scores on ``target``, one for each seed: runs with the same seed have the same episodes."""
     by_seed = defaultdict(list)
     for run in runs:
         value = getattr(run.random, measure, None)
@@ -88,10 +105,13 @@ def random_values(runs: list[RunResult], target: Task, measure: str) -> list[flo
     return [float(np.mean(by_seed[seed])) for seed in sorted(by_seed)]
 
 
-def given_max_scores(texts: list[str], targets: set[Task]) -> dict[Task, float]:
-    """``--max_score``, a number for all targets or TASK=NUMBER. BadInput if it is neither or names another task."""
+def given_max_scores(texts: list[str], targets: list[Task]) -> dict[Task, float]:
+    """The values of ``--max_score``: RETURN for all targets, or TASK=RETURN, which has priority.
+
+    Raises BadInput if a text is neither, or if no run has that target.
+    """
     given = {}
-    for text in texts:
+    for text in sorted(texts, key=lambda text: "=" in text):
         name, _, number = text.rpartition("=")
         try:
             value = float(number)
@@ -99,23 +119,27 @@ def given_max_scores(texts: list[str], targets: set[Task]) -> dict[Task, float]:
             value = math.nan
         if not 0 < value < math.inf:
             raise BadInput(f"--max_score {text}: give a positive return, or TASK=RETURN")
-        tasks = {parse_task(name)} if name else targets
-        if not tasks <= targets:
+        tasks = [parse_task(name)] if name else targets
+        if not set(tasks) <= set(targets):
             raise BadInput(f"--max_score {text}: no run has that target; {nearest(name, map(str, targets))}")
         given.update(dict.fromkeys(tasks, value))
     return given
 
 
-def results_of(runs: list[RunResult], max_score: list[str]) -> Results:
-    """Runs with the scores that normalise them; maxima as in collect.py. BadInput if one is not over random's."""
-    results, targets = Results(runs), {run.target for run in runs}
-    given = given_max_scores(sorted(max_score, key=lambda text: "=" in text), targets)
-    for target in sorted(targets, key=task_order):
-        results.maximum[target] = given.get(target, max_scores.of(target))
-        random = random_values(runs, target, "mean")
+def compute_results(runs: list[RunResult], max_score: list[str]) -> Results:
+    """The runs with the returns that normalise them. A maximum is that of ``--max_score``, else the suite's.
+
+    Raises BadInput if a maximum is not larger than the random policy's return.
+    """
+    results = Results(runs)
+    given = given_max_scores(max_score, results.targets)
+    for target in results.targets:
+        with contextlib.suppress(BadInput):  # not known
+            results.maximum[target] = given[target] if target in given else max_return(target)
+        random = random_scores(runs, target, "mean")
         if random:
             results.random[target] = float(np.mean(random))
-            if results.random[target] >= results.maximum[target]:
+            if results.random[target] >= results.maximum.get(target, math.inf):
                 raise BadInput(
                     f"the maximum of {target}, {results.maximum[target]:g}, is not over the random policy's "
                     f"{results.random[target]:.1f}: give a larger one as --max_score {target}=RETURN"

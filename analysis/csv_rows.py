@@ -3,13 +3,13 @@
 from typing import Any
 
 from analysis.cells import Results, average
-from analysis.interquartile import Interval
+from analysis.interquartile import InterquartileMean
 from analysis.rows import ABLATIONS, RANDOM, SETUPS, label_order
 from analysis.runs import RunResult, task_order
 
 
 def run_rows(runs: list[RunResult], results: Results) -> list[dict[str, Any]]:
-    """cells.csv: a line a run, those without a score and those not in the tables too."""
+    """The lines of cells.csv, one for each run, including runs without a score and runs that are not in the tables."""
 
     def order(run: RunResult) -> tuple:
         return task_order(run.target), label_order(run.label), list(map(str, run.sources)), run.seed
@@ -29,8 +29,8 @@ def run_rows(runs: list[RunResult], results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def table_rows(results: Results, means: dict[str, Interval]) -> list[dict[str, Any]]:
-    """table.csv: a line a cell of the tables, their averages and interquartile means among them."""
+def table_rows(results: Results, means: dict[str, InterquartileMean]) -> list[dict[str, Any]]:
+    """The lines of table.csv, one for each cell of the tables, including averages and interquartile means."""
 
     def row(measure: str, suite: str, label: str, column: object, mean: float, **more: float | None) -> dict[str, Any]:
         named = {"measure": measure, "suite": suite, "row": label, "column": str(column), "mean": mean}

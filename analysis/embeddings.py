@@ -1,9 +1,8 @@
-"""What the encoders of a run's agents make of the same target images, before and after alignment."""
+"""Embeddings of the same target images by all encoders of a run, before and after alignment."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -11,81 +10,89 @@ from matplotlib.axes import Axes
 from sklearn.manifold import TSNE
 
 import models
+from config import Config
 from tools import BadInput
-from training.methods import METHODS
+from training.checkpoint import BEFORE_ALIGNMENT, CHECKPOINT, agent_task, load_agent
+from training.domains import open_dataset
+from training.evaluator import EVALUATION_SEED
+from training.methods import find_method, online_tasks
 from training.visuals import plt, save_figure
-from training.trainer import EVALUATION_SEED, open_dataset
-from training.selector import online_tasks
-from training.trained import BEFORE_ALIGNMENT, CHECKPOINT, agent_task, load_agent
 
-CHUNK = 100  # images that are embedded at a time
+CHUNK = 100  # images embedded at a time
 
 
 @dataclass
-class Embedded:
-    """One agent's embeddings of the target's images, (N, 1, E), and their mean KL to the target's (Eq. 3's)."""
+class AgentEmbeddings:
+    """One agent's embeddings of the target's images, (N, 1, E), and the KL of Eq. 3 between them and the target's.
+
+    ``kl`` is the mean over images of KL[ g(agent's) || g(target agent's) ], in nats; 0 for the target agent.
+    """
 
     name: str
     embed: torch.Tensor
     kl: float = 0.0
 
 
-Panels = dict[str, list[Embedded]]  # by title; the target's agent first
+Panels = dict[str, list[AgentEmbeddings]]  # by title; the target agent is first
 
 
-def source_names(config: SimpleNamespace) -> list[str]:
+def source_names(config: Config) -> list[str]:
     """The names of a run's source agents in its checkpoint."""
-    return [name for name in online_tasks(config, METHODS[config.method]) if name != "target"]
+    return [name for name in online_tasks(config, find_method(config.method)) if name != "target"]
 
 
-def target_images(config: SimpleNamespace, count: int) -> np.ndarray:
-    """At most ``count`` different images of the run's dataset, drawn at random: uint8 (N, 1, H, W, 3)."""
+def target_images(config: Config, count: int) -> np.ndarray:
+    """At most ``count`` different random images of the run's dataset, uint8 (N, 1, H, W, 3)."""
     rng = np.random.default_rng(EVALUATION_SEED + config.seed)
     return np.unique(open_dataset(config).sample(count, 1, rng, ("image",))["image"], axis=0)
 
 
-def embeddings(
-    logdir: Path, config: SimpleNamespace, images: np.ndarray, device: torch.device, file: str
-) -> list[Embedded]:
-    """What each encoder of the run's ``file`` makes of the same target images; the target's comes first."""
+def embed_images(
+    logdir: Path, config: Config, images: np.ndarray, device: torch.device, file: str
+) -> list[AgentEmbeddings]:
+    """The embeddings of ``images`` by every agent in the checkpoint ``file``, the target agent first."""
     found = []
     for name in ("target", *source_names(config)):
         agent, _ = load_agent(logdir, name, device, file=file)
         chunks = torch.from_numpy(images).split(CHUNK)
         embed = torch.cat([agent.embed({"image": chunk.to(device)}).float().cpu() for chunk in chunks])
-        found.append(Embedded(f"{name.replace('_', ' ')}: {agent_task(config, name)}", embed))
+        found.append(AgentEmbeddings(f"{name.replace('_', ' ')}: {agent_task(config, name)}", embed))
     for source in found[1:]:
         source.kl = float(models.state_alignment(source.embed, found[0].embed))
     return found
 
 
-def alignment(logdir: Path, config: SimpleNamespace, count: int, device: torch.device) -> Panels:
-    """The embeddings before and after alignment, or what there is of them. BadInput says why there are none."""
+def compute_panels(logdir: Path, config: Config, count: int, device: torch.device) -> Panels:
+    """The embeddings before and after alignment, of at most ``count`` images.
+
+    Raises BadInput if the run has no source agent with images, or if its dataset or a checkpoint cannot be read.
+    """
     if not source_names(config):
         raise BadInput("it has no source agent")
     if config.source_observation == "state":
-        raise BadInput("its source agent sees states and not images")
+        raise BadInput("its source agent observes states, not images")
     images = target_images(config, count)
     return {
-        title: embeddings(logdir, config, images, device, file) for title, file in panel_files(logdir, config).items()
+        title: embed_images(logdir, config, images, device, file) for title, file in panel_files(logdir, config).items()
     }
 
 
-def panel_files(logdir: Path, config: SimpleNamespace) -> dict[str, str]:
-    """Panel title -> the run's file that it shows; a run without state alignment is shown all the same."""
+def panel_files(logdir: Path, config: Config) -> dict[str, str]:
+    """Panel title -> the checkpoint that it shows. Prints a note if there is none from before the alignment."""
     if not (logdir / BEFORE_ALIGNMENT).exists():
-        if METHODS[config.method].tied:
-            print(f"note: {logdir} has no {BEFORE_ALIGNMENT}: embeddings of its checkpoint alone", file=sys.stderr)
+        if find_method(config.method).aligned_with_sources:
+            print(f"note: {logdir} has no {BEFORE_ALIGNMENT}: embeddings of {CHECKPOINT} only", file=sys.stderr)
         return {"in the checkpoint": CHECKPOINT}
     what = "alignment" if config.state_alignment else "training (no state alignment)"
     return {f"before {what}": BEFORE_ALIGNMENT, f"after {what}": CHECKPOINT}
 
 
-def project(parts: list[Embedded]) -> list[np.ndarray]:
-    """t-SNE of all agents' softmaxed embeddings together, a plane (N, 2) each.
+def project(parts: list[AgentEmbeddings]) -> list[np.ndarray]:
+    """One t-SNE of all agents' embeddings, (N, 2) each.
 
-    Square roots of the softmaxed features, g of Eq. 3, are what it is given: their Euclidean distance is Hellinger's,
-    which is to small KLs as a length to its square. What the alignment does not see, it so does not show either.
+    Its input is the square root of the softmaxed embeddings, g of Eq. 3. The Euclidean distance between two of them is
+    the Hellinger distance up to a constant, and a small KL is proportional to its square. So the picture shows only
+    differences that the alignment loss measures.
     """
     points = torch.cat([part.embed[:, 0].softmax(-1).sqrt() for part in parts]).double().numpy()
     perplexity = min(30.0, (len(points) - 1) / 3)
@@ -94,13 +101,13 @@ def project(parts: list[Embedded]) -> list[np.ndarray]:
 
 
 def embeddings_picture(runs: dict[str, Panels], path: Path) -> None:
-    """A row a run, a panel each for before and after; a colour an agent, the sources' KL to the target beside it."""
+    """A row for each run, with a panel before and one after alignment, and a colour for each agent."""
     columns = max(map(len, runs.values()))
     figure, axes = plt.subplots(
         len(runs), columns, figsize=(4.8 * columns, 5.2 * len(runs)), squeeze=False, layout="constrained"
     )
     for row, (label, panels) in zip(axes, runs.items(), strict=True):
-        for axis in row[: columns - len(panels)]:  # a lone panel stands where the others' last one does
+        for axis in row[: columns - len(panels)]:  # a single panel is in the last column
             axis.set_axis_off()
         for axis, (title, parts) in zip(row[columns - len(panels) :], panels.items(), strict=True):
             embeddings_panel(axis, parts)
@@ -108,7 +115,7 @@ def embeddings_picture(runs: dict[str, Panels], path: Path) -> None:
     save_figure(figure, path)
 
 
-def embeddings_panel(axis: Axes, parts: list[Embedded]) -> None:
+def embeddings_panel(axis: Axes, parts: list[AgentEmbeddings]) -> None:
     for i, (part, plane) in enumerate(zip(parts, project(parts), strict=True)):
         label = part.name + (f" (KL {part.kl:.2g})" if i else "")
         axis.scatter(*plane.T, s=10, color=f"C{i}", alpha=0.6, linewidth=0, label=label)
@@ -117,7 +124,7 @@ def embeddings_panel(axis: Axes, parts: list[Embedded]) -> None:
 
 
 def alignment_table(runs: dict[str, Panels]) -> str:
-    """The mean KL of the target's softmaxed embeddings to each source's, before and after."""
+    """A line for each run and source: the KL between its embeddings and the target's, before and after alignment."""
     lines = []
     for label, panels in runs.items():
         sources = list(zip(*panels.values(), strict=True))[1:]  # the same agent in each panel

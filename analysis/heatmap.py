@@ -1,4 +1,4 @@
-"""The heat map: coworld's score for each source and target."""
+"""The heat map: coworld's return for each source and target, or its ratio to a baseline's return."""
 
 from pathlib import Path
 
@@ -6,62 +6,68 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from analysis.cells import Results
+from analysis.markdown import number
+from analysis.rows import TaskPair
+from analysis.runs import task_order
 from tools import BadInput
 from training.visuals import plt, save_figure
-from analysis.cells import Results
-from analysis.markdown import SUITE_NAMES, number
-from analysis.rows import Column
-from analysis.runs import task_order
-from wrappers.shared.tasks import SUITES
+from wrappers import SUITES
 
-BASELINES = ("offline_dv2", "dv2_finetune")  # what the improvement may be over
+BASELINES = ("offline_dv2", "dv2_finetune")  # for the ratio
 
 
-def heat_cells(results: Results, baseline: str | None) -> dict[Column, float]:
-    """Plain coworld with one source: mean return, or its ratio to ``baseline``'s where that is above 0."""
+def heatmap_values(results: Results, baseline: str | None) -> dict[TaskPair, float]:
+    """Mean return of coworld with default settings and one source, or its ratio to the ``baseline``'s mean return.
+
+    Pairs are left out if a run is missing, or if the baseline's return is not above 0.
+    """
     values = {}
-    for column in results.columns:
-        cell = results.cell("coworld", column, "mean") if column.source else None
-        base = results.cell(baseline, column, "mean") if baseline else None
+    for pair in results.columns:
+        cell = results.cell("coworld", pair, "mean") if pair.source else None
+        base = results.cell(baseline, pair, "mean") if baseline else None
         if cell and not baseline:
-            values[column] = cell.mean
+            values[pair] = cell.mean
         elif cell and base and base.mean > 0:
-            values[column] = cell.mean / base.mean
+            values[pair] = cell.mean / base.mean
     return values
 
 
-def heat_baseline(results: Results, kind: str | None) -> str | None:
-    """The baseline whose improvement the heat map shows; None for the return.
+def choose_baseline(results: Results, kind: str | None) -> str | None:
+    """The baseline for the ratio, or None to show the return. ``kind``: return, improvement (the ratio) or None.
 
-    Without a wish it is the first of `BASELINES` that stands beside every cell of coworld. BadInput if improvement is
-    asked for and neither has a run in any of them.
+    Without a kind, the first of `BASELINES` that has a value for every pair of coworld, if there is one. With
+    improvement, the one with the most pairs; raises BadInput if no baseline has any.
     """
     if kind == "return":
         return None
-    everywhere = heat_cells(results, None).keys()
-    filled = {baseline: heat_cells(results, baseline).keys() for baseline in BASELINES}
-    best = max(BASELINES, key=lambda baseline: len(filled[baseline]))
-    if kind == "improvement" and not filled[best]:
-        raise BadInput(f"--heatmap improvement: no run of {' or '.join(BASELINES)} beside coworld's; give return")
-    return best if kind == "improvement" or filled[best] == everywhere else None
+    all_pairs = heatmap_values(results, None).keys()
+    pairs = {baseline: heatmap_values(results, baseline).keys() for baseline in BASELINES}
+    best = max(BASELINES, key=lambda baseline: len(pairs[baseline]))
+    if kind == "improvement" and not pairs[best]:
+        raise BadInput(
+            f"--heatmap improvement: no run of {' or '.join(BASELINES)} has a task pair of coworld's runs; "
+            f"give --heatmap return"
+        )
+    return best if kind == "improvement" or pairs[best] == all_pairs else None
 
 
 def draw_heatmap(results: Results, baseline: str | None, path: Path) -> None:
-    """Rows are sources, columns targets; a panel for each suite of targets, whose returns have one scale.
+    """Rows are sources, columns are targets, and each suite of targets has its own panel and colour scale.
 
-    A frame marks the best source of a target; hatched cells have no run.
+    A frame marks the best source of a target; hatched cells have no value.
     """
-    values = heat_cells(results, baseline)
-    panels = [list(filter(lambda c: c.target.suite == suite, values)) for suite in SUITES]
+    values = heatmap_values(results, baseline)
+    panels = [[pair for pair in values if pair.target.suite == suite] for suite in SUITES]
     panels = [panel for panel in panels if panel]
-    shapes = [(len({c.target for c in panel}), len({c.source for c in panel})) for panel in panels]
+    shapes = [(len({pair.target for pair in panel}), len({pair.source for pair in panel})) for panel in panels]
     size = (sum(1.25 * wide + 3.2 for wide, _ in shapes), max(max(0.6 * high + 2.2 for _, high in shapes), 3.2))
     figure, axes = plt.subplots(
         1, len(panels), figsize=size, squeeze=False, width_ratios=[1.25 * wide + 2 for wide, _ in shapes]
     )
     for axis, panel in zip(axes[0], panels, strict=True):
-        draw_panel(axis, {column: values[column] for column in panel}, bool(baseline))
-        axis.set_title(f"{SUITE_NAMES[panel[0].target.suite]} targets", fontsize=10)
+        draw_panel(axis, {pair: values[pair] for pair in panel}, bool(baseline))
+        axis.set_title(f"{SUITES[panel[0].target.suite].title} targets", fontsize=10)
     shown = f"mean return divided by {baseline}'s" if baseline else "mean return"
     gap = "no run or no baseline" if baseline else "no run"
     figure.suptitle(f"CoWorld: {shown}\n(framed: a target's best source; hatched: {gap})", fontsize=11)
@@ -69,9 +75,9 @@ def draw_heatmap(results: Results, baseline: str | None, path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_panel(axis: Axes, values: dict[Column, float], ratio: bool) -> None:
-    sources, targets = (sorted({c[i] for c in values}, key=task_order) for i in (0, 1))
-    grid = np.array([[values.get(Column(s, t), np.nan) for t in targets] for s in sources])
+def draw_panel(axis: Axes, values: dict[TaskPair, float], ratio: bool) -> None:
+    sources, targets = (sorted({pair[i] for pair in values}, key=task_order) for i in (0, 1))
+    grid = np.array([[values.get(TaskPair(s, t), np.nan) for t in targets] for s in sources])
     image = axis.imshow(grid, cmap="viridis", aspect="auto")
     axis.figure.colorbar(image, ax=axis, label="ratio" if ratio else "return")
     low, high = np.nanmin(grid), np.nanmax(grid)

@@ -1,10 +1,9 @@
-"""The report as Markdown: tables by suite, normalised scores, and lists of what is missing or remarkable."""
+"""The report as Markdown: tables by suite, normalised scores, and lists."""
 
 from analysis.cells import Cell, Results, average
-from analysis.interquartile import RESAMPLES, Interval
-from analysis.rows import RANDOM, Column, cell_name, grouped, label_order
-
-SUITE_NAMES = {"dmc": "DeepMind Control", "metaworld": "Meta-World", "robodesk": "RoboDesk"}
+from analysis.interquartile import RESAMPLES, InterquartileMean
+from analysis.rows import RANDOM, TaskPair, group_by, label_order, pair_of
+from wrappers import SUITES
 
 
 def number(value: float) -> str:
@@ -31,7 +30,7 @@ def average_text(cells: list[Cell | None], percent: bool) -> str:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table whose first column is left-aligned and the others right-aligned, padded to be read as plain text too."""
+    """A table whose first column is left-aligned and the others right-aligned. Padding aligns it as plain text too."""
     table = [[text.replace("|", "/") for text in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
 
@@ -43,8 +42,8 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(table[0]), f"| {' | '.join(rule)} |", *map(line, table[1:])])
 
 
-def suite_table(results: Results, suite: str, columns: list[Column], measure: str) -> str | None:
-    """Rows by method, columns by pair, and the average; None where the suite has no such measure."""
+def suite_table(results: Results, suite: str, columns: list[TaskPair], measure: str) -> str | None:
+    """A row for each label, a column for each pair, and the average; None if the suite has no values of ``measure``."""
     percent, rows = measure == "success", []
     for label in [RANDOM, *results.suite_labels(suite)]:
         cells = [results.cell(label, column, measure) for column in columns]
@@ -58,17 +57,18 @@ def suite_table(results: Results, suite: str, columns: list[Column], measure: st
 def score_sections(results: Results) -> list[str]:
     lines = [
         "Mean +- sample standard deviation over seeds of the last evaluation's mean, and the number of seeds. Methods "
-        "with no source or several stand in every column of their target. Averages are over columns."
+        "with no source, or with several, are in every column of their target. Averages are over columns."
     ]
     for suite, columns in results.suites.items():
+        title = SUITES[suite].title
         returns, success = (suite_table(results, suite, columns, measure) for measure in ("mean", "success"))
-        lines += [f"## {SUITE_NAMES[suite]}: return", returns]
+        lines += [f"## {title}: return", returns]
         if success:
-            lines += [f"## {SUITE_NAMES[suite]}: success rate, %", success]
+            lines += [f"## {title}: success rate, %", success]
     return lines
 
 
-def normalised_section(results: Results, means: dict[str, Interval]) -> list[str]:
+def normalised_section(results: Results, means: dict[str, InterquartileMean]) -> list[str]:
     if not means:
         return []
     rows = []
@@ -76,35 +76,41 @@ def normalised_section(results: Results, means: dict[str, Interval]) -> list[str
         interval = "needs 2 seeds a task" if mean.low is None else f"{mean.low:.3f} to {mean.high:.3f}"
         rows.append([label, f"{mean.iqm:.3f}", interval, str(mean.tasks), str(mean.runs)])
     scale = [
-        [str(t), number(results.random[t]) if t in results.random else "-", f"{results.maximum[t]:g}"]
-        for t in results.maximum
+        [str(target), number(results.random[target]) if target in results.random else "-", f"{maximum:g}"]
+        for target, maximum in results.maximum.items()
     ]
     return [
         "## Normalised score: interquartile mean over all tasks and seeds",
         markdown(["method", "IQM", "95% interval", "tasks", "runs"], rows),
         "Normalised as (score - random) / (max - random), with the values below: random is the runs' own evaluation of "
-        "the random policy, max is --max_score or max_scores.yaml. The interval is a percentile bootstrap that draws "
-        f"seeds anew within each task ({RESAMPLES} times, seeded). A task is a pair, or a target for methods with no "
-        "source or several. Rows with other tasks do not compare.",
+        "the random policy, max is --max_score or the suite's known maximum. The interval is a percentile bootstrap "
+        f"that resamples the seeds of each task ({RESAMPLES} times, with a fixed seed). A task is a pair, or a target "
+        "for methods with no source or with several. Rows with different tasks cannot be compared.",
         markdown(["target", "random", "max"], scale),
     ]
 
 
 def missing_cells(results: Results) -> list[str]:
-    """A line for each row with columns that have no run, and for each cell with fewer seeds than the fullest one."""
-    lines, cells = [], grouped(results.runs, lambda run: (run.label, cell_name(run)))
+    """A line for each row without a run in some column, and for each cell with fewer seeds than the largest one."""
+    lines, cells = [], group_by(results.runs, lambda run: (run.label, str(pair_of(run))))
     for suite, columns in results.suites.items():
         for label in results.suite_labels(suite):
             gaps = [str(column) for column in columns if not results.cell_runs(label, column)]
             if gaps:
                 lines.append(f"{label}: no run for {', '.join(gaps)}")
     most = max(map(len, cells.values()))
-    for (label, name), runs in sorted(cells.items(), key=lambda item: (label_order(item[0][0]), item[0][1])):
+    for (label, pair), runs in sorted(cells.items(), key=lambda item: (label_order(item[0][0]), item[0][1])):
         if len(runs) < most:
             seeds = ", ".join(map(str, sorted(run.seed for run in runs)))
-            lines.append(f"{label}, {name}: {len(runs)} of {most} seeds (has {seeds})")
+            lines.append(f"{label}, {pair}: {len(runs)} of {most} seeds (has {seeds})")
     return lines
 
 
-def bullets(title: str, lines: list[str]) -> list[str]:
-    return [f"## {title}", "\n".join(f"- {line}" for line in lines)] if lines else []
+def report_text(results: Results, means: dict[str, InterquartileMean], lists: dict[str, list[str]]) -> str:
+    """The whole report. ``lists``: title -> lines, each list a section with bullets; empty ones are left out."""
+    sections = [f"# Report on {len(results.runs)} run{'s' * (len(results.runs) > 1)}"]
+    sections += [*score_sections(results), *normalised_section(results, means)]
+    for title, lines in lists.items():
+        if lines:
+            sections += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
+    return "\n\n".join(sections) + "\n"

@@ -1,4 +1,4 @@
-"""Where a run stands in the tables: rows are methods and their variants, columns are pairs of tasks."""
+"""The rows and columns of the tables. A row is a method or a variant of one, a column is a pair of tasks."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis.runs import RunResult, defaults, task_order
-from wrappers.shared.tasks import Task
+from tools import BadInput, nearest
+from training.methods import METHODS
+from wrappers import Task
 
-METHODS = ("offline_dv2", "dv2_finetune", "dv2_finetune_ewc", "multitask_dv2", "online_dv2", "coworld")  # rows' order
-ABLATIONS = ("state_alignment", "reward_alignment", "value_constraint", "select")  # of coworld alone
+ABLATIONS = ("state_alignment", "reward_alignment", "value_constraint", "select")  # of methods aligned with sources
 SETUPS = ("source_observation", "sparse_reward", "background", "action_noise")  # of every method
 RANDOM = "random policy"
 
 
-class Column(NamedTuple):
-    """A pair of tasks. ``source`` is None where no run with one source has this target."""
+class TaskPair(NamedTuple):
+    """A source and a target task. ``source`` is None if no run with exactly one source has this target."""
 
     source: Task | None
     target: Task
@@ -23,60 +24,67 @@ class Column(NamedTuple):
     def __str__(self) -> str:
         return f"{self.source.name} -> {self.target.name}" if self.source else self.target.name
 
-
-def label_order(label: str) -> tuple[int, int, str]:
-    """Sorts rows: the random policy, then methods in the order of `METHODS`, each before its variants."""
-    method = label.split(",")[0]
-    rank = -1 if label == RANDOM else METHODS.index(method) if method in METHODS else len(METHODS)
-    return rank, label.count(","), label
+    def includes(self, run: RunResult) -> bool:
+        """Whether the run is in this column. A run with no source, or with several, is in all columns of its target."""
+        return run.target == self.target and (len(run.sources) != 1 or run.sources[0] == self.source)
 
 
-def name_rows(runs: list[RunResult], by: list[str]) -> None:
-    """Give every run its label: the method, the number of sources if several, ablations and setups that are not the
-    default, and those of the settings ``by`` in which runs that would share a row differ."""
-    for run in runs:
-        several = [f"{len(run.sources)} sources"] * (len(run.sources) > 1)
-        run.label = ", ".join([run.settings["method"], *several, *unusual(run)])
-    for key in by:
-        for group in grouped(runs, lambda run: (run.label, run.target.suite)).values():
-            if len({str(run.settings.get(key)) for run in group}) > 1:
-                for run in group:
-                    run.label += f", {key} {run.settings.get(key)}"
-    for group in grouped(runs, lambda run: (run.label, run.target)).values():
-        if len({run.sources for run in group if len(run.sources) > 1}) > 1:  # two choices of as many sources
-            for run in group:
-                run.label += f" ({', '.join(task.name for task in run.sources)})"
+def pair_of(run: RunResult) -> TaskPair:
+    """The run's pair; its source is None if the run has no source or several."""
+    return TaskPair(run.sources[0] if len(run.sources) == 1 else None, run.target)
 
 
-def unusual(run: RunResult) -> list[str]:
-    """The ablations and setups of a run, as they are named in its label."""
-    keys = SETUPS
-    if run.settings["method"] == "coworld":
-        keys = (*(k for k in ABLATIONS if k != "select" or len(run.sources) > 1), *SETUPS)
-    values = {key: run.settings[key] for key in keys if run.settings[key] != defaults()[key]}
-    return [f"{key} {Path(value).name if key == 'background' else value}" for key, value in values.items()]
+def task_pairs(runs: list[RunResult]) -> list[TaskPair]:
+    """The columns: the pairs of the runs with one source, and the targets that no such run has."""
+    pairs = {pair_of(run) for run in runs}
+    with_source = {pair.target for pair in pairs if pair.source}
+    columns = [pair for pair in pairs if pair.source or pair.target not in with_source]
+    return sorted(columns, key=lambda pair: (task_order(pair.target), task_order(pair.source or pair.target)))
 
 
-def grouped(runs: Iterable[RunResult], key: Callable[[RunResult], Any]) -> dict[Any, list[RunResult]]:
+def group_by(runs: Iterable[RunResult], key: Callable[[RunResult], Any]) -> dict[Any, list[RunResult]]:
+    """Lists of the runs that have the same key."""
     groups = defaultdict(list)
     for run in runs:
         groups[key(run)].append(run)
     return groups
 
 
-def columns_of(runs: list[RunResult]) -> list[Column]:
-    """The pairs of the runs with one source, and the targets that have none."""
-    pairs = {Column(run.sources[0], run.target) for run in runs if len(run.sources) == 1}
-    with_source = {pair.target for pair in pairs}
-    alone = {Column(None, run.target) for run in runs if run.target not in with_source}
-    return sorted(pairs | alone, key=lambda c: (task_order(c.target), task_order(c.source or c.target)))
+def label_order(label: str) -> tuple[int, int, str]:
+    """Sorts rows: the random policy, then methods in the order of `METHODS`, each before its variants."""
+    methods, method = list(METHODS), label.split(",")[0]
+    rank = -1 if label == RANDOM else methods.index(method) if method in methods else len(methods)
+    return rank, label.count(","), label
 
 
-def belongs(run: RunResult, column: Column) -> bool:
-    """Runs with one source have one column; those with none or several every column of their target."""
-    return run.target == column.target and (len(run.sources) != 1 or run.sources[0] == column.source)
+def set_labels(runs: list[RunResult], by: list[str]) -> None:
+    """Give every run its label. Runs with the same label are in one row.
+
+    A label is the method, the number of sources if there are several, the ablations and setups that are not the
+    default, and the settings ``by`` if runs of one row differ in them. Raises BadInput if no run has such a setting.
+    """
+    known = {key for run in runs for key in run.settings}
+    for key in by:
+        if key not in known:
+            raise BadInput(f"--by {key}: no run has such a setting; {nearest(key, known)}")
+    for run in runs:
+        several = [f"{len(run.sources)} sources"] * (len(run.sources) > 1)
+        run.label = ", ".join([run.settings["method"], *several, *changed_settings(run)])
+    for key in by:
+        for group in group_by(runs, lambda run: (run.label, run.target.suite)).values():
+            if len({str(run.settings.get(key)) for run in group}) > 1:
+                for run in group:
+                    run.label += f", {key} {run.settings.get(key)}"
+    for group in group_by(runs, lambda run: (run.label, run.target)).values():
+        if len({run.sources for run in group if len(run.sources) > 1}) > 1:  # equally many sources, but not the same
+            for run in group:
+                run.label += f" ({', '.join(task.name for task in run.sources)})"
 
 
-def cell_name(run: RunResult) -> str:
-    """What a run is on: a pair, or a target where it stands in every column of it."""
-    return str(Column(run.sources[0] if len(run.sources) == 1 else None, run.target))
+def changed_settings(run: RunResult) -> list[str]:
+    """``key value`` of the run's ablations and setups that are not the default."""
+    keys = SETUPS
+    if run.method and run.method.aligned_with_sources:
+        keys = (*(key for key in ABLATIONS if key != "select" or len(run.sources) > 1), *SETUPS)
+    values = {key: run.settings[key] for key in keys if run.settings[key] != defaults()[key]}
+    return [f"{key} {Path(value).name if key == 'background' else value}" for key, value in values.items()]

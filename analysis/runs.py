@@ -1,4 +1,4 @@
-"""Finding runs in folders and reading what they say: their settings and their scores."""
+"""Find run directories, and read their settings and scores."""
 
 import csv
 import math
@@ -12,13 +12,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-import config as settings
-import max_scores
+from config import convert, read_blocks
 from tools import BadInput
-from training.visuals import read_scores
-from wrappers.shared.tasks import SUITES, Task, parse_task
-
-WITHOUT_SOURCE = ("offline_dv2", "online_dv2")  # methods that heed no source_task
+from training.logger import read_scores
+from training.methods import METHODS, Method, PhaseKind
+from wrappers import SUITES, Task, parse_task
 
 
 @dataclass(frozen=True)
@@ -30,21 +28,34 @@ class Score:
     target_updates: int
     mean: float  # return, over episodes
     std: float
-    success: float | None  # share of episodes; None where the suite has no success
+    success: float | None  # share of episodes; None if the suite has no success
     episodes: int
 
 
 @dataclass(eq=False)
 class RunResult:
-    """What a run directory says: its settings (complete with the defaults of today) and its evaluations in order."""
+    """The settings and the scores of a run directory.
+
+    Attributes:
+        settings: those of config.yaml; missing ones have today's default values.
+        sources: its source tasks, sorted; empty if its method has no source.
+        random: the score of the random policy.
+        scores: the scores of the agent, in order.
+        label: the table row of the run (see `rows.set_labels`).
+    """
 
     folder: Path
     settings: dict[str, Any]
-    sources: tuple[Task, ...]  # none for methods without, several for multi-source runs
+    sources: tuple[Task, ...]
     target: Task
-    random: Score | None  # of the random policy
-    scores: list[Score]  # of the agent
-    label: str = ""  # its row
+    random: Score | None
+    scores: list[Score]
+    label: str = ""
+
+    @property
+    def method(self) -> Method | None:
+        """None if `METHODS` does not have it, for example a method of another version of the program."""
+        return METHODS.get(self.settings["method"])
 
     @property
     def seed(self) -> int:
@@ -56,12 +67,13 @@ class RunResult:
 
     @property
     def finished(self) -> bool:
-        """Whether the last evaluation of Algorithm 1 is there: the last round has one before it and one after it."""
+        """Whether the run has its last evaluation. The last round has two: one before it and one after it."""
         rounds = self.settings["rounds"]
         return sum(score.round == rounds for score in self.scores) >= (2 if rounds else 1)
 
     @property
-    def where_it_stands(self) -> str:
+    def last_evaluation(self) -> str:
+        """The last evaluation of an unfinished run, in words."""
         if not self.scores:
             return "no evaluation of its agent yet"
         return f"last evaluation in round {self.final.round} of {self.settings['rounds']}, not the one at the end"
@@ -69,20 +81,23 @@ class RunResult:
 
 @cache
 def defaults() -> dict[str, Any]:
-    """The settings of a run that does not name them: runs written before a setting existed lack it."""
-    return dict(settings.read_blocks()["defaults"])
+    """Values for settings that a run's config.yaml does not have, because the run is older than they are."""
+    return dict(read_blocks()["defaults"])
 
 
 def run_folders(roots: list[Path]) -> list[Path]:
-    """Every folder under ``roots`` that holds a run, once, links followed. BadInput if a root is no folder."""
+    """Every run directory under ``roots``, each once; links are followed.
+
+    Raises BadInput if a root is not a folder, or if there is no run.
+    """
     found: dict[Path, Path] = {}
     seen: set[Path] = set()
     for root in roots:
         if not root.is_dir():
-            raise BadInput(f"{root} is not a folder; give folders that hold run directories")
+            raise BadInput(f"{root} is not a folder; give folders that contain run directories")
         for name, below, files in os.walk(root, followlinks=True):
             folder, real = Path(name), Path(name).resolve()
-            if real in seen:  # a folder given twice, or links in a circle
+            if real in seen:  # a folder given twice, or circular links
                 below.clear()
                 continue
             seen.add(real)
@@ -91,16 +106,16 @@ def run_folders(roots: list[Path]) -> list[Path]:
                 found.setdefault(real, folder)
     if not found:
         raise BadInput(
-            f"no run under {', '.join(map(str, roots))}: none of the folders holds config.yaml and scores.csv"
+            f"no run under {', '.join(map(str, roots))}: none of the folders contains config.yaml and scores.csv"
         )
     return list(found.values())
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """A run's config.yaml. BadInput if it cannot be read or a value has the wrong type."""
+    """A run's settings. Raises BadInput if config.yaml cannot be read or a value has the wrong type."""
     path = folder / "config.yaml"
     try:
-        values = YAML().load(path.read_text())  # not the "safe" loader, to which `off` can be False
+        values = YAML().load(path.read_text())  # the "safe" loader can read `off` as False
     except (OSError, ValueError, YAMLError) as error:
         raise BadInput(f"{path} cannot be read: {str(error)[:120]}") from None
     if not isinstance(values, dict) or "target_task" not in values:
@@ -108,26 +123,26 @@ def read_settings(folder: Path) -> dict[str, Any]:
     merged = {**defaults(), **values}
     for key, default in defaults().items():
         try:
-            merged[key] = settings.convert(merged[key], default)
+            merged[key] = convert(merged[key], default)
         except (TypeError, ValueError) as error:
             raise BadInput(f"{path} is damaged: {key}: {merged[key]!r} {error}") from None
     return merged
 
 
 def read_evaluations(folder: Path) -> list[tuple[str, Score]]:
-    """(phase, score) of every evaluation on the target, in order. BadInput if scores.csv is damaged."""
+    """(phase, score) of every evaluation on the target, in order. Raises BadInput if scores.csv is damaged."""
     path = folder / "scores.csv"
     try:
         if re.fullmatch(r"(step,.*\n)?", path.read_text()):
-            return []  # nothing or the header alone: a run that has just begun
+            return []  # empty, or only the header: the run has just begun
         rows = read_scores(folder)
         return [(row["phase"], parse_score(row)) for row in rows if row["domain"] == "target"]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise BadInput(f"{path} is damaged ({type(error).__name__}: {error}); mend or remove the line") from None
+        raise BadInput(f"{path} is damaged ({type(error).__name__}: {error}); correct or remove the line") from None
 
 
 def parse_score(row: dict[str, str]) -> Score:
-    """A line of scores.csv as numbers. KeyError, TypeError or ValueError if it is not one."""
+    """A line of scores.csv as numbers. Raises KeyError, TypeError or ValueError if it is damaged."""
     counts = {key: int(row[key]) for key in ("round", "step", "target_updates", "episodes")}
     success = float(row["success"]) if row["success"] else None
     score = Score(mean=float(row["mean"]), std=float(row["std"]), success=success, **counts)
@@ -137,11 +152,15 @@ def parse_score(row: dict[str, str]) -> Score:
 
 
 def read_run(folder: Path) -> RunResult | None:
-    """The run in ``folder``; None if it has no target, as `collect.py`'s have not. BadInput if it is damaged."""
+    """The run in ``folder``, or None if it has no target task (a run of collect.py). Raises BadInput if damaged.
+
+    A method that `METHODS` does not have is assumed to use its source tasks.
+    """
     values = read_settings(folder)
     if not values["target_task"]:
         return None
-    if values["method"] in WITHOUT_SOURCE:
+    method = METHODS.get(values["method"])
+    if method and not method.uses_sources:
         values["source_task"] = ""
     try:
         target = parse_task(values["target_task"])
@@ -149,13 +168,13 @@ def read_run(folder: Path) -> RunResult | None:
     except BadInput as error:
         raise BadInput(f"{folder / 'config.yaml'}: {error}") from None
     evaluations = read_evaluations(folder)
-    random = [score for phase, score in evaluations if phase == "evaluate_random"]
-    scores = [score for phase, score in evaluations if phase == "evaluate"]
+    random = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE_RANDOM]
+    scores = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE]
     return RunResult(folder, values, sources, target, random[0] if random else None, scores)
 
 
 def read_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
-    """(the runs that can be read, what was left out and why). BadInput if there is none."""
+    """(the runs that can be read, a line for each that is left out). Raises BadInput if none can be read."""
     runs, left_out, collections = [], [], 0
     for folder in folders:
         try:
@@ -163,17 +182,17 @@ def read_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
         except BadInput as error:
             left_out.append(f"left out {folder}: {' '.join(str(error).split())}")
             continue
-        collections += run is None
-        runs += [] if run is None else [run]
+        if run is None:
+            collections += 1
+        else:
+            runs.append(run)
     if collections:
-        left_out.append(f"left out, having no target task: {collections} (collections of data)")
+        left_out.append(f"left out {collections} without a target task (collections of data)")
     if not runs:
         raise BadInput(f"none of the {len(folders)} runs can be used; {left_out[0]}")
     return runs, left_out
 
 
-def task_order(task: Task) -> tuple[int, int, str]:
-    """Sorts tasks by suite, then as max_scores.yaml does, then by name."""
-    known = list(max_scores.known()["tasks"])
-    rank = known.index(str(task)) if str(task) in known else len(known)
-    return list(SUITES).index(task.suite), rank, str(task)
+def task_order(task: Task) -> tuple[int, int]:
+    """Sorts tasks by suite, then by their order in the suite."""
+    return list(SUITES).index(task.suite), SUITES[task.suite].tasks.index(task.name)

@@ -1,30 +1,20 @@
-"""The target critic's values against the true returns of evaluation episodes."""
+"""The critic's value estimates against the true returns of evaluation episodes: tables and a picture."""
 
 import math
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import gymnasium
 import numpy as np
-import torch
 from matplotlib.axes import Axes
-from scipy.signal import lfilter
 
-from training import collector as driver
-import tools
-from agents.agent import Agent
-from wrappers.shared.simulators import environment
+from analysis.episodes import EvaluatedRun
+from tools import write_csv
 from training.visuals import plt, save_figure
-from training.trainer import EVALUATION_SEED
-from training.trained import agent_policy, load_agent
-from wrappers import parse_task
 
-COLUMNS = 3  # of the picture's panels
+PANEL_COLUMNS = 3  # of the picture
 ESTIMATE, TRUTH = "tab:orange", "tab:blue"
-TABLE = (  # heading, column of values.csv, form
+TABLE = (  # heading, column of values.csv, format
     ("score", "score", "10.1f"),
     ("estimate", "estimate", "11.2f"),
     ("true return", "true_return", "13.2f"),
@@ -37,110 +27,17 @@ TABLE = (  # heading, column of values.csv, form
 )
 
 
-@dataclass
-class Episode:
-    """An evaluation episode of T agent steps.
-
-    estimates (T,): the critic's v(s_t), t = 0 .. T - 1 (the last state is not acted on, nor valued). rewards (T + 1,):
-    r_t of arriving at s_t, r_0 = 0. terminated: the task ended it, not the time limit.
-    """
-
-    estimates: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
-
-    def true_returns(self, gamma: float) -> np.ndarray:
-        """G_t = sum over k = 0 .. T - t of gamma^k r_{t+k}, (T,)."""
-        return lfilter([1.0], [1.0, -gamma], self.rewards[::-1])[::-1][:-1]
-
-    def unseen(self, gamma: float) -> np.ndarray:
-        """Share of an endless discounted sum of steady rewards from t on that lies beyond the last, (T,)."""
-        steps = len(self.estimates)
-        return np.zeros(steps) if self.terminated else gamma ** (steps + 1.0 - np.arange(steps))
-
-    def continued_returns(self, gamma: float) -> np.ndarray:
-        """G_t as if the mean reward of the episode's last tenth (one step or more) went on for ever, (T,)."""
-        if self.terminated or gamma == 1:  # without discount an endless sum has no value
-            return self.true_returns(gamma)
-        last = self.rewards[-math.ceil(len(self.estimates) / 10) :].mean()
-        return self.true_returns(gamma) + self.unseen(gamma) * last / (1 - gamma)
-
-    def compared(self, gamma: float, limit: float) -> np.ndarray:
-        """At which steps at most the share ``limit`` is unseen, (T,) bool; the first step is always one."""
-        return self.unseen(gamma) <= max(limit, self.unseen(gamma)[0])
+def write_values(runs: list[EvaluatedRun], limit: float, out: Path) -> list[dict[str, Any]]:
+    """Write values.csv, value_steps.csv and values.png. Returns the lines of values.csv."""
+    rows = [value_row(run, limit) for run in runs]
+    write_csv(out / "values.csv", rows)
+    write_csv(out / "value_steps.csv", [row for run in runs for row in step_rows(run, limit)])
+    values_picture(runs, limit, out / "values.png")
+    return rows
 
 
-class Recorder(gymnasium.Wrapper):
-    """Keeps each episode's rewards, 0 at its reset, and whether the task ended it."""
-
-    def __init__(self, env: gymnasium.Env):
-        super().__init__(env)
-        self.rewards: list[list[float]] = []
-        self.terminated: list[bool] = []
-
-    def reset(self, **settings: Any) -> tuple[dict, dict]:
-        self.rewards.append([0.0])
-        self.terminated.append(False)
-        return self.env.reset(**settings)
-
-    def step(self, action: np.ndarray) -> tuple:
-        result = self.env.step(action)
-        self.rewards[-1].append(float(result[1]))
-        self.terminated[-1] = bool(result[2])
-        return result
-
-
-def valuing_policy(agent: Agent, estimates: list[list[float]]) -> driver.Policy:
-    """The agent acting with its mode, N = 1; the critic's v(s_t) of each step goes into ``estimates``, by episode."""
-    act = agent_policy(agent, sample=False)
-
-    def policy(observation: driver.Observation, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
-        actions, state = act(observation, state, first)
-        with torch.no_grad(), agent.autocast():
-            value = agent.behaviour.critic(agent.world.rssm.feat(state))
-        if first[0]:
-            estimates.append([])
-        estimates[-1].append(value.item())
-        return actions, state
-
-    return policy
-
-
-@dataclass
-class Evaluated:
-    """A run's evaluation: its name in tables and pictures, settings, episodes, and the first one's frames."""
-
-    label: str
-    config: SimpleNamespace
-    episodes: list[Episode]
-    frames: np.ndarray
-
-    @property
-    def gamma(self) -> float:
-        return self.config.discount
-
-    @property
-    def task(self) -> str:
-        return str(parse_task(self.config.target_task))
-
-
-def evaluate(logdir: Path, label: str, episodes: int, device: torch.device) -> Evaluated:
-    """Episodes of the target agent with its critic's estimates, begun as those of the run's own evaluations are."""
-    agent, config = load_agent(logdir, "target", device)
-    env, estimates = Recorder(environment(config, config.target_task, "target")), []
-    with tools.progress_bar(episodes * config.time_limit, f"evaluate {label}", leave=False) as bar:
-        policy, seed = valuing_policy(agent, estimates), EVALUATION_SEED + config.seed
-        scores = driver.evaluate(policy, [driver.InProcess(env)], episodes, seed, bar.update)
-    env.close()
-    recorded = [
-        Episode(np.array(v), np.array(r), ended)
-        for v, r, ended in zip(estimates, env.rewards, env.terminated, strict=True)
-    ]
-    return Evaluated(label, config, recorded, scores.frames)
-
-
-def value_row(run: Evaluated, limit: float) -> dict[str, Any]:
-    """The run's line of values.csv: means over episodes of the means over an episode's compared steps."""
+def value_row(run: EvaluatedRun, limit: float) -> dict[str, Any]:
+    """The run's line of values.csv: means over episodes of the means over each episode's compared steps."""
     gamma, means, shares = run.gamma, [], []
     for episode in run.episodes:
         at = episode.compared(gamma, limit)
@@ -165,7 +62,7 @@ def value_row(run: Evaluated, limit: float) -> dict[str, Any]:
     }
 
 
-def step_rows(run: Evaluated, limit: float) -> list[dict[str, Any]]:
+def step_rows(run: EvaluatedRun, limit: float) -> list[dict[str, Any]]:
     """The run's lines of value_steps.csv, one for each step of each episode."""
     columns = ("step", "estimate", "true_return", "continued_return", "unseen", "compared")
     rows = []
@@ -177,8 +74,8 @@ def step_rows(run: Evaluated, limit: float) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """values.csv for a terminal; a positive difference is an over-estimate."""
+def values_table(rows: list[dict[str, Any]]) -> str:
+    """The lines of values.csv for a terminal. A positive difference is an over-estimate."""
     width = max(len("run"), *(len(row["run"]) for row in rows))
     headings = [f"{heading:>{len(format(0, form))}}" for heading, _, form in TABLE]
     lines = [f"{'run':{width}}" + "".join(headings)]
@@ -187,20 +84,31 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def values_picture(runs: list[Evaluated], limit: float, path: Path) -> None:
-    """A panel a run: estimates and true returns against the step, mean and deviation over episodes."""
-    columns = min(COLUMNS, len(runs))
+def short_episode_notes(rows: list[dict[str, Any]], limit: float) -> list[str]:
+    """A line for each run in which more than the share ``limit`` is unseen even at a first step."""
+    return [
+        f"{row['run']}: its episodes are short for a discount of {row['discount']:g}: where the time limit ends an "
+        f"episode, only its first step is compared, and up to {row['unseen']:.0%} of a return with constant rewards "
+        f"comes after the limit"
+        for row in rows
+        if row["unseen"] > limit
+    ]
+
+
+def values_picture(runs: list[EvaluatedRun], limit: float, path: Path) -> None:
+    """A panel for each run: estimates and true returns against the step, mean and deviation over episodes."""
+    columns = min(PANEL_COLUMNS, len(runs))
     rows = math.ceil(len(runs) / columns)
     figure, axes = plt.subplots(
         rows,
         columns,
         figsize=(4.8 * columns + 0.6, 3.4 * rows + 0.9),
         squeeze=False,
-        sharey=len({run.task for run in runs}) == 1,  # another task's returns are of another size
+        sharey=len({run.task for run in runs}) == 1,  # returns of different tasks have different scales
         layout="constrained",
     )
     for axis, run in zip(axes.flat, runs, strict=False):
-        value_panel(axis, run, limit)
+        values_panel(axis, run, limit)
         axis.tick_params(labelleft=True)
     for axis in axes.flat[len(runs) :]:
         axis.set_axis_off()
@@ -211,7 +119,7 @@ def values_picture(runs: list[Evaluated], limit: float, path: Path) -> None:
     save_figure(figure, path)
 
 
-def value_panel(axis: Axes, run: Evaluated, limit: float) -> None:
+def values_panel(axis: Axes, run: EvaluatedRun, limit: float) -> None:
     gamma, row = run.gamma, value_row(run, limit)
     estimates = by_step([e.estimates for e in run.episodes])
     returns = by_step([e.true_returns(gamma) for e in run.episodes])
@@ -230,6 +138,6 @@ def value_panel(axis: Axes, run: Evaluated, limit: float) -> None:
 
 
 def by_step(series: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation at each step over the episodes that last so long, (longest,) each."""
+    """Mean and deviation at each step, over the episodes that have the step, (T of the longest,) each."""
     padded = np.array([*zip_longest(*series, fillvalue=np.nan)])
     return np.nanmean(padded, 1), np.nanstd(padded, 1)

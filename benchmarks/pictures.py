@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
-from tools import BadInput, Parser, exit_on_bad_input
-from tools import write_atomically
+from tools import BadInput, Parser, exit_on_bad_input, write_atomically
 from wrappers import make_env, parse_task
 
 ROOT = Path(__file__).resolve().parent.parent

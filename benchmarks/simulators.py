@@ -2,10 +2,10 @@
 
     python benchmarks/simulators.py [--rounds 3] [--seconds 2]
 
-A frame here is all that an agent step costs: the simulator's steps (2 in DMC, as the action is repeated) and
-one 64x64 picture. Each variant has a process of its own, which they use in turn, round by round, so that
-whatever else the machine does falls on all of them; the median round counts. Nothing is changed for "as
-shipped" but the name that RoboDesk's renderer needs from a Pillow older than 10.
+A frame here is an agent step: the simulator's steps (2 in DMC, by its action repeat) and one 64x64 image.
+Each variant has its own process. They run in turn, round by round, so that other load on the machine affects
+all of them; the median round is reported. The only change to "as shipped" is the name that RoboDesk's renderer
+needs and Pillow 10 removed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository's root
 
 from wrappers import make_env
 from wrappers.shared.backend import choose_backend
@@ -84,11 +84,11 @@ def ours(task: str, render: str) -> Callable[[], None]:
 
 
 def prepare(suite: str, variant: str) -> None:
-    """Make the environment of this process and draw a first frame, which is slower than others."""
+    """Make the environment of this process and draw a first frame, which is slower than later ones."""
     global _step
     if variant == "as shipped":
-        os.environ.pop("LP_NUM_THREADS")  # a setting of this project's, see wrappers/shared/backend.py
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # gym's notice, and tracebacks when OpenGL ends at exit
+        os.environ.pop("LP_NUM_THREADS")  # set by wrappers/shared/backend.py
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # gym's notice, and OpenGL's tracebacks at exit
         _step = SHIPPED[suite]()
     else:
         _step = ours(TASKS[suite], variant)
@@ -111,7 +111,7 @@ def measure(rounds: int, seconds: float) -> dict[tuple[str, str], float]:
     spawn = get_context("spawn")
     pools = {key: ProcessPoolExecutor(1, spawn, initializer=prepare, initargs=key) for key in keys}
     for pool in pools.values():
-        pool.submit(frames_a_second, 0).result()  # one at a time: starting is not to be measured
+        pool.submit(frames_a_second, 0).result()  # one at a time; the start is not measured
     for _ in range(rounds):
         for key, pool in pools.items():
             rates[key].append(pool.submit(frames_a_second, seconds).result())

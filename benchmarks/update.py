@@ -28,13 +28,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
+from training.trained import agent_policy
+
 import config as settings
 import tools
 from agents import Batch, SourceAgent, TargetAgent
 from benchmarks import plain
 from replay.store import OfflineDataset, Prefetcher, save_episode
 from training.trainer import pick_device
-from training.trained import agent_policy
 
 BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"]}
 ACTIONS = 6

@@ -329,7 +329,9 @@ def test_a_source_on_states_co_trains_with_a_target_on_images():
     assert metrics["reward_alignment"] > 0 and metrics["state_loss"] > 0
     assert not changed(before, target.world)
     before = weights(source.world)
-    assert target.update(other, {"source_embed": source.embed(own)}, source.frozen_critic, step=0)["state_alignment"] > 0
+    assert (
+        target.update(other, {"source_embed": source.embed(own)}, source.frozen_critic, step=0)["state_alignment"] > 0
+    )
     assert not changed(before, source.world)
     action, _ = source.act({"position": torch.zeros(1, 3).numpy(), "velocity": torch.zeros(1, 2).numpy()}, None,
                            torch.ones(1).bool().numpy(), sample=True)  # fmt: skip

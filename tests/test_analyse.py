@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from analyses import embeddings, values
 from conftest import tiny
 from PIL import Image
 from test_bad_input import refused
 from test_co_training import scores, train
 from test_report import lines
+from training.trained import BEFORE_ALIGNMENT, CHECKPOINT, load_agent
 
 import analyse
-from training import collector as driver
 import tools
-from analyses import embeddings, values
 from analysis.embeddings import Embedded, embeddings_picture
 from analysis.values import Episode, Evaluated
-from wrappers.shared.simulators import environment
+from training import collector as driver
 from training.trainer import EVALUATION_SEED
-from training.trained import BEFORE_ALIGNMENT, CHECKPOINT, load_agent
+from wrappers.shared.simulators import environment
 
 CPU = torch.device("cpu")
 BY_HAND = Episode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)

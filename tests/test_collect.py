@@ -121,9 +121,7 @@ def test_data_without_a_record_is_used_with_a_note(dataset: Path, tmp_path: Path
 
 def test_the_target_has_the_background_and_the_source_the_sparse_reward():
     config = tiny(sparse_reward=True, background="clips")
-    source, target, collected = (
-        env_settings(config, "walker_walk", d) for d in ("source", "target", "collect")
-    )
+    source, target, collected = (env_settings(config, "walker_walk", d) for d in ("source", "target", "collect"))
     assert source["sparse_reward"] and "background" not in source
     assert target["background"] == "clips" and "sparse_reward" not in target
     assert collected["sparse_reward"] and collected["background"] == "clips"

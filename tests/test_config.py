@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from test_layout import sources
 
 import config as settings
 from co_training import algorithm_1
-from test_layout import sources
 from tools import BadInput
 from training.methods import METHODS
 from wrappers import SUITES

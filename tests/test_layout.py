@@ -68,7 +68,9 @@ def test_no_name_hides_an_installed_package():
 
 def test_importing_a_part_of_the_project_does_not_import_torch_too_early():
     """Simulators run in processes that must not load PyTorch; task names are checked before any simulator is loaded."""
-    code = "import sys, wrappers, replay; print(sorted({'torch', 'mujoco', 'dm_control', 'metaworld'} & set(sys.modules)))"
+    code = (
+        "import sys, wrappers, replay; print(sorted({'torch', 'mujoco', 'dm_control', 'metaworld'} & set(sys.modules)))"
+    )
     from conftest import command
 
     assert command("-c", code).stdout.strip() == "[]"

@@ -155,7 +155,9 @@ def test_actor_loss_by_hand(grad: str, rho: float):
     """Eq. 7 and 10: action t is credited with the return that begins at state t + 1; the last has none."""
     config = tiny(actor_grad=grad, actor_grad_mix=0.25, actor_entropy=0.1)
     behavior = models.ActorCritic(config, feat=3, action_dim=2)
-    imagined = models.ImaginedTrajectory(torch.zeros(3, 1, 3), torch.tensor([[-1.0], [-2.0]]), torch.tensor([[0.5], [0.7]]))
+    imagined = models.ImaginedTrajectory(
+        torch.zeros(3, 1, 3), torch.tensor([[-1.0], [-2.0]]), torch.tensor([[0.5], [0.7]])
+    )
     returns, baseline, weight = (
         torch.tensor([[9.0], [4.0]]),
         torch.tensor([[1.0], [8.0]]),

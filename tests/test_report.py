@@ -1,4 +1,4 @@
-"""The report's numbers by hand, on run directories in the program's own format, and on real runs'."""
+"""report.py: its numbers on run directories that the tests write, and on those of real runs."""
 
 import csv
 from pathlib import Path
@@ -36,7 +36,7 @@ def write_run(
     method: str = "coworld",
     **flags: object,
 ) -> Path:
-    """A run directory as the program writes it: an evaluation before each of its rounds, and the one at its end."""
+    """A run directory as co_training.py writes it, with an evaluation before each round and one at the end."""
     flags = {"source_task": "walker_walk", "target_task": "walker_downhill", "rounds": len(scores) - 1, **flags}
     config = tiny(logdir=folder, method=method, **flags)
     folder.mkdir(parents=True)
@@ -54,7 +54,7 @@ def write_run(
 
 
 def run_report(root: Path, *arguments: object) -> Path:
-    """The command on ``root``. Returns the folder it wrote."""
+    """Run the command on ``root``. Returns the folder with its output."""
     out = root.parent / "out"
     report.main([str(a) for a in (root, "--out", out, *arguments)])
     return out
@@ -80,7 +80,7 @@ def listed(out: Path, title: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two methods, two targets, an ablation and a run on two sources; 8 runs in all, in nested folders."""
+    """Two methods, two targets, an ablation and a run with two sources: 8 runs in nested folders."""
     root = tmp_path_factory.mktemp("report") / "runs"
     for seed, (down, up) in enumerate([(100, 40), (200, 60)]):
         write_run(root / f"a/down{seed}", [20, 50, down], seed=seed, random=10 + 2 * seed)
@@ -132,7 +132,7 @@ def test_interquartile_mean_of_normalised_scores(runs: Path):
     # downhill: (s - 11) / 200 = 0.445, 0.945; uphill: (s - 10) / 1000 = 0.03, 0.05; the middle two of four
     iqm = table(out, "Normalised score")["coworld"]
     assert iqm["IQM"] == "0.247" and (iqm["tasks"], iqm["runs"]) == ("2", "4")  # (0.05 + 0.445) / 2
-    # each resample of two seeds from each task: the middle two are the larger uphill and the smaller downhill
+    # a resample has two seeds of each task; its middle two are the larger uphill and the smaller downhill
     assert iqm["95% interval"] == "0.237 to 0.497"  # (0.03 + 0.445) / 2 and (0.05 + 0.945) / 2
     assert table(out, "Normalised score")["coworld, value_constraint off"]["95% interval"] == "needs 2 seeds a task"
     assert (out / "table.md").read_text() == (run_report(runs, "--max_score", 1010, "--max_score", f"{DOWNHILL}=211")
@@ -140,9 +140,9 @@ def test_interquartile_mean_of_normalised_scores(runs: Path):
 
 
 def test_each_resample_keeps_every_tasks_number_of_seeds():
-    """Tasks far apart with equal seeds: the seeds, not the distance between tasks, make the interval."""
+    """Scores differ between tasks and not between seeds, so the interval is a point."""
     mean = interquartile_mean([np.array([0.0, 0.0]), np.array([1.0, 1.0]), np.array([5.0, 5.0])])
-    assert (mean.iqm, mean.low, mean.high) == (1.75, 1.75, 1.75)  # of 0 0 1 1 5 5 one is cut off at each end
+    assert (mean.iqm, mean.low, mean.high) == (1.75, 1.75, 1.75)  # of 0 0 1 1 5 5, one is removed at each end
 
 
 def test_what_is_missing(runs: Path):
@@ -259,9 +259,7 @@ def test_labels_name_the_settings_that_are_not_the_default(tmp_path: Path):
     write_run(root / "1", [1, 2], state_alignment=False, sparse_reward=True)
     write_run(root / "2", [1, 2], select="first", **many)
     write_run(root / "3", [1, 2], source_task="walker_run,walker_stand")
-    write_run(
-        root / "4", [1, 2], method="offline_dv2", source_task="", value_constraint="off"
-    )  # not a setting of this method
+    write_run(root / "4", [1, 2], method="offline_dv2", source_task="", value_constraint="off")  # has no effect
     write_run(root / "5", [1, 2], source_task="walker_stand,walker_walk")
     run_report(root)
     rows = {row["folder"][-1]: row["row"] for row in lines(tmp_path / "out/cells.csv")}

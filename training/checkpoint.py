@@ -97,9 +97,7 @@ def model_state(agents: dict[str, Agent]) -> dict[str, Any]:
     }
 
 
-def load_agent(
-    logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT
-) -> tuple[Agent, Config]:
+def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT) -> tuple[Agent, Config]:
     """An agent of a run, with its weights alone, and the run's settings.
 
     ``domain`` is ``target``, ``source``, ``source_2``, ... Raises BadInput if there is no such agent or checkpoint.

@@ -99,9 +99,7 @@ def copy_episodes(paths: list[Path], folder: Path) -> None:
             bar.update()
 
 
-def collect_from_policy(
-    config: Config, args: argparse.Namespace, folder: Path, stop: StopRequest
-) -> dict[str, Any]:
+def collect_from_policy(config: Config, args: argparse.Namespace, folder: Path, stop: StopRequest) -> dict[str, Any]:
     """Episodes by random actions, or by a checkpoint's agent with samples of its policy, saved to ``folder``.
 
     ``args`` are collect.py's. ``stop`` ends it early. Returns the dataset's description.

@@ -1,4 +1,4 @@
-"""The domains of a run. A `Domain` holds one domain's task, data, agent and batches, an `OnlineDomain` a simulator too."""
+"""The domains of a run: each has a task, data, an agent and batches; an `OnlineDomain` has simulators too."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -87,7 +87,9 @@ def evaluate(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for begun in range(0, episodes, len(envs)):
-            running = [EvalEpisode(env, episode_seed(seed, begun + i)) for i, env in enumerate(envs[: episodes - begun])]
+            running = [
+                EvalEpisode(env, episode_seed(seed, begun + i)) for i, env in enumerate(envs[: episodes - begun])
+            ]
             play(policy, running, on_step)
             result.returns += [episode.total for episode in running]
             result.successes += [episode.success for episode in running if episode.success is not None]

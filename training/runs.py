@@ -80,7 +80,7 @@ def run_to_completion(
     loops: Mapping[PhaseKind, Callable[[Trainer, Phase], None]],
     until: Callable[[Trainer], bool] = lambda trainer: False,
 ) -> None:
-    """Run the phases that are left, then draw the pictures. On Ctrl-C, SIGTERM or a crash, say how to go on and exit."""
+    """Run the remaining phases, then draw the pictures. On Ctrl-C, SIGTERM or a crash, print how to resume and exit."""
     logdir = trainer.logdir
     try:
         with trainer.stop.listening():

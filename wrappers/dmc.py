@@ -1,48 +1,54 @@
-"""The dm_control suite, and the paper's six modified bodies.
+"""The DeepMind Control suite (dm_control), and the paper's six modified bodies.
 
-A modified body is an overlay in ``modified_dmc_xml/``: it names an original model, the task whose reward it
-keeps, and only the attributes that change. Those are written over the installed dm_control's own XML as it is
-loaded.
+A modified body is an overlay in ``modified_dmc_xml/``. It names an original model, the task whose reward is
+used, and the attributes that differ. They are applied to dm_control's installed XML when the task is loaded.
 """
 
 import xml.etree.ElementTree as ElementTree
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wrappers.shared.backend import import_with_opengl
 from wrappers.shared.background import Background
 from wrappers.shared.base import PixelEnv, SimulatorStep
 from wrappers.shared.patches import NumpyWith
 from wrappers.shared.rendering import FrameRenderer, camera_name
+from wrappers.shared.suites import Suite
 
-# dm_control reads which OpenGL library to use when it is imported; the import above has chosen it.
-# isort: split
-from dm_control import suite
-from dm_control.rl.control import Environment
-from dm_control.suite import common, quadruped
+if TYPE_CHECKING:
+    from dm_control.rl.control import Environment
 
-ACTION_REPEAT = 2
-FLIP = False
 OVERLAYS = Path(__file__).resolve().parent.parent / "modified_dmc_xml"
 _ORIENTATIONS = ("quat", "axisangle", "xyaxes", "zaxis", "euler")
-# An alias that left NumPy in 2.4, and that dm_control 1.0.28 still calls there.
-quadruped.np = NumpyWith(in1d=np.isin)
+
+
+@cache
+def dm_control_suite() -> ModuleType:
+    """The module ``dm_control.suite``."""
+    suite = import_with_opengl("dm_control.suite")
+    # NumPy 2.4 removed in1d, which dm_control 1.0.28 still calls in this module.
+    suite.quadruped.np = NumpyWith(in1d=np.isin)
+    return suite
 
 
 def default_camera(domain: str) -> int:
-    """The camera that pixel agents use, as in Dreamer's code: 2 for the quadruped, which its camera 0 does
-    not follow, else 0. In the walker and the cheetah that is ``side``, the camera which the paper tilts."""
+    """The camera of pixel agents, as in Dreamer's code: 2 for the quadruped, whose camera 0 does not follow
+    it, else 0. In the walker and the cheetah that is ``side``, the camera that the paper tilts."""
     return 2 if domain == "quadruped" else 0
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """``ball_in_cup_catch`` -> (``ball_in_cup``, ``catch``), by dm_control's own list of domains."""
-    domain = max((d for d in suite.TASKS_BY_DOMAIN if name.startswith(d + "_")), key=len)
+    """Domain and task by dm_control's list of domains: ``ball_in_cup_catch`` -> (``ball_in_cup``, ``catch``)."""
+    domain = max((d for d in dm_control_suite().TASKS_BY_DOMAIN if name.startswith(d + "_")), key=len)
     return domain, name.removeprefix(domain + "_")
 
 
 def _counterpart(root: ElementTree.Element, change: ElementTree.Element) -> ElementTree.Element:
-    """The one element of ``root`` with the tag, and the name if there is one, of ``change``."""
+    """The only element of ``root`` with the tag of ``change``, and with its name if it has one."""
     found = [e for e in root.iter(change.tag) if e.get("name") == change.get("name")]
     if len(found) != 1:
         raise ValueError(f"the overlay's {change.tag} {change.attrib} has {len(found)} counterparts, not one")
@@ -50,22 +56,23 @@ def _counterpart(root: ElementTree.Element, change: ElementTree.Element) -> Elem
 
 
 def apply_overlay(model_xml: str | bytes, overlay: ElementTree.Element) -> str:
-    """``model_xml`` with each element of ``overlay`` written over its counterpart, attribute by attribute."""
+    """``model_xml`` with the attributes of each element of ``overlay`` set on the same element of the model."""
     root = ElementTree.fromstring(model_xml)
     for change in overlay:
         target = _counterpart(root, change)
-        if any(key in change.attrib for key in _ORIENTATIONS):  # MuJoCo refuses two orientations
+        if any(key in change.attrib for key in _ORIENTATIONS):  # MuJoCo accepts one orientation only
             for key in _ORIENTATIONS:
                 target.attrib.pop(key, None)
         target.attrib.update(change.attrib)
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def load(name: str) -> Environment:
+def load(name: str) -> "Environment":
     """The dm_control environment of the task ``name`` (without prefix), modified bodies included.
 
-    Its own time limit is lifted: `wrappers.make_env` sets the limit, in agent steps.
+    It has no time limit of its own: `wrappers.make_env` sets the limit, in agent steps.
     """
+    suite = dm_control_suite()
     path = OVERLAYS / f"{name}.xml"
     overlay = ElementTree.parse(path).getroot() if path.is_file() else None
     domain, task = split_name(name)
@@ -73,15 +80,16 @@ def load(name: str) -> Environment:
         task = overlay.attrib["task"]
     env = suite.load(domain, task, task_kwargs={"time_limit": float("inf")})
     if overlay is not None:
-        original = common.read_model(overlay.attrib["model"])
-        env.physics.reload_from_xml_string(apply_overlay(original, overlay), common.ASSETS)
+        original = suite.common.read_model(overlay.attrib["model"])
+        env.physics.reload_from_xml_string(apply_overlay(original, overlay), suite.common.ASSETS)
     return env
 
 
 class DMCEnv(PixelEnv):
-    """A dm_control task. It ends only where dm_control's discount is 0; the suite defines no success."""
+    """A dm_control task. It terminates only where dm_control's discount is 0; the suite defines no success."""
 
     def __init__(self, name: str, description: dict):
+        """Make the task ``name`` (without prefix); ``description`` as in `wrappers.make_env`."""
         self._env = load(name)
         self._observed = self._env.reset().observation
         physics = self._env.physics
@@ -92,19 +100,19 @@ class DMCEnv(PixelEnv):
         folder = description["background"]
         self._background = Background(folder, description["size"]) if folder else None
         spec = self._env.action_spec()
-        # Motors without limits (lqr) are given as +-1e10: their actions stay as they are.
+        # Motors without limits (lqr) have bounds of +-1e10: their actions are not rescaled.
         bounded = spec.maximum < 1e9
         low, high = np.where(bounded, spec.minimum, -1.0), np.where(bounded, spec.maximum, 1.0)
         super().__init__(description, low, high)
 
-    def _begin(self, seed: int) -> None:
-        # dm_control takes its random state when a task is made, and may share it: so reseed it in place.
+    def _reset_simulator(self, seed: int) -> None:
+        # dm_control keeps the task's RandomState, which other objects may share: reseed it in place.
         self._env.task.random.seed(seed)
         self._observed = self._env.reset().observation
         if self._background:
             self._background.start(seed)
 
-    def _advance(self, action: np.ndarray) -> SimulatorStep:
+    def _step_simulator(self, action: np.ndarray) -> SimulatorStep:
         step = self._env.step(action)
         self._observed = step.observation
         ended = step.last() and step.discount == 0.0
@@ -114,7 +122,7 @@ class DMCEnv(PixelEnv):
         data = self._env.physics.data.ptr
         image = self._renderer.frame(data)
         if self._background:
-            image = self._background.behind(image, self._renderer.sky(data), self.agent_steps)
+            image = self._background.replace_sky(image, self._renderer.sky(data), self.agent_steps)
         return image
 
     def _low_dimensional(self) -> dict[str, np.ndarray]:
@@ -125,6 +133,35 @@ class DMCEnv(PixelEnv):
         self._renderer.close()
 
 
-def make(name: str, description: dict) -> DMCEnv:
-    """The environment of a task named without its prefix; ``description`` as in `wrappers.make_env`."""
-    return DMCEnv(name, description)
+SUITE = Suite(
+    name="dmc",
+    title="DeepMind Control",
+    # dm_control's tasks and those of modified_dmc_xml/; a test compares the list with both.
+    tasks=tuple(
+        """
+        acrobot_swingup acrobot_swingup_sparse ball_in_cup_catch cartpole_balance
+        cartpole_balance_sparse cartpole_swingup cartpole_swingup_sparse cartpole_two_poles
+        cartpole_three_poles cheetah_run dog_stand dog_walk dog_trot dog_run dog_fetch finger_spin
+        finger_turn_easy finger_turn_hard fish_upright fish_swim hopper_stand hopper_hop
+        humanoid_stand humanoid_walk humanoid_run humanoid_run_pure_state humanoid_CMU_stand
+        humanoid_CMU_walk humanoid_CMU_run lqr_lqr_2_1 lqr_lqr_6_2 manipulator_bring_ball
+        manipulator_bring_peg manipulator_insert_ball manipulator_insert_peg pendulum_swingup
+        point_mass_easy point_mass_hard quadruped_walk quadruped_run quadruped_escape
+        quadruped_fetch reacher_easy reacher_hard stacker_stack_2 stacker_stack_4 swimmer_swimmer6
+        swimmer_swimmer15 walker_stand walker_walk walker_run walker_downhill walker_uphill
+        walker_nofoot cheetah_downhill cheetah_uphill cheetah_nopaw""".split()
+    ),
+    make=DMCEnv,
+    settings={"action_repeat": 2},
+    has_sky=True,
+    max_return=1000,  # 1000 simulator steps of at most 1 (Tassa et al. 2018, arXiv 1801.00690)
+    # The paper's best target returns (CoWorld on medium-expert data, its Table 9); it publishes no agent's maximum.
+    max_returns={
+        "walker_downhill": 848,
+        "walker_uphill": 774,
+        "walker_nofoot": 919,
+        "cheetah_downhill": 871,
+        "cheetah_uphill": 475,
+        "cheetah_nopaw": 844,
+    },
+)

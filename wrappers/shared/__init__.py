@@ -1,0 +1,1 @@
+"""Code that suites share. Suite files are the modules directly in ``wrappers/``."""

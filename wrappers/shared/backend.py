@@ -1,17 +1,18 @@
-"""Choose the OpenGL library MuJoCo draws with, so that no screen and no setting is needed.
+"""Choose the OpenGL library with which MuJoCo draws, without a screen and without a setting by the user.
 
-This module imports no simulator: MuJoCo and dm_control read ``MUJOCO_GL`` once, when they are imported.
+MuJoCo and dm_control read ``MUJOCO_GL`` once, on import, so they are imported by `import_with_opengl`.
 """
 
 import importlib
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 from tools import BadInput
 
 _PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
-_CHECKED = "COWORLD_GL_CHECKED"  # tells worker processes that their inherited MUJOCO_GL has been tried
+_CHECKED = "COWORLD_GL_CHECKED"  # tells worker processes that the MUJOCO_GL they inherit was tested
 _PROBE = """
 import mujoco
 renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
@@ -21,7 +22,7 @@ renderer.close()
 
 
 def _works(backend: str) -> bool:
-    """Draw a frame with ``backend`` in a process of its own: a broken driver can crash its process."""
+    """Whether ``backend`` draws a frame. Tested in a process of its own, which a broken driver can crash."""
     environment = {**os.environ, "MUJOCO_GL": backend}
     environment.pop("PYOPENGL_PLATFORM", None)
     try:
@@ -37,35 +38,41 @@ def _install_hint(backends: tuple[str, ...]) -> str:
 
 
 def choose_backend() -> str | None:
-    """Set ``MUJOCO_GL`` to a library that draws here and return it: the user's, else EGL, else OSMesa.
+    """Set ``MUJOCO_GL`` to a library that works and return it: the user's choice, else EGL, else OSMesa.
 
-    Off Linux, MuJoCo's own choice stands (None). Each candidate is tried by drawing one frame.
+    Each candidate is tested by drawing one frame, once for this process and its children. On systems other
+    than Linux it returns None and MuJoCo chooses.
 
-    Raises:
-        BadInput: the user's choice, or both candidates, cannot draw; names the Debian package to install.
+    Raises BadInput if the user's choice, or both candidates, cannot draw; it names the Debian package to install.
     """
     if not sys.platform.startswith("linux"):
         return None
-    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if asked and os.environ.get(_CHECKED) == asked:
-        return asked
-    candidates = (asked,) if asked else tuple(_PACKAGES)
+    requested = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if requested and os.environ.get(_CHECKED) == requested:
+        return requested
+    candidates = (requested,) if requested else tuple(_PACKAGES)
     backend = next((name for name in candidates if _works(name)), None)
-    if backend is None and asked:
+    if backend is None and requested:
         raise BadInput(
-            f"MUJOCO_GL={asked} cannot draw here: unset it to let a library be chosen, "
-            f"or install one with {_install_hint((asked,) if asked in _PACKAGES else tuple(_PACKAGES))}"
+            f"MUJOCO_GL={requested} cannot draw here: unset it to let a library be chosen, "
+            f"or install one with {_install_hint((requested,) if requested in _PACKAGES else tuple(_PACKAGES))}"
         )
     if backend is None:
         raise BadInput(f"no OpenGL library can draw without a screen here: {_install_hint(tuple(_PACKAGES))}")
-    _adopt(backend)
+    _set_backend(backend)
     return backend
 
 
-def _adopt(backend: str) -> None:
+def _set_backend(backend: str) -> None:
     os.environ["MUJOCO_GL"] = os.environ[_CHECKED] = backend
-    # Mesa's software renderer spreads a frame over threads; for a 64-pixel frame, waking them costs more than
-    # they save (0.84 ms a frame with them, 0.64 ms without), and they take cores from other environments.
+    # Mesa's software renderer uses several threads per frame. For a 64-pixel frame that is slower (0.84 ms with
+    # threads, 0.64 ms without), and the threads take cores from other environments.
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    if "mujoco" in sys.modules:  # imported earlier by someone else, with whatever library it found then
+    if "mujoco" in sys.modules:  # imported before the choice, perhaps with another library
         importlib.reload(importlib.import_module("mujoco.gl_context"))
+
+
+def import_with_opengl(module: str) -> ModuleType:
+    """Import ``module``, which may import MuJoCo or dm_control, after `choose_backend`. Raises BadInput as it does."""
+    choose_backend()
+    return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""What the environments of all suites have in common: pixels, action range, repeat, seeds, information."""
+"""`PixelEnv`, the base class of all suites' environments: frames, action range, action repeat, seeds, info."""
 
 from abc import abstractmethod
 from typing import Any, NamedTuple
@@ -7,30 +7,39 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
+from wrappers.shared.suites import SUITES
+
 
 class SimulatorStep(NamedTuple):
-    """One step of a simulator: ``discount`` is 0 only where the task truly ended."""
+    """Result of one simulator step. ``discount`` is 0 only where the task terminated."""
 
     reward: float
     discount: float = 1.0
-    success: float | None = None  # None where the suite does not define success
+    success: float | None = None  # None in suites that define no success
 
 
 class PixelEnv(gymnasium.Env):
-    """A simulator seen through its camera, with actions in [-1, 1].
+    """A simulator with frames of one camera and actions in [-1, 1].
 
     Observations are a dict: ``image`` (size, size, 3) uint8, and the suite's low-dimensional entries, each a
-    1-D float32 array. The frame is drawn once an agent step, whatever the action repeat.
+    1-D float32 array. One frame is drawn per agent step, at any action repeat.
     ``info`` has ``discount`` and, only in suites that define it, ``success`` (1.0 on a step that succeeds).
+
+    A suite implements the four abstract methods. Its constructor makes the simulator, in a state that
+    `_low_dimensional` can read, before it calls this one.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
     render_mode = "rgb_array"
-    has_success = False
 
     def __init__(self, description: dict[str, Any], low: np.ndarray, high: np.ndarray):
-        """Take ``description`` (see `wrappers.make_env`) and the simulator's own action bounds, each (A,)."""
+        """Set the spaces.
+
+        description: as in `wrappers.make_env`.
+        low, high: the simulator's action bounds, each (A,).
+        """
         self.description = description
+        self._has_success = SUITES[description["suite"]].has_success
         self._action_low, self._action_high = low.astype(np.float64), high.astype(np.float64)
         self.action_space = Box(-1.0, 1.0, low.shape, np.float32)
         size = description["size"]
@@ -40,39 +49,39 @@ class PixelEnv(gymnasium.Env):
         self.observation_space = Dict(spaces)
 
     @abstractmethod
-    def _begin(self, seed: int) -> None:
+    def _reset_simulator(self, seed: int) -> None:
         """Start an episode of the simulator that depends on ``seed`` alone."""
 
     @abstractmethod
-    def _advance(self, action: np.ndarray) -> SimulatorStep:
+    def _step_simulator(self, action: np.ndarray) -> SimulatorStep:
         """Step the simulator once with an action (A,) in its own range."""
 
     @abstractmethod
     def _draw(self) -> np.ndarray:
-        """The camera's frame, (size, size, 3) uint8, a new array."""
+        """The camera's current frame, (size, size, 3) uint8, not flipped."""
 
     @abstractmethod
     def _low_dimensional(self) -> dict[str, np.ndarray]:
         """The suite's own observation entries, of any shape."""
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Start an episode: `seed` determines all of it; without one, the seeds of earlier resets go on."""
+        """Start an episode that ``seed`` determines. Without a seed, the RNG of earlier resets continues."""
         super().reset(seed=seed)
-        # A new simulator seed an episode, drawn here: nothing left in the simulator from before can matter.
-        self._begin(int(self.np_random.integers(2**31)))
+        # Every episode gets a new simulator seed from this RNG, so it does not depend on earlier episodes' steps.
+        self._reset_simulator(int(self.np_random.integers(2**31)))
         self.agent_steps = 0
         info = {"discount": 1.0}
-        if self.has_success:
+        if self._has_success:
             info["success"] = 0.0
         return self._observation(), info
 
     def step(self, action: np.ndarray):
-        """Repeat ``action`` (A,), in [-1, 1]; the reward is the sum over the repeat."""
+        """Repeat ``action`` (A,), in [-1, 1]; the reward is the sum over the repeats."""
         action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         action = self._action_low + (action + 1.0) * 0.5 * (self._action_high - self._action_low)
         reward, discount, success = 0.0, 1.0, 0.0
         for _ in range(self.description["action_repeat"]):
-            result = self._advance(action)
+            result = self._step_simulator(action)
             reward += float(result.reward)
             discount *= float(result.discount)
             success = max(success, float(result.success or 0.0))
@@ -80,14 +89,14 @@ class PixelEnv(gymnasium.Env):
                 break
         self.agent_steps += 1
         info = {"discount": discount}
-        if self.has_success:
+        if self._has_success:
             info["success"] = success
         return self._observation(), reward, discount == 0.0, False, info
 
     def render(self) -> np.ndarray:
-        """The present frame, (size, size, 3) uint8, as the agent sees it."""
+        """The current frame, (size, size, 3) uint8, as in the observation."""
         image = self._draw()
-        # Copied: renderers hand out views of their own buffers, some read-only or with negative strides.
+        # Copied: some renderers return views of their own buffers, read-only or with negative strides.
         return np.array(image[::-1] if self.description["flip"] else image, order="C")
 
     def _observation(self) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Mending simulator packages from outside: nothing installed is edited, nothing global is changed."""
+"""Patch a single module of a simulator package, without editing it or changing anything global."""
 
 from typing import Any
 
@@ -6,10 +6,9 @@ import numpy as np
 
 
 class NumpyWith:
-    """NumPy with some names replaced, to stand in as the ``np`` of a single module.
+    """NumPy with some names replaced, to use as the ``np`` of a single module.
 
-    ``module.np = NumpyWith(random=RandomState(0))`` gives that module its own random numbers, and leaves
-    NumPy's to everybody else.
+    ``module.np = NumpyWith(random=RandomState(0))`` gives that module its own RNG. Other modules keep NumPy's.
     """
 
     def __init__(self, **replaced: Any):

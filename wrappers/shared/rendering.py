@@ -1,32 +1,28 @@
-"""Frames from a MuJoCo model: one renderer kept for each environment, in one of two qualities.
+"""Frames of a MuJoCo model: one renderer per environment, in one of two qualities.
 
-``full`` draws what the model asks for. ``fast`` leaves out the shadow map, multisampling and reflections: in
-a 64-pixel frame they are nearly all of the cost when a CPU draws, and little of the picture. The two look
-different, so the setting is recorded with the data, and a dataset and its evaluation must be drawn alike.
+``full`` draws what the model asks for. ``fast`` omits the shadow map, multisampling and reflections: on a CPU
+they are nearly all of the cost of a 64-pixel frame. Frames of the two qualities differ, so the setting is
+recorded with the data, and a dataset and its evaluation must use the same.
 """
 
 import atexit
 import weakref
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tools import BadInput, nearest
-from wrappers.shared.backend import choose_backend
+from wrappers.shared.backend import import_with_opengl
 
-choose_backend()  # before the import below, which reads the choice
-
-import mujoco  # noqa: E402
-
-QUALITIES = ("full", "fast")
-_LEFT_OUT = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION)
+if TYPE_CHECKING:
+    import mujoco
 
 
-def camera_id(model: mujoco.MjModel, camera: str | int) -> int:
-    """The index of the camera that a name or a number means; -1 is MuJoCo's free camera.
+def camera_id(model: "mujoco.MjModel", camera: str | int) -> int:
+    """The index of the camera with that name or number; -1 is MuJoCo's free camera.
 
-    Raises:
-        BadInput: the model has no such camera; the message names those it has.
+    Raises BadInput if the model has no such camera; the message names the cameras it has.
     """
     names = [model.camera(index).name for index in range(model.ncam)]
     if camera in names:
@@ -37,15 +33,15 @@ def camera_id(model: mujoco.MjModel, camera: str | int) -> int:
     raise BadInput(f"no camera {camera!r} in this task, which has 0 to {len(names) - 1}; {nearest(text, names)}")
 
 
-def camera_name(model: mujoco.MjModel, camera: str | int) -> str:
-    """The name of that camera, or its number as text where it has none."""
+def camera_name(model: "mujoco.MjModel", camera: str | int) -> str:
+    """The name of that camera, or its number as text if it has none. Raises BadInput as `camera_id` does."""
     index = camera_id(model, camera)
     return (model.camera(index).name if index >= 0 else "") or str(index)
 
 
 @contextmanager
-def _drawing_settings(model: mujoco.MjModel, size: int, quality: str):
-    """Set what MuJoCo reads while it makes a drawing context, then give the model back as it was."""
+def _drawing_settings(model: "mujoco.MjModel", size: int, quality: str):
+    """Set the model's values that MuJoCo reads while it makes a drawing context, and restore them afterwards."""
     visual, screen = model.vis.quality, model.vis.global_
     before = visual.shadowsize, visual.offsamples, screen.offwidth, screen.offheight
     screen.offwidth, screen.offheight = max(screen.offwidth, size), max(screen.offheight, size)
@@ -58,34 +54,35 @@ def _drawing_settings(model: mujoco.MjModel, size: int, quality: str):
 
 
 class FrameRenderer:
-    """Draws (size, size, 3) uint8 frames of ``model`` seen by ``camera``.
+    """Draws (size, size, 3) uint8 frames of ``model`` from ``camera``; ``quality`` is full or fast.
 
-    It keeps one OpenGL context for its life: use it in the thread that made it, and close it.
+    It has one OpenGL context: use it in the thread that made it, and close it.
     """
 
-    def __init__(self, model: mujoco.MjModel, size: int, camera: str | int | mujoco.MjvCamera, quality: str):
+    def __init__(self, model: "mujoco.MjModel", size: int, camera: "str | int | mujoco.MjvCamera", quality: str):
+        mujoco = import_with_opengl("mujoco")
         self._camera = camera if isinstance(camera, mujoco.MjvCamera) else camera_id(model, camera)
         with _drawing_settings(model, size, quality):
             self._renderer = mujoco.Renderer(model, size, size)
         if quality == "fast":
-            for flag in _LEFT_OUT:
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = False
-        # OpenGL's display is closed at exit too, by the simulators; what runs first is what registered last.
-        # A renderer freed after its display prints a traceback.
+        # The simulators close OpenGL's display at exit. A renderer freed after its display prints a traceback;
+        # atexit calls the function registered last first, so this one runs before theirs.
         atexit.register(_close_if_alive, weakref.ref(self))
 
-    def frame(self, data: mujoco.MjData) -> np.ndarray:
+    def frame(self, data: "mujoco.MjData") -> np.ndarray:
         """The scene of ``data`` as a new (size, size, 3) uint8 array."""
         self._renderer.update_scene(data, self._camera)
         return self._renderer.render()
 
-    def sky(self, data: mujoco.MjData) -> np.ndarray:
-        """Where nothing of the scene of ``data`` is, (size, size) bool."""
+    def sky(self, data: "mujoco.MjData") -> np.ndarray:
+        """Pixels without any object of the scene of ``data``, (size, size) bool."""
         self._renderer.update_scene(data, self._camera)
         self._renderer.enable_segmentation_rendering()
-        nothing = self._renderer.render()[..., 0] == -1
+        sky = self._renderer.render()[..., 0] == -1
         self._renderer.disable_segmentation_rendering()
-        return nothing
+        return sky
 
     def close(self) -> None:
         """Free the OpenGL context; closing twice is harmless."""

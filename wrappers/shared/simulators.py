@@ -1,78 +1,103 @@
-"""Simulators under a run's settings, and whether a dataset was recorded in the same way."""
+"""Simulators of a run: settings to `make_env` arguments, and checks against recorded data and trained agents.
+
+``config`` is an object with the settings of configs.yaml as attributes.
+A ``role`` is the domain that a simulator serves: ``source``, ``target``, or ``collect`` (collect.py's task).
+"""
 
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 
-from training import collector as driver
 from tools import BadInput
-from replay.store import OfflineDataset
-from wrappers import make_env, parse_task
-from wrappers.shared.vector import make_envs
+from wrappers import SUITES, make_env, parse_task
+from wrappers.shared.vector import ProcessEnv, SyncEnv, make_envs
 
 
-def environment_settings(config: SimpleNamespace, task: str, domain: str) -> dict[str, Any]:
-    """Arguments of `make_env` for ``task`` as the ``source``, the ``target``, or the task to ``collect``."""
-    suite = parse_task(task).suite
-    settings = {
-        "size": config.size[0],
-        "action_repeat": getattr(config, f"{suite}_action_repeat"),
-        "time_limit": config.time_limit,
-        "render": config.render,
-    }
-    if suite == "metaworld":
-        settings |= {"camera": config.metaworld_camera, "flip": config.metaworld_flip}
-    if domain in ("source", "collect"):
+def suite_settings(config: Any, suite: str) -> dict[str, Any]:
+    """Values of the suite's settings (`Suite.settings`) in ``config``, or their defaults if it does not have them."""
+    return {key: getattr(config, f"{suite}_{key}", value) for key, value in SUITES[suite].settings.items()}
+
+
+def env_settings(config: Any, task: str, role: str) -> dict[str, Any]:
+    """Arguments of `make_env` for ``task`` in ``role``. Raises BadInput if there is no such task."""
+    settings = {"size": config.size[0], "time_limit": config.time_limit, "render": config.render}
+    settings |= suite_settings(config, parse_task(task).suite)
+    if role in ("source", "collect"):
         settings["sparse_reward"] = config.sparse_reward
-    if domain in ("target", "collect"):
+    if role in ("target", "collect"):
         settings["background"] = config.background or None
     return settings
 
 
-def environment(config: SimpleNamespace, task: str, domain: str) -> gymnasium.Env:
-    """The simulator of ``task`` in this process, under the run's settings."""
-    return make_env(task, **environment_settings(config, task, domain))
+def make_simulator(config: Any, task: str, role: str) -> gymnasium.Env:
+    """The simulator of ``task`` in this process. Raises BadInput as `make_env` does."""
+    return make_env(task, **env_settings(config, task, role))
 
 
-def collection_envs(config: SimpleNamespace, task: str, domain: str) -> list[Any]:
-    """``envs`` simulators for a `driver.Collector`, each in its own process; with 0, one in this process."""
-    if config.envs == 0:
-        return [driver.InProcess(environment(config, task, domain))]
-    return make_envs(task, config.envs, **environment_settings(config, task, domain))
+def _envs(config: Any, task: str, role: str, processes: int) -> list[ProcessEnv] | list[SyncEnv]:
+    if processes == 0:
+        return [SyncEnv(make_simulator(config, task, role))]
+    return make_envs(task, processes, **env_settings(config, task, role))
 
 
-def evaluation_envs(config: SimpleNamespace, task: str, domain: str, episodes: int) -> list[Any]:
-    """``eval_envs`` simulators for `driver.evaluate`, each in its own process; a single one is in this process."""
+def collection_envs(config: Any, task: str, role: str) -> list[ProcessEnv] | list[SyncEnv]:
+    """``config.envs`` simulators, each in its own process; if it is 0, one in this process."""
+    return _envs(config, task, role, config.envs)
+
+
+def evaluation_envs(config: Any, task: str, role: str, episodes: int) -> list[ProcessEnv] | list[SyncEnv]:
+    """``config.eval_envs`` simulators, each in its own process, but at most one per episode; one is in this process."""
     count = min(config.eval_envs, episodes)
-    if count <= 1:
-        return [driver.InProcess(environment(config, task, domain))]
-    return make_envs(task, count, **environment_settings(config, task, domain))
+    return _envs(config, task, role, count if count > 1 else 0)
 
 
-def check_drawn_alike(dataset: OfflineDataset, simulator: dict[str, Any]) -> None:
-    """BadInput if the dataset was recorded otherwise than the evaluation's simulator; a note where it does not say."""
-    recorded = dataset.description
-    suite = simulator["suite"]
-    flags = {"action_repeat": f"--{suite}_action_repeat", "render": "--render"}
-    if suite == "metaworld":
-        flags |= {"camera": "--metaworld_camera", "flip": "--metaworld_flip"}
+def _flags(suite: str) -> dict[str, str]:
+    """The flag by setting, for the settings that change what an agent observes or how long it acts."""
+    return {key: f"--{suite}_{key}" for key in SUITES[suite].settings} | {"render": "--render"}
+
+
+def check_recorded_alike(directory: Path, recorded: dict[str, Any], simulator: dict[str, Any]) -> None:
+    """Check that a dataset was recorded with the settings of the simulator that evaluates on its task.
+
+    directory: the dataset's folder, for messages.
+    recorded: the dataset's description, which may lack any key. For the ones it lacks, a note is printed.
+    simulator: the description of the simulator.
+
+    Raises BadInput if a setting differs; the message names the flag to give.
+    """
+    flags = _flags(simulator["suite"])
     for key, flag in flags.items():
         if recorded.get(key) is not None and recorded[key] != simulator[key]:
             raise BadInput(
-                f"{dataset.directory} was recorded with {key} {recorded[key]}, evaluation would use {simulator[key]}: "
+                f"{directory} was recorded with {key} {recorded[key]}, evaluation would use {simulator[key]}: "
                 f"give {flag} {recorded[key]}"
             )
     if "background" in recorded and bool(recorded["background"]) != bool(simulator.get("background")):
-        given = recorded["background"] or "''"
+        flag_value = recorded["background"] or "''"
         raise BadInput(
-            f"{dataset.directory} was recorded with background {given}, evaluation would use "
-            f"{simulator.get('background') or 'none'}: give --background {given}"
+            f"{directory} was recorded with background {flag_value}, evaluation would use "
+            f"{simulator.get('background') or 'none'}: give --background {flag_value}"
         )
-    silent = [key for key in flags if recorded.get(key) is None]
-    if silent:
-        values = ", ".join(f"{key} {simulator[key]} ({flags[key]})" for key in silent)
-        print(f"note: {dataset.directory} does not say how it was recorded; evaluation uses {values}", file=sys.stderr)
+    missing = [key for key in flags if recorded.get(key) is None]
+    if missing:
+        values = ", ".join(f"{key} {simulator[key]} ({flags[key]})" for key in missing)
+        print(f"note: {directory} does not say how it was recorded; evaluation uses {values}", file=sys.stderr)
     if recorded.get("task", simulator["task"]) != simulator["task"]:
-        print(f"note: {dataset.directory} holds {recorded['task']}, the target is {simulator['task']}", file=sys.stderr)
+        print(f"note: {directory} contains {recorded['task']}, the target is {simulator['task']}", file=sys.stderr)
+
+
+def check_trained_alike(checkpoint_dir: Path, trained_config: Any, config: Any, task: str) -> None:
+    """Check that the agent of a checkpoint was trained with the simulator settings that ``config`` has for ``task``.
+
+    Raises BadInput if a setting differs; the message names the flag to give.
+    """
+    suite = parse_task(task).suite
+    trained, current = (
+        {"render": c.render} | {f"{suite}_{key}": value for key, value in suite_settings(c, suite).items()}
+        for c in (trained_config, config)
+    )
+    for key, was in trained.items():
+        if was != current[key]:
+            raise BadInput(f"--checkpoint {checkpoint_dir}: its agent was trained with {key} {was}: give --{key} {was}")

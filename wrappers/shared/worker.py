@@ -1,6 +1,10 @@
-"""The program of an environment's process, ``python -m wrappers.worker FD PARENT``: see `wrappers.vector`."""
+"""The worker process of `wrappers.shared.vector`, started as ``python -m wrappers.shared.worker FD PARENT``.
+
+FD is the file descriptor of its end of a pipe, PARENT the parent's process ID.
+"""
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -12,33 +16,26 @@ from typing import Any
 import gymnasium
 
 from tools import BadInput
-from wrappers import make_env
+from wrappers import make_env, register
 
 
-def _leave_with(parent: int) -> None:
-    """End this process soon after ``parent``, even if some other process holds the pipe's end open."""
+def _exit_with_parent(parent: int) -> None:
+    """End this process within a second of ``parent``, even if another process holds the pipe open."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-def _answer(env: gymnasium.Env, method: str, arguments: tuple) -> Any:
-    if method == "step":
-        return env.step(*arguments)
-    if method == "reset":
-        seed, options = arguments
-        return env.reset(seed=seed, options=options)
-    return env.render()
-
-
-def _make(task: str, settings: dict) -> tuple[gymnasium.Env, dict[str, Any]]:
+def _make(path: list[str], suite: bytes, task: str, settings: dict) -> tuple[gymnasium.Env, dict[str, Any]]:
+    sys.path[:] = path  # the parent's, so that the module of a suite outside wrappers/ can be imported
+    register(pickle.loads(suite))
     env = make_env(task, **settings)
-    about = {"observation_space": env.observation_space, "action_space": env.action_space}
-    return env, {**about, "description": env.get_wrapper_attr("description")}
+    made = {"observation_space": env.observation_space, "action_space": env.action_space}
+    return env, {**made, "description": env.get_wrapper_attr("description")}
 
 
 def serve(connection: Connection) -> None:
-    """Answer requests (method, arguments) with (outcome, result) until the pipe ends."""
+    """Answer requests (method, arguments) with (outcome, result) until the pipe is closed."""
     env = None
     try:
         while True:
@@ -46,24 +43,27 @@ def serve(connection: Connection) -> None:
             try:
                 if method == "make":
                     env, result = _make(*arguments)
+                elif method == "reset":
+                    seed, options = arguments
+                    result = env.reset(seed=seed, options=options)
                 else:
-                    result = _answer(env, method, arguments)
+                    result = env.step(*arguments)
                 reply = ("result", result)
             except BadInput as error:
                 reply = ("bad input", str(error))
-            except Exception:  # whatever it is, it is the parent's to report
+            except Exception:  # any error is reported by the parent
                 reply = ("error", traceback.format_exc())
             connection.send(reply)
     except (EOFError, ConnectionError):
-        pass  # the parent has closed the environment, or is gone
+        pass  # the parent has closed the environment, or has ended
     finally:
         if env is not None:
             env.close()
 
 
 if __name__ == "__main__":
-    # Signals that end a whole job are the parent's to handle: it may have things to save first.
+    # Signals to a whole job are handled by the parent alone, which may have to save a checkpoint first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=[int(sys.argv[2])], daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=[int(sys.argv[2])], daemon=True).start()
     serve(Connection(int(sys.argv[1])))

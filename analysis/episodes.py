@@ -1,0 +1,140 @@
+"""Evaluation episodes of a run's target agent, with the rewards and the critic's value estimates of every step."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from scipy.signal import lfilter
+
+from agents.agent import Agent
+from config import Config
+from tools import BadInput, progress_bar
+from training.checkpoint import load_agent
+from training.evaluator import EVALUATION_SEED, evaluate
+from training.policies import Observation, Policy, agent_policy
+from wrappers import parse_task
+from wrappers.shared.simulators import make_simulator
+from wrappers.shared.vector import SyncEnv
+
+
+@dataclass
+class ValuedEpisode:
+    """An evaluation episode of T agent steps.
+
+    Attributes:
+        estimates: the critic's v(s_t) for t = 0 .. T - 1, (T,). The last state has no action and no estimate.
+        rewards: (T + 1,); r_t is the reward on arrival in s_t, and r_0 is 0.
+        terminated: whether the task ended the episode, and not the time limit.
+    """
+
+    estimates: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
+
+    def true_returns(self, gamma: float) -> np.ndarray:
+        """G_t = sum over k = 0 .. T - t of gamma^k r_{t+k}, (T,)."""
+        return lfilter([1.0], [1.0, -gamma], self.rewards[::-1])[::-1][:-1]
+
+    def unseen(self, gamma: float) -> np.ndarray:
+        """The share of a discounted sum of constant rewards, from t on, that comes after the last step, (T,)."""
+        steps = len(self.estimates)
+        return np.zeros(steps) if self.terminated else gamma ** (steps + 1.0 - np.arange(steps))
+
+    def continued_returns(self, gamma: float) -> np.ndarray:
+        """G_t if the mean reward of the episode's last tenth (one step or more) continued without end, (T,)."""
+        if self.terminated or gamma == 1:  # without a discount, an infinite sum has no value
+            return self.true_returns(gamma)
+        last = self.rewards[-math.ceil(len(self.estimates) / 10) :].mean()
+        return self.true_returns(gamma) + self.unseen(gamma) * last / (1 - gamma)
+
+    def compared(self, gamma: float, limit: float) -> np.ndarray:
+        """The steps at which at most the share ``limit`` is unseen, and always the first step, (T,) bool."""
+        return self.unseen(gamma) <= max(limit, self.unseen(gamma)[0])
+
+
+class EpisodeRecorder(gymnasium.Wrapper):
+    """Stores each episode's rewards (0 at its reset), and whether the task ended it."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self.rewards: list[list[float]] = []
+        self.terminated: list[bool] = []
+
+    def reset(self, **settings: Any) -> tuple[dict, dict]:
+        self.rewards.append([0.0])
+        self.terminated.append(False)
+        return self.env.reset(**settings)
+
+    def step(self, action: np.ndarray) -> tuple:
+        result = self.env.step(action)
+        self.rewards[-1].append(float(result[1]))
+        self.terminated[-1] = bool(result[2])
+        return result
+
+
+def valuing_policy(agent: Agent, estimates: list[list[float]]) -> Policy:
+    """The mode of the agent's policy in one environment. It appends v(s_t) to ``estimates``, a list per episode."""
+    act = agent_policy(agent, sample=False)
+
+    def policy(observation: Observation, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
+        actions, state = act(observation, state, first)
+        with torch.no_grad(), agent.autocast():
+            value = agent.behavior.critic(agent.world.rssm.feat(state))
+        if first[0]:
+            estimates.append([])
+        estimates[-1].append(value.item())
+        return actions, state
+
+    return policy
+
+
+@dataclass
+class EvaluatedRun:
+    """A run's label in tables and pictures, its settings, its episodes, and the frames of the first episode."""
+
+    label: str
+    config: Config
+    episodes: list[ValuedEpisode]
+    frames: np.ndarray
+
+    @property
+    def gamma(self) -> float:
+        return self.config.discount
+
+    @property
+    def task(self) -> str:
+        return str(parse_task(self.config.target_task))
+
+
+def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) -> EvaluatedRun:
+    """Evaluate the target agent of a run, on episodes that start as those of the run's own evaluations."""
+    agent, config = load_agent(logdir, "target", device)
+    env, estimates = EpisodeRecorder(make_simulator(config, config.target_task, "target")), []
+    policy, seed = valuing_policy(agent, estimates), EVALUATION_SEED + config.seed
+    try:
+        with progress_bar(episodes * config.time_limit, f"evaluate {label}", leave=False) as bar:
+            result = evaluate(policy, [SyncEnv(env)], episodes, seed, bar.update)
+    finally:
+        env.close()
+    recorded = [
+        ValuedEpisode(np.array(v), np.array(r), ended)
+        for v, r, ended in zip(estimates, env.rewards, env.terminated, strict=True)
+    ]
+    return EvaluatedRun(label, config, recorded, result.frames)
+
+
+def run_labels(logdirs: list[Path]) -> list[str]:
+    """A different label for each run: the last folders of its path, as few as possible.
+
+    Raises BadInput if a run is given twice.
+    """
+    parts = [logdir.resolve().parts for logdir in logdirs]
+    for count in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(p[-count:]) for p in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    raise BadInput("--logdir names a run twice; give each once")

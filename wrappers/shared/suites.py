@@ -1,0 +1,135 @@
+"""Suites and tasks by name. A suite is one `Suite` object; its file is a module directly in ``wrappers/``.
+
+Suite files import no simulator, so that a task name can be checked without one.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from tools import BadInput, nearest
+
+SETTINGS_HELP = {
+    "action_repeat": "simulator steps an agent step",
+    "camera": "name or number of the camera",
+    "flip": "turn the frames upside down",
+}
+_FIRST = {"dmc", "metaworld", "robodesk"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What the project knows about a suite of tasks.
+
+    name: prefix of the suite's tasks and flags, an identifier.
+    title: name for readers.
+    tasks: task names without the prefix.
+    make: (task name, description) -> `wrappers.shared.base.PixelEnv`; ``description`` is that of `make_env`.
+        Worker processes import it, so it is a function or class at the top level of a module.
+    settings: default by setting. Each is an argument of `make_env` (a key of `SETTINGS_HELP`), and the flag
+        ``--{name}_{key}``.
+    has_success: whether every step reports success.
+    has_sky: whether `make_env` accepts a moving background.
+    max_return: the most that an episode of any task can pay, None if it is not known.
+    max_returns: the same for single tasks, which have priority.
+    uses_mujoco: whether MuJoCo draws the frames, so that an OpenGL library must be chosen.
+    """
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    make: Callable[[str, dict[str, Any]], gymnasium.Env]
+    settings: dict[str, Any] = field(default_factory=dict)
+    has_success: bool = False
+    has_sky: bool = False
+    max_return: float | None = None
+    max_returns: dict[str, float] = field(default_factory=dict)
+    uses_mujoco: bool = True
+
+    def setting_help(self, key: str) -> str:
+        """One line of help for the flag ``--{name}_{key}``."""
+        return f"{SETTINGS_HELP[key]}, {self.title}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a suite; ``str(task)`` is its canonical name, e.g. ``dmc_walker_walk``."""
+
+    suite: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.suite}_{self.name}"
+
+
+SUITES: dict[str, Suite] = {}
+
+
+def register(suite: Suite) -> None:
+    """Add a suite. Suite files in ``wrappers/`` are added by `discover`; other modules call this themselves.
+
+    Raises BadInput if the name is taken by another suite, is no identifier, or if a setting is unknown.
+    """
+    if not suite.name.isidentifier():
+        raise BadInput(f"suite {suite.name!r}: give a name of letters, digits and underscores")
+    if SUITES.get(suite.name, suite) != suite:
+        raise BadInput(f"suite {suite.name}: there is already a suite of that name; choose another one")
+    for key in suite.settings:
+        if key not in SETTINGS_HELP:
+            raise BadInput(f"suite {suite.name}: unknown setting {key!r}; {nearest(key, SETTINGS_HELP)}")
+    SUITES[suite.name] = suite
+
+
+def discover() -> None:
+    """Import every module directly in ``wrappers/`` and register its ``SUITE``.
+
+    The paper's suites come first, then the others by name: the order in which readers see them, and the
+    suite that a task name without a prefix means if two suites share it.
+    """
+    folder = Path(__file__).resolve().parent.parent
+    names = [module.name for module in pkgutil.iter_modules([str(folder)]) if not module.ispkg]
+    for name in sorted(names, key=lambda name: (name not in _FIRST, name)):
+        register(importlib.import_module(f"wrappers.{name}").SUITE)
+
+
+def all_tasks() -> list[Task]:
+    """The tasks of all suites."""
+    return [Task(suite.name, name) for suite in SUITES.values() for name in suite.tasks]
+
+
+def _normalized(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
+
+
+def parse_task(name: str | Task) -> Task:
+    """The task with that name.
+
+    The suite's prefix is optional, hyphens equal underscores, and capitals do not matter:
+    ``dmc_walker_walk``, ``walker-walk`` and ``walker_walk`` are one task.
+
+    Raises BadInput if there is no such task; the message names the nearest ones.
+    """
+    tasks = all_tasks()
+    if isinstance(name, Task) and name in tasks:
+        return name
+    spellings = {_normalized(task.name): task for task in reversed(tasks)}  # reversed: the first suite wins
+    spellings |= {_normalized(str(task)): task for task in tasks}
+    task = spellings.get(_normalized(str(name)))
+    if task is None:
+        known = {str(task) for task in tasks} | {task.name for task in tasks}
+        raise BadInput(f"unknown task {str(name)!r}; {nearest(str(name), known)}")
+    return task
+
+
+def max_return(task: Task) -> float:
+    """The most that an episode of ``task`` is known to pay, in simulator reward. Raises BadInput if unknown."""
+    suite = SUITES[task.suite]
+    known = suite.max_returns.get(task.name, suite.max_return)
+    if known is None:
+        raise BadInput(f"the maximum return of {task} is not known: give --max_score")
+    return known

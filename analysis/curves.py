@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from analysis.cells import Results
 from analysis.rows import RANDOM, group_by, label_order
@@ -43,7 +44,7 @@ def draw_curves(results: Results, target: Task, x: str, path: Path) -> None:
     groups = group_by(runs, lambda run: (run.label, run.sources if len(run.sources) == 1 else ()))
     several = len({sources for _, sources in groups if sources}) > 1
     crowded = len(groups) > 4
-    figure, axis = plt.subplots(figsize=(9.6 if crowded else 7.2, 4.2))
+    figure, axis = plt.subplots(figsize=(10.4 if crowded else 7.2, 4.2))
     colours = plt.get_cmap("tab10" if len(groups) <= 10 else "tab20").colors
     for i, key in enumerate(sorted(groups, key=lambda k: (label_order(k[0]), list(map(task_order, k[1]))))):
         source = f" from {key[1][0].name}" if several and key[1] else ""
@@ -51,7 +52,9 @@ def draw_curves(results: Results, target: Task, x: str, path: Path) -> None:
         draw_curve(axis, groups[key], x, key[0] + source, style)
     if target in results.random:
         axis.axhline(results.random[target], color="gray", linestyle="--", label=RANDOM)
-    axis.set(title=f"{target}: mean over seeds, band ± one standard deviation", xlabel=AXES[x], ylabel="episode return")
+    axis.set_title(f"{target}: mean over seeds, band ± one standard deviation", fontsize=10)
+    axis.set(xlabel=AXES[x], ylabel="episode return")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k, 100k
     if all(score.mean >= 0 for run in runs for score in run.scores):
         axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)

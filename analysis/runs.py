@@ -18,6 +18,8 @@ from training.logger import read_scores
 from training.methods import METHODS, Method, PhaseKind
 from wrappers import SUITES, Task, parse_task
 
+PARTS_OF_A_RUN = r"videos|(source(_\d+)?|target)_replay"  # folders with many files, which are not searched
+
 
 @dataclass(frozen=True)
 class Score:
@@ -101,7 +103,7 @@ def run_folders(roots: list[Path]) -> list[Path]:
                 below.clear()
                 continue
             seen.add(real)
-            below[:] = sorted(b for b in below if b != "videos" and not b.startswith("source_replay"))
+            below[:] = sorted(b for b in below if not re.fullmatch(PARTS_OF_A_RUN, b))
             if {"config.yaml", "scores.csv"} <= set(files):
                 found.setdefault(real, folder)
     if not found:

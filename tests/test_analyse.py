@@ -1,4 +1,4 @@
-"""Value estimates against true returns, embeddings and frames: by hand, and of a real run at `debug` size."""
+"""analyse.py: its computations on small examples, and its output for real runs at `debug` size."""
 
 import re
 import shutil
@@ -7,24 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analyses import embeddings, values
 from conftest import tiny
 from PIL import Image
 from test_bad_input import refused
 from test_co_training import scores, train
 from test_report import lines
-from training.trained import BEFORE_ALIGNMENT, CHECKPOINT, load_agent
 
 import analyse
-import tools
-from analysis.embeddings import Embedded, embeddings_picture
-from analysis.values import Episode, Evaluated
-from training import collector as driver
-from training.trainer import EVALUATION_SEED
-from wrappers.shared.simulators import environment
+from analysis import embeddings, values
+from analysis.embeddings import AgentEmbeddings, embeddings_picture
+from analysis.episodes import EvaluatedRun, ValuedEpisode, evaluate_run, run_labels
+from training.checkpoint import BEFORE_ALIGNMENT, CHECKPOINT, load_agent, load_checkpoint, save_checkpoint
+from training.collector import episode_seed
+from training.evaluator import EVALUATION_SEED
+from wrappers.shared.simulators import make_simulator
 
 CPU = torch.device("cpu")
-BY_HAND = Episode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)
+EXAMPLE = ValuedEpisode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)
 
 
 SHORT = ("--pretrain_steps", "5", "--warmup_rounds", "0", "--rounds", "1", "--video_every", "0")
@@ -38,10 +37,10 @@ def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def altered(run: Path, logdir: Path, **config: object) -> Path:
-    """A run directory with the checkpoint of ``run`` alone, under other settings."""
-    saved = tools.load_checkpoint(run / CHECKPOINT)
+    """A run directory that contains only the checkpoint of ``run``, with other settings."""
+    saved = load_checkpoint(run / CHECKPOINT)
     saved["config"] |= config
-    tools.save_checkpoint(logdir / CHECKPOINT, saved)
+    save_checkpoint(logdir / CHECKPOINT, saved)
     return logdir
 
 
@@ -49,37 +48,37 @@ def analyse_runs(*arguments: object) -> None:
     analyse.main([str(a) for a in ("--device", "cpu", "--episodes", 2, "--images", 20, "--logdir", *arguments)])
 
 
-# By hand
+# Small examples
 
 
 def test_true_returns_begin_with_the_reward_of_arriving_and_end_with_the_last():
     # G_2 = 2 + 4/2, G_1 = 1 + 2/2 + 4/4, G_0 = 0 + 1/2 + 2/4 + 4/8
-    np.testing.assert_allclose(BY_HAND.true_returns(0.5), [1.5, 3.0, 4.0])
-    np.testing.assert_allclose(BY_HAND.true_returns(1.0), [7.0, 7.0, 6.0])
+    np.testing.assert_allclose(EXAMPLE.true_returns(0.5), [1.5, 3.0, 4.0])
+    np.testing.assert_allclose(EXAMPLE.true_returns(1.0), [7.0, 7.0, 6.0])
 
 
-def test_the_unseen_share_is_what_lies_beyond_the_time_limit():
-    np.testing.assert_allclose(BY_HAND.unseen(0.5), [1 / 16, 1 / 8, 1 / 4])
-    np.testing.assert_array_equal(BY_HAND.compared(0.5, 0.13), [True, True, False])
-    np.testing.assert_array_equal(BY_HAND.compared(0.5, 0.01), [True, False, False])  # the first step in any case
-    ended = Episode(BY_HAND.estimates, BY_HAND.rewards, terminated=True)
+def test_the_unseen_share_is_that_of_the_rewards_after_the_time_limit():
+    np.testing.assert_allclose(EXAMPLE.unseen(0.5), [1 / 16, 1 / 8, 1 / 4])
+    np.testing.assert_array_equal(EXAMPLE.compared(0.5, 0.13), [True, True, False])
+    np.testing.assert_array_equal(EXAMPLE.compared(0.5, 0.01), [True, False, False])  # always the first step
+    ended = ValuedEpisode(EXAMPLE.estimates, EXAMPLE.rewards, terminated=True)
     assert not ended.unseen(0.5).any() and ended.compared(0.5, 0.0).all()
     np.testing.assert_array_equal(ended.continued_returns(0.5), ended.true_returns(0.5))
 
 
-def test_continued_returns_add_the_last_rewards_for_ever():
-    # beyond the limit 4 a step: worth 4 / (1 - 1/2) = 8 at its first step, which is 4, 3 and 2 steps away
-    np.testing.assert_allclose(BY_HAND.continued_returns(0.5), [1.5 + 8 / 16, 3 + 8 / 8, 4 + 8 / 4])
-    steady = Episode(np.zeros(40), np.array([0.0] + [3.0] * 40), terminated=False)
+def test_continued_returns_repeat_the_last_rewards_without_end():
+    # 4 a step after the limit: worth 4 / (1 - 1/2) = 8 at the first of these steps, which is 4, 3 and 2 steps away
+    np.testing.assert_allclose(EXAMPLE.continued_returns(0.5), [1.5 + 8 / 16, 3 + 8 / 8, 4 + 8 / 4])
+    steady = ValuedEpisode(np.zeros(40), np.array([0.0] + [3.0] * 40), terminated=False)
     np.testing.assert_allclose(steady.continued_returns(0.9), [27.0] + [30.0] * 39)
     np.testing.assert_allclose(steady.true_returns(0.9)[1:], 30 * (1 - steady.unseen(0.9)[1:]))
-    last_tenth = Episode(np.zeros(20), np.array([0.0] * 19 + [1.0, 3.0]), terminated=False)
+    last_tenth = ValuedEpisode(np.zeros(20), np.array([0.0] * 19 + [1.0, 3.0]), terminated=False)
     np.testing.assert_allclose(last_tenth.continued_returns(0.5)[-1], 1 + 3 / 2 + (2 / 0.5) / 4)
 
 
 def test_the_table_averages_over_the_compared_steps_of_each_episode_and_then_over_episodes():
-    other = Episode(np.array([1.0, 9.0, 9.0]), np.zeros(4), terminated=False)
-    run = Evaluated("name", tiny(target_task="walker_downhill", discount=0.5), [BY_HAND, other], np.zeros(0))
+    other = ValuedEpisode(np.array([1.0, 9.0, 9.0]), np.zeros(4), terminated=False)
+    run = EvaluatedRun("name", tiny(target_task="walker_downhill", discount=0.5), [EXAMPLE, other], np.zeros(0))
     row = values.value_row(run, 0.13)
     # compared: t = 0, 1. Estimates (2 + 5)/2 and (1 + 9)/2; returns (1.5 + 3)/2 and 0; continued (2 + 4)/2 and 0
     assert (row["task"], row["episodes"], row["compared_steps"], row["unseen"]) == ("dmc_walker_downhill", 2, 4, 0.125)
@@ -97,27 +96,27 @@ def test_episodes_of_different_lengths_are_averaged_step_by_step():
     np.testing.assert_array_equal(std, [1.0, 0.0])
 
 
-def test_labels_tell_runs_apart(tmp_path: Path):
-    assert analyse.labels([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
-    assert analyse.labels([tmp_path / "x" / "seed0", tmp_path / "y" / "seed0"]) == ["x/seed0", "y/seed0"]
+def test_labels_are_unique(tmp_path: Path):
+    assert run_labels([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert run_labels([tmp_path / "x" / "seed0", tmp_path / "y" / "seed0"]) == ["x/seed0", "y/seed0"]
 
 
-# Of a real run
+# Real runs
 
 
 def test_estimates_and_rewards_are_those_of_the_episode_step_by_step(finished: Path):
-    run = values.evaluate(finished, "run", 2, CPU)
+    run = evaluate_run(finished, "run", 2, CPU)
     agent, config = load_agent(finished, "target", CPU)
-    env = environment(config, config.target_task, "target")
+    env = make_simulator(config, config.target_task, "target")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(EVALUATION_SEED + config.seed)
-        observation, _ = env.reset(seed=driver.episode_seed(EVALUATION_SEED + config.seed, 0))
+        observation, _ = env.reset(seed=episode_seed(EVALUATION_SEED + config.seed, 0))
         state, estimates, rewards = None, [], [0.0]
         for step in range(12):
             np.testing.assert_array_equal(run.frames[step], observation["image"])
             action, state = agent.act({"image": observation["image"][None]}, state, np.array([step == 0]), False)
             feat = torch.cat([state["stoch"], state["deter"]], -1)
-            estimates.append(float(agent.behaviour.critic(feat)))
+            estimates.append(float(agent.behavior.critic(feat)))
             observation, reward, *_ = env.step(action[0])
             rewards.append(reward)
     env.close()
@@ -129,7 +128,9 @@ def test_estimates_and_rewards_are_those_of_the_episode_step_by_step(finished: P
     assert mean == pytest.approx(float(scores(finished)[-1]["mean"]))  # the run's own evaluation
 
 
-def test_a_run_and_another_without_the_time_before(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_two_runs_one_without_the_agents_before_alignment(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     other, out = altered(finished, tmp_path / "other", discount=0.5, value_constraint="off"), tmp_path / "out"
     analyse_runs(finished, other, "--out", out)
     names = ["embeddings.png", "frames.png", "value_steps.csv", "values.csv", "values.png"]
@@ -141,7 +142,7 @@ def test_a_run_and_another_without_the_time_before(finished: Path, tmp_path: Pat
     differences = [float(row["estimate"]) - float(row["true_return"]) for row in steps]
     assert float(second["difference"]) == pytest.approx(np.mean(differences))
     shown = capsys.readouterr()
-    assert f"note: {other} has no {BEFORE_ALIGNMENT}: embeddings of its checkpoint alone" in shown.err
+    assert f"note: {other} has no {BEFORE_ALIGNMENT}: embeddings of {CHECKPOINT} only" in shown.err
     assert "note: whole: its episodes are short for a discount of 0.995" in shown.err
     assert "source: walker_walk: " in shown.out and "before alignment, " in shown.out and str(out) in shown.out
     for name in (name for name in names if name.endswith(".png")):
@@ -156,11 +157,11 @@ def test_analysing_again_gives_the_same(finished: Path, tmp_path: Path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_the_embeddings_are_of_the_files_named_and_the_kl_is_the_alignments(finished: Path):
+def test_embeddings_are_those_of_the_checkpoints_and_the_kl_is_that_of_the_alignment_loss(finished: Path):
     _, config = load_agent(finished, "target", CPU)
     images = embeddings.target_images(config, 20)
     assert images.shape[1:] == (1, 32, 32, 3) and 1 < len(images) <= 20
-    panels = embeddings.alignment(finished, config, 20, CPU)
+    panels = embeddings.compute_panels(finished, config, 20, CPU)
     assert list(panels) == ["before alignment", "after alignment"]
     for parts, file in zip(panels.values(), (BEFORE_ALIGNMENT, CHECKPOINT), strict=True):
         expected = []
@@ -175,9 +176,9 @@ def test_the_embeddings_are_of_the_files_named_and_the_kl_is_the_alignments(fini
 
 def test_few_samples_and_several_sources_can_be_drawn(tmp_path: Path):
     torch.manual_seed(0)
-    parts = [Embedded(name, torch.randn(2, 1, 8)) for name in ("target", "source 1", "source 2")]
+    parts = [AgentEmbeddings(name, torch.randn(2, 1, 8)) for name in ("target", "source 1", "source 2")]
     assert [plane.shape for plane in embeddings.project(parts)] == [(2, 2)] * 3
-    assert np.isfinite(embeddings.project([Embedded(name, torch.randn(1, 1, 8)) for name in "ab"])).all()
+    assert np.isfinite(embeddings.project([AgentEmbeddings(name, torch.randn(1, 1, 8)) for name in "ab"])).all()
     embeddings_picture({"one": {"after": parts}, "two": {"before": parts, "after": parts}}, tmp_path / "e.png")
     with Image.open(tmp_path / "e.png") as picture:
         assert picture.width > 800 and picture.height > 900
@@ -186,11 +187,11 @@ def test_few_samples_and_several_sources_can_be_drawn(tmp_path: Path):
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"source_observation": "state"}, "sees states"),
+        ({"source_observation": "state"}, "observes states"),
         ({"offline_traindir": "nowhere"}, "nowhere"),
     ],
 )
-def test_without_embeddings_the_rest_is_still_made(
+def test_without_embeddings_the_other_output_is_written(
     config: dict, why: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     logdir = altered(finished, tmp_path / "run", **config)
@@ -201,7 +202,7 @@ def test_without_embeddings_the_rest_is_still_made(
 
 
 def test_runs_without_a_source_have_values_and_frames(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """The command may name a source all the same."""
+    """The commands name a source, which has no effect."""
     runs = [tmp_path / method for method in ("offline_dv2", "online_dv2")]
     for run in runs:
         train(dataset, run, *SHORT, "--method", run.name)
@@ -213,7 +214,7 @@ def test_runs_without_a_source_have_values_and_frames(dataset: Path, tmp_path: P
         assert float(row["score"]) == pytest.approx(float(scores(run)[-1]["mean"]))
 
 
-def test_several_sources_are_each_held_against_the_target(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_every_source_is_compared_with_the_target(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     train(dataset, tmp_path / "two", *SHORT, "--eval_episodes", "1", "--source_task", "walker_walk,cheetah_run")
     analyse_runs(tmp_path / "two")
     shown = capsys.readouterr()

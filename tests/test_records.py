@@ -84,9 +84,8 @@ def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path: Path):
 
 
 def test_a_folder_is_locked_by_one_at_a_time(tmp_path: Path):
-    with tools.lock_directory(tmp_path):
-        with pytest.raises(BadInput, match="another process is writing"), tools.lock_directory(tmp_path):
-            pass
+    with tools.lock_directory(tmp_path), pytest.raises(BadInput, match="another process is writing"):
+        tools.lock_directory(tmp_path).__enter__()
     with tools.lock_directory(tmp_path):
         pass
 

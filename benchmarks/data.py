@@ -1,4 +1,4 @@
-"""Memory, opening and sampling of offline datasets, on generated ones: does a large set cost more than a small one?
+"""Time and memory of opening and sampling offline datasets. The datasets are generated, a small and a large one.
 
     python benchmarks/data.py [--steps 30000 300000] [--size 32] [--updates 1] [--folder DIR]
 

@@ -1,9 +1,9 @@
-"""An update written the plain way, module by module and step by step: what the fast path is held against.
+"""A plain reference implementation of the target's update, module by module and step by step.
 
-Same weights, same random numbers, same mathematics: each step encodes, predicts the prior and filters with whole
-concatenated inputs, and takes its own KL; the decoder begins with a transposed convolution; the behavior learns with
-requires_grad switched off and on around it. Nothing is shared with the fast path but the weights and the optimisers'
-settings, so that the tests compare two programs, and the benchmark what the rearrangement gives.
+It has the weights, random numbers and equations of the fast path in models.py and agents/, but none of its code. Each
+step encodes its image, computes the prior and the posterior from concatenated inputs, and computes its own KL. The
+decoder begins with a transposed convolution. The world model is frozen with requires_grad while the behavior learns.
+tests/test_plain.py compares the losses and gradients of the two, benchmarks/update.py compares their times.
 """
 
 import math
@@ -38,7 +38,7 @@ def detached(world: WorldModel, dist: Independent) -> Independent:
 
 
 def sample(world: WorldModel, dist: Independent, noise: Tensor) -> Tensor:
-    """A latent (B, S * K) of ``dist`` chosen by ``noise``, as `RSSM.sample` chooses it."""
+    """A sample (B, S * K) of ``dist`` from random numbers ``noise``, as `RSSM.sample` computes it."""
     if not world.rssm.discrete:
         return dist.base_dist.mean + dist.base_dist.stddev * noise
     probs = dist.base_dist.probs
@@ -90,7 +90,7 @@ def model_losses(
     noise: Tensor,
     source: WorldModel | None = None,
 ) -> tuple[dict[str, Tensor], list[Latent]]:
-    """The terms of Eq. 2, and Eq. 3's with ``source``, of a model that sees images; and the posterior at each step."""
+    """The terms of Eq. 2 of a model on images, with ``source`` also Eq. 3's; and the posterior of each step."""
     state = world.rssm.initial(len(batch["action"]))
     stoch, deter = state["stoch"], state["deter"]
     terms = {"image": [], "reward": [], "prior side": [], "posterior side": [], "state_alignment": []}
@@ -118,7 +118,7 @@ def model_losses(
 
 
 def act(behavior: ActorCritic, feat: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """(action, entropy): the truncated normal's sample where its distribution function is ``uniform`` (N, A)."""
+    """(action, entropy): the truncated normal's sample at which its CDF is ``uniform`` (N, A)."""
     mean, std = torch.chunk(behavior.actor.layers(feat), 2, -1)
     mean, std = torch.tanh(mean), 2 * torch.sigmoid(std / 2) + behavior.actor.min_std
     low, high, unit = (-1 - mean) / std, (1 - mean) / std, Normal(0.0, 1.0)
@@ -161,8 +161,8 @@ def behavior_losses(
     return torch.stack(actor_loss).mean(), torch.stack(critic_loss).mean()
 
 
-class Trainer:
-    """Updates of an agent's weights, plainly, each module with its own optimiser."""
+class PlainTrainer:
+    """Plain updates of an agent's weights, with one optimiser for each module."""
 
     def __init__(self, agent: TargetAgent):
         self.agent, config = agent, agent.config
@@ -170,7 +170,8 @@ class Trainer:
         parts = *parts, (agent.behavior.critic, config.value_lr)
         self.optimizers = [(m, torch.optim.AdamW(m.parameters(), lr, eps=config.opt_eps)) for m, lr in parts]
 
-    def update_model(self, batch: dict[str, Tensor], source: SourceAgent) -> list[Latent]:
+    def update_world_model(self, batch: dict[str, Tensor], source: SourceAgent) -> list[Latent]:
+        """One update of the world model (Eq. 3). Returns the posterior of each step."""
         agent = self.agent
         noise = agent.world.rssm.noise(*batch["action"].shape[:2])
         losses, latents = model_losses(agent.world, batch, agent.config, noise, source.world)
@@ -180,9 +181,8 @@ class Trainer:
 
     def update(self, batch: dict[str, Tensor], source: SourceAgent) -> None:
         """One target update: Eq. 3, then Eq. 7 and Eq. 6 from every state of the batch."""
-        start = tuple(
-            torch.stack(parts, 1).flatten(0, 1) for parts in zip(*self.update_model(batch, source), strict=True)
-        )
+        latents = self.update_world_model(batch, source)
+        start = tuple(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*latents, strict=True))
         agent = self.agent
         noise = agent.behavior.noise(agent.world, len(start[0]), agent.config.imag_horizon)
         agent.world.requires_grad_(False)

@@ -3,8 +3,8 @@
     python benchmarks/simulators.py [--rounds 3] [--seconds 2]
 
 A frame here is an agent step: the simulator's steps (2 in DMC, by its action repeat) and one 64x64 image.
-Each variant has its own process. They run in turn, round by round, so that other load on the machine affects
-all of them; the median round is reported. The only change to "as shipped" is the name that RoboDesk's renderer
+Each variant has its own process. In each round they run one after the other, so that other load on the machine affects
+all of them. The median of the rounds is reported. The only change to "as shipped" is the name that RoboDesk's renderer
 needs and Pillow 10 removed.
 """
 

@@ -2,12 +2,13 @@
 
     python benchmarks/update.py [--settings paper release small] [--batch_size 16] [--repeats 5] [--device auto]
 
-One target update (Eq. 3, 6, 7) and one source update with reward alignment (Eq. 5), the world model and the behaviour
-apart, warm, the median of several. The matrix product runs in the same process and precision, before and after each
-setting, so that what else the machine does falls on both. The plain update is that of `benchmarks/plain.py`, in
-float32 and with the C library's own handling of memory. A batch's contents do not change its cost, so they are random;
-`+ data` reads its batches from episodes on disk, and `+ data + simulator` takes train_every agent steps in a simulator
-beside each update, as an online phase does.
+One target update (Eq. 3, 6, 7) and one source update with reward alignment (Eq. 5), and the world model and the
+behavior of each by themselves. The first run of each is not timed; the median of the others is reported. The matrix
+product runs in the same process and precision, before and after each setting, so that other load on the machine
+affects both. The plain update is that of `benchmarks/plain.py`, in float32 and with the C library's default handling
+of memory. The cost does not depend on a batch's contents, so batches are random. `+ data` reads its batches from
+episodes on disk. `+ data + simulator` also takes train_every agent steps in a simulator during each update, as an
+online phase does. `--settings debug` is a quick check that everything runs.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -28,21 +28,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
-from training.trained import agent_policy
-
 import config as settings
-import tools
-from agents import Batch, SourceAgent, TargetAgent
-from benchmarks import plain
-from replay.store import OfflineDataset, Prefetcher, save_episode
-from training.trainer import pick_device
+from agents.agent import Batch
+from agents.coworld import SourceAgent, TargetAgent
+from benchmarks.plain import PlainTrainer
+from config import Config
+from replay import OfflineDataset, Prefetcher, save_episode
+from tools import Parser, exit_on_bad_input
+from training.device import keep_freed_memory, pick_device, to_device, to_tensors
+from training.policies import agent_policy
 
-BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"]}
+BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"], "debug": ["dmc", "debug"]}
 ACTIONS = 6
 
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """The median time of ``work``, after one run that does not count."""
+    """The median time of ``work``, after one run that is not timed."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -67,7 +68,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / seconds(lambda: a @ b, 9, device)
 
 
-def random_batch(config: SimpleNamespace, device: torch.device) -> Batch:
+def random_batch(config: Config, device: torch.device) -> Batch:
     shape, size = (config.batch_size, config.batch_length), config.size[0]
     return {
         "image": torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, device=device),
@@ -78,65 +79,81 @@ def random_batch(config: SimpleNamespace, device: torch.device) -> Batch:
 
 
 @contextmanager
-def dataset(config: SimpleNamespace) -> Iterator[OfflineDataset]:
+def dataset(config: Config) -> Iterator[OfflineDataset]:
     """Twenty random episodes of 200 steps on disk."""
     rng, size = np.random.default_rng(0), config.size[0]
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(20):
+        for number in range(20):
             episode = {
                 "image": rng.integers(0, 256, (201, size, size, 3), np.uint8),
                 "action": rng.uniform(-1, 1, (201, ACTIONS)).astype(np.float32),
                 "reward": rng.uniform(0, 1, 201).astype(np.float32),
                 "discount": np.ones(201, np.float32),
             }
-            save_episode(Path(folder), episode)
+            save_episode(Path(folder), episode, id=f"{number:032x}")
         yield OfflineDataset(folder, size=size, length=config.batch_length, cache_dir=f"{folder}/cache")
 
 
 @contextmanager
-def simulator(config: SimpleNamespace) -> Iterator[object]:
-    """A collector with one walker in its own process. Imported here: a machine without simulators does the rest."""
-    from driver import Collector
-    from environments import collection_envs
+def simulator(config: Config) -> Iterator[object]:
+    """A collector with one walker in its own process. Imported here: the rest needs no simulators."""
+    from training.collector import Collector
+    from wrappers.shared.simulators import collection_envs
 
-    envs = collection_envs(config, "dmc_walker_walk", "source")
+    collector = Collector(collection_envs(config, "dmc_walker_walk", "source"), lambda episode: None, seed=0)
     try:
-        yield Collector(envs, lambda episode: None, seed=0)
+        yield collector
     finally:
-        for env in envs:
-            env.close()
+        collector.close()
+
+
+def agents(config: Config, device: torch.device) -> tuple[SourceAgent, TargetAgent]:
+    return tuple(kind(config, ACTIONS, ACTIONS, device) for kind in (SourceAgent, TargetAgent))
+
+
+def update_target(source: SourceAgent, target: TargetAgent, batch: Batch) -> None:
+    """Eq. 3, 6 and 7, with the embedding and the critic of ``source``, as in co_training.py."""
+    target.update(batch, {"source_embed": source.embed(batch)}, source.frozen_critic, step=0)
 
 
 def work_of(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], object]]:
-    """What is timed on random batches, by name."""
+    """The work to time on random batches, by name."""
     batch, other = (random_batch(source.config, source.device) for _ in range(2))
     return {
-        "target world model": lambda: target.update_model(batch, [source]),
-        "target update": lambda: target.update(batch, [source]),
-        "source world model": lambda: source.update_model(batch, other, step=0),
+        "target world model": lambda: target.update_world_model(batch, {"source_embed": source.embed(batch)}, step=0),
+        "target update": lambda: update_target(source, target, batch),
+        "source world model": lambda: source.update_world_model(batch, other, step=0),
         "source update": lambda: source.update(batch, other, step=0),
     }
 
 
 def plain_work(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], object]]:
-    trainer, batch = plain.Trainer(target), random_batch(target.config, target.device)
+    trainer, batch = PlainTrainer(target), random_batch(target.config, target.device)
     return {
-        "plain target world model": lambda: trainer.update_model(batch, source),
+        "plain target world model": lambda: trainer.update_world_model(batch, source),
         "plain target update": lambda: trainer.update(batch, source),
     }
 
 
-def pipeline_work(source: SourceAgent, target: TargetAgent, stack: ExitStack, own: argparse.Namespace) -> dict:
-    """Updates with all that goes on beside them in a run."""
+def policy_work(source: SourceAgent) -> dict[str, Callable[[], object]]:
+    """A policy step for one simulator, in the middle of an episode."""
+    observation = {"image": np.zeros((1, *source.config.size, 3), np.uint8)}
+    state = source.act(observation, None, np.array([True]), sample=True)[1]
+    return {"policy step": lambda: source.act(observation, state, np.array([False]), sample=True)}
+
+
+def pipeline_work(source: SourceAgent, target: TargetAgent, stack: ExitStack, args: argparse.Namespace) -> dict:
+    """Updates with the reading of data and, if asked for, the simulator of a run."""
     config, rng = target.config, np.random.default_rng(0)
     data, size = stack.enter_context(dataset(config)), (config.batch_size, config.batch_length)
-    batches = Prefetcher(lambda: tools.to_tensors(data.sample(*size, rng), target.device), rng)
+    batches = Prefetcher(lambda: to_tensors(data.sample(*size, rng), target.device), rng)
+    stack.callback(batches.close)
 
     def batch() -> Batch:
-        return tools.to_device(batches.next(), target.device)
+        return to_device(batches.next(), target.device)
 
-    work = {"target update + data": lambda: target.update(batch(), [source])}
-    if own.simulator:
+    work = {"target update + data": lambda: update_target(source, target, batch())}
+    if args.simulator:
         collector, policy = stack.enter_context(simulator(config)), agent_policy(source, sample=True)
 
         def online() -> None:
@@ -150,38 +167,38 @@ def pipeline_work(source: SourceAgent, target: TargetAgent, stack: ExitStack, ow
     return work
 
 
-def measure(name: str, own: argparse.Namespace) -> list[dict]:
+def measure(name: str, args: argparse.Namespace) -> list[dict]:
     """Rows of the table for one setting."""
-    flags = {key: str(value) for key in ("batch_size", "precision", "compile") if (value := getattr(own, key))}
-    config = SimpleNamespace(**settings.merge(settings.read_blocks(), BLOCKS[name], {**flags, "eta_steps": "1"}))
-    device = pick_device(own.device)
+    flags = {key: str(value) for key in ("batch_size", "precision", "compile") if (value := getattr(args, key))}
+    values = settings.merge(settings.read_blocks(), BLOCKS[name], {**flags, "eta_steps": "1"})
+    config, device = Config(**values, configs=BLOCKS[name]), pick_device(args.device)
     torch.manual_seed(0)
-    source, target = (kind(config, ACTIONS, ACTIONS, device) for kind in (SourceAgent, TargetAgent))
-    eager = [kind(SimpleNamespace(**{**vars(config), "compile": "off"}), ACTIONS, ACTIONS, device)
-             for kind in (SourceAgent, TargetAgent)]  # fmt: skip
+    source, target = agents(config, device)
+    eager = agents(config.replace(compile="off"), device)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    image = np.zeros((1, *config.size, 3), np.uint8)
-    held = source.act({"image": image}, None, np.array([True]), True)[1]
+    timed: dict[str, float] = {}
+
+    def time_all(work: dict[str, Callable[[], object]], repeats: int = args.repeats) -> None:
+        timed.update({key: seconds(call, repeats, device) for key, call in work.items()})
+
     with ExitStack() as stack:
         before = product_rate(device, dtype)
         counts = {key: operations(call) for key, call in work_of(*eager).items()}
-        tools.keep_freed_memory(False)
-        timed = {key: seconds(call, own.repeats, device) for key, call in plain_work(*eager).items()}
-        tools.keep_freed_memory()
-        timed |= {key: seconds(call, own.repeats, device) for key, call in work_of(source, target).items()}
-        pipeline = pipeline_work(source, target, stack, own)
-        timed |= {key: seconds(call, own.repeats, device) for key, call in pipeline.items()}
-        act = {"policy step": lambda: source.act({"image": image}, held, np.array([False]), True)}
-        timed |= {key: seconds(call, 50, device) for key, call in act.items()}
+        keep_freed_memory(False)
+        time_all(plain_work(*eager))
+        keep_freed_memory()
+        time_all(work_of(source, target))
+        time_all(pipeline_work(source, target, stack, args))
+        time_all(policy_work(source), 50)
         peak = (before + product_rate(device, dtype)) / 2
     for agent in ("target", "source"):
         for table in (timed, counts):
-            table[f"{agent} behaviour"] = table[f"{agent} update"] - table[f"{agent} world model"]
+            table[f"{agent} behavior"] = table[f"{agent} update"] - table[f"{agent} world model"]
     return [row(f"{name} {config.batch_size}x{config.batch_length}", key, timed, counts, peak) for key in timed]
 
 
 def row(setting: str, key: str, timed: dict[str, float], counts: dict[str, int], peak: float) -> dict:
-    """A line of the table: with operations where they were counted, and how much faster than the plain program."""
+    """A line of the table; with operations if they were counted, and the speed-up over the plain update if timed."""
     line = {"setting": setting, "work": key, "seconds": timed[key]}
     if key in counts:
         rate = counts[key] / timed[key]
@@ -192,7 +209,7 @@ def row(setting: str, key: str, timed: dict[str, float], counts: dict[str, int],
 
 
 def peak_memory(device: torch.device) -> float:
-    """GB used at most so far: of the GPU, or of this process."""
+    """Peak memory so far, in GB, of the GPU or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -208,26 +225,28 @@ def text(line: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=BLOCKS, default=list(BLOCKS))
-    parser.add_argument("--batch_size", type=int, help="sequences, instead of the setting's own")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", choices=BLOCKS, default=["paper", "release", "small"])
+    parser.add_argument("--batch_size", type=int, help="sequences in a batch, instead of the setting's")
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--compile", choices=("auto", "on", "off"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--simulator", action=argparse.BooleanOptionalAction, default=True, help="also beside one")
-    parser.add_argument("--out", type=Path, help="also write the rows here, as JSON")
-    own = parser.parse_args()
+    parser.add_argument(
+        "--simulator", action=argparse.BooleanOptionalAction, default=True, help="also with a simulator"
+    )
+    parser.add_argument("--out", type=Path, help="also write the rows to this file, as JSON")
+    args = parser.parse_args()
     print(f"{'setting':16} {'work':33} {'seconds':>8} {'GFLOP':>8} {'GFLOP/s':>8} {'product':>8} {'share':>6}  faster")
     rows = []
-    for name in own.settings:
-        lines = measure(name, own)
+    for name in args.settings:
+        lines = measure(name, args)
         rows += lines
         print("\n".join(text(line) for line in lines), flush=True)
-    print(f"peak memory {peak_memory(pick_device(own.device)):.2f} GB, {torch.get_num_threads()} CPU threads")
-    if own.out:
-        own.out.write_text(json.dumps(rows, indent=2) + "\n")
+    print(f"peak memory {peak_memory(pick_device(args.device)):.2f} GB, {torch.get_num_threads()} CPU threads")
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_bad_input(main)

@@ -1,13 +1,14 @@
-"""Where the time of a whole run goes: updates, data, acting, simulators, evaluation, logging, checkpoints.
+"""The time of a whole run by part: updates, data, acting, simulators, evaluation, logging, checkpoints.
 
     python benchmarks/whole_run.py --source_task walker_walk --target_task walker_downhill --configs defaults dmc small
 
 A short co-training run with every kind of phase, in proportions near those of the full schedule (an update every
-``train_every`` iterations, an evaluation every few hundred updates), on a dataset of random actions that is collected
-first. Times are exclusive: what a part calls is counted as its own part. Simulators count as far as they are waited
-for, which an update beside them may hide.
+``train_every`` iterations, an evaluation every few hundred updates). Without --offline_traindir, a dataset of random
+actions is collected first. Every setting of co_training.py is a flag. The time of a part excludes the other parts
+that it calls. The time of simulators is the time spent waiting for them; they run during the updates.
 """
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,21 +20,39 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
-import co_training
-import collect
+import co_training  # runs Algorithm 1 in this process, where its parts can be timed
 import config as settings
-from agents.agent import Agent, SourceAgent, TargetAgent
+from agents.agent import Agent
+from agents.baselines import FinetunedAgent
+from config import Config
+from tools import exit_on_bad_input
+from training import runs
 from training.collector import Collector
-from training.trainer import Run
+from training.domains import Domain
+from training.evaluator import Evaluator
+from training.logger import Logger
+from training.selector import SourceSelector
+from training.trainer import Trainer
 
-PARTS = {
-    "update": [(SourceAgent, "update"), (TargetAgent, "update"), (TargetAgent, "update_model")],
-    "data": [(Run, "batch")],
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = {  # part -> its functions, as (class or module, name)
+    "update": [
+        *((Agent, "update_world_model"), (Agent, "update_behavior")),
+        *((FinetunedAgent, "update_world_model"), (FinetunedAgent, "update_behavior")),
+        *((Agent, "embed"), (SourceSelector, "select")),
+    ],
+    "data": [(Domain, "next_batch")],
     "acting": [(Agent, "act")],
-    "simulators": [(Collector, "start"), (Collector, "finish"), (Run, "_set_up")],
-    "evaluation": [(Run, "score")],
-    "logging": [(Run, "write_point"), (Run, "draw_predictions"), (Run, "draw_summary"), (co_training, "record_score")],
-    "checkpoints": [(Run, "save"), (Run, "save_models")],
+    "simulators": [
+        *((Collector, "start"), (Collector, "finish")),
+        *((runs, "open_simulators"), (Evaluator, "simulator")),
+    ],
+    "evaluation": [(Evaluator, "evaluate")],
+    "logging": [
+        *((Trainer, "_write_point"), (Trainer, "_log_open_loop"), (runs, "draw_summary")),
+        *((Logger, "score"), (Logger, "video")),
+    ],
+    "checkpoints": [(Trainer, "save"), (Trainer, "save_models")],
 }
 SHORT = {
     "time_limit": 250, "prefill": 500, "pretrain": 10, "pretrain_steps": 500, "warmup_rounds": 1, "warmup_updates": 50,
@@ -43,17 +62,18 @@ SHORT = {
 
 
 class Clock:
-    """Seconds by part, each without the parts it calls."""
+    """Seconds by part, each without the parts that it calls."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
-        self.inner = [0.0]  # of each part under way, the time of parts it called
+        self.inner = [0.0]  # for each running part, the time of the parts that it called
 
     def watch(self, owner: Any, name: str, part: str) -> None:
+        """Time all calls of a function of a class or module."""
         original = getattr(owner, name)
 
-        def watched(*arguments: Any, **more: Any) -> Any:
-            return self.time(part, lambda: original(*arguments, **more))
+        def watched(*arguments: Any, **options: Any) -> Any:
+            return self.time(part, lambda: original(*arguments, **options))
 
         setattr(owner, name, watched)
 
@@ -68,23 +88,31 @@ class Clock:
             self.inner[-1] += whole
 
 
+def collect(config: Config, folder: Path) -> None:
+    """Eight episodes of the target task by random actions. Exits if the command fails."""
+    flags = {"task": config.target_task, "out": folder, "episodes": 8, "time_limit": config.time_limit}
+    flags |= {"size": ",".join(map(str, config.size))}
+    arguments = [text for key, value in flags.items() for text in (f"--{key}", str(value))]
+    command = [sys.executable, ROOT / "collect.py", "--configs", "defaults", *config.configs, *arguments]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        sys.exit(status)
+
+
 def main() -> None:
-    command = settings.parser(__doc__)
-    config, _ = settings.parse(command)
-    short = [f for key, value in SHORT.items() if f"--{key}" not in sys.argv for f in (f"--{key}", str(value))]
+    arguments = [*(text for key, value in SHORT.items() for text in (f"--{key}", str(value))), *sys.argv[1:]]
+    config, _ = settings.parse(settings.parser(__doc__), arguments)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        given = [*sys.argv[1:], *short, "--logdir", f"{folder}/run"]
+        arguments += ["--logdir", f"{folder}/run"]
         if not config.offline_traindir:
-            blocks = ["--configs", "defaults", *config.configs]
-            common = [*blocks, "--time_limit", str(SHORT["time_limit"]), "--size", ",".join(map(str, config.size))]
-            collect.main(["--task", config.target_task, "--out", f"{folder}/data", "--episodes", "8", *common])
-            given += ["--offline_traindir", f"{folder}/data"]
+            collect(config, Path(folder) / "data")
+            arguments += ["--offline_traindir", f"{folder}/data"]
         for part, functions in PARTS.items():
             for owner, name in functions:
                 clock.watch(owner, name, part)
         with redirect_stdout(StringIO()):
-            clock.time("everything else", lambda: co_training.main(given))
+            clock.time("everything else", lambda: co_training.main(arguments))
     whole = sum(clock.seconds.values())
     print(f"\n{config.source_task} -> {config.target_task}, {' '.join(config.configs)}: {whole:.0f} s")
     for part, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
@@ -92,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_bad_input(main)

@@ -79,8 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (down, up) in enumerate([(100, 40), (200, 60)]):
         write_run(root / f"a/down{seed}", [20, 50, down], seed=seed, random=10 + 2 * seed)
         write_run(root / f"b/c/up{seed}", [20, 30, up], seed=seed, target_task="walker_uphill")
-        write_run(root / f"offline{seed}", [5, 6, down / 2], seed=seed, random=10 + 2 * seed, method="offline_dv2",
-                  source_task="")  # fmt: skip
+        write_run(root / f"offline{seed}", [5, 6, down / 2], seed=seed, random=10 + 2 * seed, method="offline_dv2")
     write_run(root / "off", [20, 50, 80], value_constraint="off", random=10)
     write_run(root / "two", [20, 50, 90], source_task="walker_walk,walker_run", random=10, select="nearest")
     return root
@@ -236,9 +235,8 @@ def test_success_where_the_suite_has_it(tmp_path: Path):
 
 def test_labels_name_the_settings_that_are_not_the_default(tmp_path: Path):
     root = tmp_path / "runs"
-    many = {"source_task": "walker_walk,walker_run"}
     write_run(root / "1", [1, 2], state_alignment=False, sparse_reward=True)
-    write_run(root / "2", [1, 2], select="first", **many)
+    write_run(root / "2", [1, 2], select="first", source_task="walker_walk,walker_run")
     write_run(root / "3", [1, 2], source_task="walker_run,walker_stand")
     write_run(root / "4", [1, 2], method="offline_dv2", source_task="", value_constraint="off")  # has no effect
     write_run(root / "5", [1, 2], source_task="walker_stand,walker_walk")

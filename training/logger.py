@@ -81,7 +81,7 @@ class Logger:
         self._append(self.metrics_file, json.dumps({**context, **curves}) + "\n")
 
     def choice(self, **row: Any) -> None:
-        """One line of choices.csv: the source that an update of the target followed, and the distance to each."""
+        """One line of choices.csv: the source of a target update, and the distance to each."""
         if not self.choices_file.exists():
             self._append(self.choices_file, ",".join(row) + "\n")
         self._append(self.choices_file, ",".join(str(value) for value in row.values()) + "\n")

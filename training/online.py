@@ -18,8 +18,6 @@ def update_source(trainer: Trainer, source: OnlineDomain, target_batch: Batch | 
     trainer.logger.add(source.name, metrics)
     if source is trainer.target:
         trainer.progress.target_updates += 1
-    else:
-        trainer.progress.source_updates += 1
 
 
 def prefill(trainer: Trainer, phase: Phase) -> None:

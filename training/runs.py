@@ -104,7 +104,7 @@ def draw_summary(trainer: Trainer) -> None:
 
 
 def summary(trainer: Trainer) -> str:
-    """The scores of a finished run as a short table; with several sources, how often each was followed."""
+    """The scores of a finished run as a short table; with several sources, how often each was selected."""
     config, tasks = trainer.config, [domain.task for domain in trainer.domains.values()]
     rows = [row for row in read_scores(trainer.logdir) if row["domain"] == "target"]
     labels = [
@@ -121,7 +121,7 @@ def summary(trainer: Trainer) -> str:
         lines.append(f"{label:{width}} {figures}")
     counts = trainer.selector.total_counts
     if sum(counts):
-        lines.append(f"{'source':{width}} {'followed':>9} of {sum(counts)} target updates")
+        lines.append(f"{'source':{width}} {'selected':>9} of {sum(counts)} target updates")
         for source, count in zip(trainer.sources, counts, strict=True):
             lines.append(f"{source.name + ' ' + source.task:{width}} {count / sum(counts):9.0%}")
     return "\n".join([*lines, f"run directory: {trainer.logdir}"])

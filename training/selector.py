@@ -28,7 +28,7 @@ class Selection:
     distances: list[float]
 
     def metrics(self, names: Sequence[str]) -> Metrics:
-        """The distance to each source, and whether it was followed, as points of curves."""
+        """The distance to each source, and whether it was selected, as points of curves."""
         metrics: Metrics = {}
         for i, (name, distance) in enumerate(zip(names, self.distances, strict=True)):
             metrics |= {f"distance_{name}": distance, f"follows_{name}": float(i == self.index)}

@@ -29,7 +29,6 @@ class Progress:
     step: int = 0  # iterations of all phases, the x axis of the curves
     source_steps: int = 0  # agent steps in simulators that agents learn in
     aligned_steps: int = 0  # those since reward alignment began, the clock of eta
-    source_updates: int = 0
     target_iterations: int = 0
     target_updates: int = 0
     last_score: float | None = None  # the mean return of the last evaluation

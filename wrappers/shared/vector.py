@@ -93,7 +93,7 @@ def _pickled(suite: Suite) -> bytes:
 class ProcessEnv(gymnasium.Env):
     """The environment of ``task`` in its own process, with the spaces, results and errors of `make_env`'s.
 
-    ``step`` is `step_async` followed by `step_wait`; between the two, environment and caller run in parallel.
+    ``step`` is `step_async` and then `step_wait`; between the two, environment and caller run in parallel.
     The same holds for ``reset``. The process ends on `close`, when the last reference is deleted, and when this
     process ends in any way. The constructor does not wait for the simulator, so several start in parallel.
 

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from networks import (
     scale_image,
 )
 
+RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, actions, ensemble members
 Constraint = Callable[[Tensor, Tensor], Tensor]  # (value, feat) -> Eq. 6's alpha term of each state
 
 
@@ -173,7 +175,8 @@ class WorldModel(nn.Module):
         if self.state:
             width, embed = sum(self.state.values()), self.encoder.embed
             self.encoder = StateEncoder(width, embed, layers=config.state_layers, units=config.units, act=act)
-        self.rssm = RSSM(
+        self.rssm = self.make_rssm(
+            config,
             self.encoder.embed,
             action_dim,
             stoch=config.dyn_stoch,
@@ -192,6 +195,10 @@ class WorldModel(nn.Module):
         self.discount = None
         if config.pred_discount:
             self.discount = ScalarHead(feat, layers=config.discount_layers, units=config.units, act=act)
+
+    def make_rssm(self, config: Config, embed: int, action: int, **sizes: Any) -> RSSM:
+        """The RSSM for embeddings of size ``embed`` and padded actions of size ``action``."""
+        return RSSM(embed, action, **sizes)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -307,23 +314,27 @@ class ActorCritic(nn.Module):
         self.critic = ScalarHead(feat, layers=config.value_layers, units=units, act=act)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
-    def noise(self, world: WorldModel, starts: int, horizon: int) -> tuple[Tensor, Tensor]:
-        """Random numbers of a rollout: `RSSM.noise` (N, H, ...) for the latents, uniform (N, H, A) for the actions."""
+    def noise(self, world: WorldModel, starts: int, horizon: int) -> RolloutNoise:
+        """Random numbers of a rollout of H steps.
+
+        `RSSM.noise` (N, H, ...) for the latents, uniform numbers (N, H, A) for the actions, H `RSSM.draw_members`.
+        """
         latent = world.rssm.noise(starts, horizon)
-        return latent, torch.rand(starts, horizon, self.actor.action_dim, device=latent.device)
+        uniform = torch.rand(starts, horizon, self.actor.action_dim, device=latent.device)
+        return latent, uniform, world.rssm.draw_members(horizon)
 
     def imagine(
-        self, world: WorldModel, start: State, noise: tuple[Tensor, Tensor], log_prob: bool = True
+        self, world: WorldModel, start: State, noise: RolloutNoise, log_prob: bool = True
     ) -> ImaginedTrajectory:
         """Roll out the prior from ``start``, a state (N, ...), with the actor's samples for the H steps of ``noise``.
 
         Without ``log_prob`` the log probabilities of the actions are zeros.
         """
         state, feats, means, stds, actions = start, [world.rssm.feat(start)], [], [], []
-        for latent, uniform in zip(*(n.unbind(1) for n in noise), strict=True):
+        for latent, uniform, member in zip(noise[0].unbind(1), noise[1].unbind(1), noise[2], strict=True):
             policy = self.actor(feats[-1].detach())
             action = policy.icdf(uniform)
-            state = world.rssm.imagine_step(state, pad_action(action, world.action_dim), latent)
+            state = world.rssm.imagine_step(state, pad_action(action, world.action_dim), latent, member)
             feats.append(world.rssm.feat(state))
             means.append(policy.loc), stds.append(policy.scale), actions.append(action.detach())
         policy = TruncatedNormal(torch.stack(means), torch.stack(stds))

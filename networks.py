@@ -6,6 +6,7 @@ D deterministic units, E embedding, A actions (padded to the larger domain), F =
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,24 @@ Distribution.set_default_validate_args(False)  # the checks read every tensor ba
 State = dict[str, Tensor]  # deter, stoch, and the parameters of the distribution of stoch
 
 
-def mlp(inputs: int, outputs: int, layers: int, units: int, act: str) -> nn.Sequential:
-    """``layers`` hidden layers of ``units`` with the activation named ``act``, and a linear output."""
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 under autocast.
+
+    bfloat16 has 8 significant bits: near 1,480, a usual value, its numbers are 8 apart, more than a reward.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight, self.bias)
+
+
+def mlp(
+    inputs: int, outputs: int, layers: int, units: int, act: str, last: type[nn.Linear] = nn.Linear
+) -> nn.Sequential:
+    """``layers`` hidden layers of ``units`` with the activation named ``act``, and a linear output of type ``last``."""
     sizes = [inputs] + [units] * layers
     hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), getattr(nn, act)())]
-    return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
+    return nn.Sequential(*hidden, last(sizes[-1], outputs))
 
 
 def scale_image(image: Tensor) -> Tensor:
@@ -172,7 +186,7 @@ class RSSM(nn.Module):
         parameters (B, T, ...).
         """
         post = self.posterior(embed, action, state, noise)
-        return post, {"deter": post["deter"], **self._prior(post["deter"])}
+        return post, {"deter": post["deter"], **self.prior(post["deter"])}
 
     def posterior(
         self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
@@ -191,11 +205,21 @@ class RSSM(nn.Module):
         deter = torch.stack(deters, 1)
         return {"deter": deter, "stoch": torch.stack(stochs, 1), **self.split(torch.stack(stats, 1))}
 
-    def imagine_step(self, state: State, action: Tensor, noise: Tensor | None = None) -> State:
-        """One step of the prior: state of (N, ...), action (N, A) -> the next state, with a sampled stoch."""
+    def draw_members(self, steps: int) -> tuple[Tensor | None, ...]:
+        """Which member of an ensemble of priors each of ``steps`` imagined steps uses; None without an ensemble."""
+        return (None,) * steps
+
+    def imagine_step(
+        self, state: State, action: Tensor, noise: Tensor | None = None, member: Tensor | None = None
+    ) -> State:
+        """One step of the prior: state of (N, ...), action (N, A) -> the next state, with a sampled stoch.
+
+        ``noise`` is `noise` of one step (N, ...), ``member`` one of `draw_members`; both are drawn if None.
+        """
         noise = self.noise(len(action), 1)[:, 0] if noise is None else noise
+        (member,) = self.draw_members(1) if member is None else (member,)
         deter = self.cell(self.act(self.action_in(action) + self.stoch_in(state["stoch"])), state["deter"])
-        prior = self._prior(deter)
+        prior = self.prior(deter, member)
         return {"deter": deter, "stoch": self.sample(prior, noise), **prior}
 
     def dist(self, state: State) -> Distribution:
@@ -209,7 +233,8 @@ class RSSM(nn.Module):
         """The input of every head, (..., F)."""
         return torch.cat([state["stoch"], state["deter"]], -1)
 
-    def _prior(self, deter: Tensor) -> State:
+    def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
+        """Parameters of p(z_t | h_t), (..., D) -> (..., S, K) or (..., S)."""
         return self.split(self.prior_out(self.act(self.prior_hidden(deter))))
 
     def split(self, stat: Tensor) -> State:
@@ -232,6 +257,45 @@ class RSSM(nn.Module):
         index = (probs.detach() / noise).argmax(-1, keepdim=True)
         one_hot = torch.zeros_like(probs).scatter_(-1, index, 1.0)
         return (one_hot + (probs - probs.detach())).flatten(-2)
+
+
+class EnsembleLinear(nn.Module):
+    """K linear layers as one batched product, each initialised like nn.Linear."""
+
+    def __init__(self, members: int, inputs: int, outputs: int):
+        super().__init__()
+        layers = [nn.Linear(inputs, outputs) for _ in range(members)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))  # (K, O, I)
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))  # (K, O)
+
+    def forward(self, x: Tensor, member: Tensor | None = None) -> Tensor:
+        """All members: x (K, N, I) -> (K, N, O). One ``member``, a scalar index: x (..., I) -> (..., O)."""
+        if member is None:
+            return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+        weight, bias = (p.index_select(0, member.reshape(1)).squeeze(0) for p in (self.weight, self.bias))
+        return F.linear(x, weight, bias)  # index_select does not read the index back from the device
+
+
+class EnsembleRSSM(RSSM):
+    """An RSSM whose prior is an ensemble of K members (V-D4RL's Offline DV2). An imagined step uses one of them."""
+
+    def __init__(self, embed: int, action: int, *, members: int, **sizes: Any):
+        super().__init__(embed, action, **sizes)
+        self.members = members
+        self.prior_hidden = EnsembleLinear(members, self.deter, self.prior_hidden.out_features)
+        self.prior_out = EnsembleLinear(members, self.prior_hidden.weight.shape[1], self.prior_out.out_features)
+
+    def draw_members(self, steps: int) -> tuple[Tensor, ...]:
+        """A scalar index for each step, for all start states."""
+        return torch.randint(self.members, (steps,), device=self.action_in.weight.device).unbind(0)
+
+    def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
+        """As `RSSM.prior` of one ``member``; of all members with a first dimension K: (K, ..., S, C) or (K, ..., S)."""
+        if member is not None:
+            return self.split(self.prior_out(self.act(self.prior_hidden(deter, member)), member))
+        x = deter.flatten(0, -2).expand(self.members, -1, -1)  # (K, N, D)
+        stat = self.prior_out(self.act(self.prior_hidden(x)))
+        return self.split(stat.unflatten(1, deter.shape[:-1]))
 
 
 class TruncatedNormal(Distribution):
@@ -283,12 +347,12 @@ class Actor(nn.Module):
         """``outputs`` is the number of actions that the last layer has outputs for; the first A are used."""
         super().__init__()
         self.outputs = outputs or action
-        self.layers = mlp(feat, 2 * self.outputs, layers, units, act)
+        self.layers = mlp(feat, 2 * self.outputs, layers, units, act, last=Float32Linear)
         self.action_dim, self.min_std = action, min_std
 
     def forward(self, feat: Tensor) -> TruncatedNormal:
         """(..., F) -> a distribution over (..., A)."""
-        mean, std = (x[..., : self.action_dim] for x in self.layers(feat).float().chunk(2, -1))
+        mean, std = (x[..., : self.action_dim] for x in self.layers(feat).chunk(2, -1))
         return TruncatedNormal(torch.tanh(mean), 2 * torch.sigmoid(std / 2) + self.min_std)
 
 
@@ -297,11 +361,11 @@ class ScalarHead(nn.Module):
 
     def __init__(self, feat: int, *, layers: int, units: int, act: str):
         super().__init__()
-        self.layers = mlp(feat, 1, layers, units, act)
+        self.layers = mlp(feat, 1, layers, units, act, last=Float32Linear)
 
     def forward(self, feat: Tensor) -> Tensor:
         """(..., F) -> (...)."""
-        return self.layers(feat).float().squeeze(-1)
+        return self.layers(feat).squeeze(-1)
 
 
 def pad_action(action: Tensor, size: int) -> Tensor:

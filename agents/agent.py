@@ -12,7 +12,7 @@ import models
 from agents import compilation
 from agents.optim import Optimizer, Tree, frozen, micro_batches
 from config import Config
-from models import ActorCritic, WorldModel
+from models import ActorCritic, RolloutNoise, WorldModel
 from networks import State, pad_action
 from tools import DIVERGED, BadInput
 
@@ -173,19 +173,19 @@ class Agent:
         optimizers = {"actor": self.actor_opt, "critic": self.critic_opt}
         return self._optimize(self._behavior_loss, optimizers, *self._imagination_inputs(post), source_critic)[0]
 
-    def _imagination_inputs(self, post: State) -> tuple[int, State, tuple[Tensor, Tensor]]:
+    def _imagination_inputs(self, post: State) -> tuple[int, State, RolloutNoise]:
         """How many states imagination starts from, these states (N, ...), and the random numbers of the rollout."""
         start = models.start_states(post, self.config.imag_starts)
         count = len(start["deter"])
         return count, start, self.behavior.noise(self.world, count, self.config.imag_horizon)
 
     def behavior_loss(
-        self, start: State, noise: tuple[Tensor, Tensor], source_critic: nn.Module | None
+        self, start: State, noise: RolloutNoise, source_critic: nn.Module | None
     ) -> tuple[Tensor, Metrics, None]:
         """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...)."""
         config, behavior, world = self.config, self.behavior, self.frozen_world
         trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
-        reward = self.imagined_reward(trajectory.feat[:-1])  # (H, N)
+        reward, reward_metrics = self.imagined_reward(trajectory.feat[:-1])  # (H, N)
         discount = world.predicted_discount(trajectory.feat[:-1], config.discount)
         slow_value = behavior.slow_critic(trajectory.feat)  # (H + 1, N)
         returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
@@ -203,23 +203,27 @@ class Agent:
             "imagined_reward": reward.mean(),
             "value": slow_value.mean(),
             "actor_entropy": trajectory.entropy.mean(),
+            **reward_metrics,
         }
         if source_critic is not None:
             metrics["value_constraint"] = constrained
         return actor_loss + critic_loss, metrics, None
 
-    def imagined_reward(self, feat: Tensor) -> Tensor:
-        """The reward that the actor maximises in imagination: features (H, N, F) -> (H, N)."""
-        return self.frozen_world.reward(feat)
+    def imagined_reward(self, feat: Tensor) -> tuple[Tensor, Metrics]:
+        """The reward that the actor maximises in imagination, features (H, N, F) -> (H, N), and metrics of it."""
+        return self.frozen_world.reward(feat), {}
 
     def gradients(self, batch: Batch) -> dict[str, list[Tensor]]:
-        """Gradients of Eq. 2, 7 and 11 on ``batch``, by name of the optimiser. Nothing is updated."""
+        """Gradients of Eq. 2, 7 and 11 on ``batch``, by name of the optimiser. Nothing is updated.
+
+        They are computed eagerly: the memory of a CUDA graph's gradients would be reused by its next run.
+        """
         model, behavior = {"model": self.model_opt}, {"actor": self.actor_opt, "critic": self.critic_opt}
         noise = self._noise(batch), None
         inputs = len(batch["action"]), batch, None, noise, torch.tensor(1.0, device=self.device)
-        _, posts = self._accumulate_gradients(self._world_model_loss, model, *inputs)
+        _, posts = self._accumulate_gradients(self.world_model_loss, model, *inputs)
         post = {k: torch.cat([post[k] for post in posts]) for k in posts[0]}
-        self._accumulate_gradients(self._behavior_loss, behavior, *self._imagination_inputs(post), None)
+        self._accumulate_gradients(self.behavior_loss, behavior, *self._imagination_inputs(post), None)
         found = {}
         for name, optimizer in {**model, **behavior}.items():
             found[f"{name}_opt"] = [torch.zeros_like(p) if p.grad is None else p.grad for p in optimizer.parameters]

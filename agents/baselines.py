@@ -2,67 +2,50 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
 
 from agents.agent import Agent, Batch, Metrics
 from agents.coworld import SourceAgent, TargetAgent
-from agents.optim import Optimizer
+from agents.optim import Optimizer, select_rows
 from config import Config
-from models import WorldModel, WorldModelOutput
-from networks import State, mlp
+from models import WorldModel
+from networks import EnsembleRSSM, State
 
 
-def disagreement(means: Tensor) -> Tensor:
-    """Disagreement of an ensemble's K members: (K, ..., F) -> (...), the variance over K, averaged over F."""
-    return means.var(0, unbiased=False).mean(-1)
+def mean_disagreement(means: Tensor) -> Tensor:
+    """V-D4RL's `meandis`: mean over members k of || m_k - mean_k m_k ||_2. (K, ..., F) -> (...)."""
+    return torch.linalg.vector_norm(means - means.mean(0), dim=-1).mean(0)
 
 
 class EnsembleWorldModel(WorldModel):
-    """A world model with an ensemble of dynamics models, which predict the latent from deter beside the prior."""
+    """A world model with an ensemble of priors. The KL of `losses` is the mean over its members."""
 
-    def __init__(self, config: Config, action_dim: int, state: dict[str, int] | None = None):
-        super().__init__(config, action_dim, state)
-        stats = self.rssm.prior_out.out_features
-        members = [mlp(self.rssm.deter, stats, 1, config.dyn_hidden, config.act) for _ in range(config.ensemble)]
-        self.ensemble = nn.ModuleList(members)
-
-    def loss_scales(self, config: Config) -> dict[str, float]:
-        return {**super().loss_scales(config), "ensemble": 1.0}
-
-    def losses(
-        self, output: WorldModelOutput, batch: dict[str, Tensor], config: Config
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """As `WorldModel.losses`, and each member's KL to the posterior; deter gets no gradient from it."""
-        losses, plain_kl = super().losses(output, batch, config)
-        deter = output.post["deter"].detach()
-        post = self.rssm.dist({key: value.detach() for key, value in output.post.items()})
-        kls = [kl_divergence(post, self._member_dist(member, deter)).mean() for member in self.ensemble]
-        return {**losses, "ensemble": torch.stack(kls).mean()}, plain_kl
+    def make_rssm(self, config: Config, embed: int, action: int, **sizes: Any) -> EnsembleRSSM:
+        return EnsembleRSSM(embed, action, members=config.ensemble, **sizes)
 
     def disagreement(self, feat: Tensor) -> Tensor:
-        """`disagreement` of the members' latent means at features (..., F): (...)."""
-        deter = feat[..., self.rssm.stoch_size :]
-        means = [self._member_dist(member, deter).mean.flatten(feat.dim() - 1) for member in self.ensemble]
-        return disagreement(torch.stack(means))
-
-    def _member_dist(self, member: nn.Module, deter: Tensor) -> Distribution:
-        return self.rssm.dist(self.rssm.split(member(deter)))
+        """`mean_disagreement` of the members' latent means at features (..., F): (...)."""
+        prior = self.rssm.prior(feat[..., self.rssm.stoch_size :])
+        mean = self.rssm.dist(prior).mean  # (K, ..., S, C) or (K, ..., S)
+        return mean_disagreement(mean.flatten(feat.dim()))
 
 
 class OfflineAgent(TargetAgent):
-    """Offline DV2: DreamerV2 on the dataset, with a penalty on imagined states that the model is uncertain about.
+    """Offline DV2 (V-D4RL): DreamerV2 on the dataset, with the disagreement of an ensemble of priors as a penalty.
 
-    Uncertainty is the disagreement of an ensemble of dynamics models (`EnsembleWorldModel`). No source.
+    reward = r - ``disagreement_scale`` * `mean_disagreement`. It has no source.
     """
 
     world_model_class = EnsembleWorldModel
 
-    def imagined_reward(self, feat: Tensor) -> Tensor:
-        penalty = self.config.disagreement_scale * self.frozen_world.disagreement(feat)
-        return super().imagined_reward(feat) - penalty
+    def imagined_reward(self, feat: Tensor) -> tuple[Tensor, Metrics]:
+        reward, metrics = super().imagined_reward(feat)
+        disagreement = self.frozen_world.disagreement(feat)
+        penalised = reward - self.config.disagreement_scale * disagreement
+        return penalised, {**metrics, "disagreement": disagreement.mean()}
 
 
 class ElasticWeights:
@@ -100,13 +83,15 @@ class FinetunedAgent(TargetAgent):
         self.load_state_dict(copy.deepcopy(source.state_dict()))
 
     def anchor_to(self, source: Agent, batches: Iterable[Batch]) -> None:
-        """EWC: penalise leaving the present weights, by their Fisher information on ``source`` data.
+        """EWC: penalise leaving the present weights, by their Fisher information on the data of ``source``.
 
-        ``batches`` are taken one by one, so they may be a generator.
+        The Fisher information is the mean over single sequences of squared gradients: the square of a batch's mean
+        gradient would shrink with the batch. ``batches`` are taken one by one, so they may be a generator.
         """
         sums: dict[str, list[Tensor]] = {}
-        for count, batch in enumerate(batches, 1):  # noqa: B007
-            for name, gradients in source.gradients(batch).items():
+        sequences = (select_rows(b, slice(i, i + 1)) for b in batches for i in range(len(b["action"])))
+        for count, sequence in enumerate(sequences, 1):  # noqa: B007
+            for name, gradients in source.gradients(sequence).items():
                 squares = [g.square() for g in gradients]
                 sums[name] = [a + b for a, b in zip(sums[name], squares, strict=True)] if name in sums else squares
         for name, squares in sums.items():

@@ -1,4 +1,4 @@
-"""The methods CoWorld is compared with: what makes each different, and that each runs from start to end."""
+"""The methods that CoWorld is compared with: the special parts of each, and whole runs."""
 
 import copy
 from pathlib import Path
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 import co_training as program
 import collect
-from agents.baselines import ElasticWeights, disagreement
+import models
+from agents.agent import Agent
+from agents.baselines import ElasticWeights, mean_disagreement
+from agents.coworld import TargetAgent
 from tools import BadInput
 from training.checkpoint import load_agent, load_checkpoint
 from training.methods import METHODS, AgentBuilder, PhaseKind
@@ -59,12 +62,32 @@ def test_finetuning_transfers_the_agent_after_all_source_phases_and_before_all_t
 # Offline DV2
 
 
-def test_disagreement_is_zero_for_identical_members_and_grows_with_their_distance():
+def test_mean_disagreement_by_hand():
+    """V-D4RL's meandis: a norm over all features, not a mean, so it does not shrink with their number."""
     one = torch.rand(6, 3)
-    assert disagreement(torch.stack([one, one, one])).tolist() == [0.0] * 6
-    near, far = (disagreement(torch.stack([one, one + d])) for d in (0.1, 0.4))
-    torch.testing.assert_close(near, torch.full((6,), 0.05**2))
-    torch.testing.assert_close(far, torch.full((6,), 0.2**2))
+    equal = torch.stack([one, one]).requires_grad_()
+    mean_disagreement(equal).sum().backward()
+    assert mean_disagreement(equal).tolist() == [0.0] * 6 and torch.isfinite(equal.grad).all()
+    two = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[3.0, 6.0], [8.0, 4.0]]])  # (K = 2, 2, F = 2), means 3 and 4 away
+    assert mean_disagreement(two).tolist() == [3.0, 4.0]
+    members = torch.tensor([[[0.0]], [[0.0]], [[3.0]]])  # their mean is 1
+    assert mean_disagreement(members).tolist() == [pytest.approx((1 + 1 + 2) / 3)]
+    few = torch.rand(5, 1, 4)
+    assert mean_disagreement(few.repeat(1, 1, 9)).item() == pytest.approx(3 * mean_disagreement(few).item())
+
+
+@pytest.mark.parametrize("classes", [2, 32])
+def test_the_penalty_of_sharp_disagreeing_members_is_of_order_one(classes: int):
+    """Two members that are certain of different classes in one of 32 latents: each is sqrt(2) / 2 from their mean."""
+    agent = built("offline_dv2", dyn_discrete=classes, dyn_stoch=32, ensemble=2)["target"]
+    rssm = agent.world.rssm
+    with torch.no_grad():
+        rssm.prior_out.weight.zero_()
+        rssm.prior_out.bias.zero_()
+        logits = rssm.prior_out.bias.unflatten(-1, (32, classes))
+        logits[0, 0, 0] = logits[1, 0, 1] = 50.0
+    penalty = agent.world.disagreement(torch.randn(3, rssm.feat_size))
+    torch.testing.assert_close(penalty, torch.full((3,), 2**0.5 / 2))
 
 
 @pytest.mark.parametrize("discrete", [0, 4])
@@ -72,24 +95,65 @@ def test_the_disagreement_of_the_ensemble_is_subtracted_from_the_imagined_reward
     agent = built("offline_dv2", dyn_discrete=discrete, ensemble=3, disagreement_scale=7.0)["target"]
     feat = torch.randn(2, 5, agent.world.rssm.feat_size)
     plain, penalty = agent.world.reward(feat), agent.world.disagreement(feat)
-    assert (penalty > 0).all()
-    torch.testing.assert_close(agent.imagined_reward(feat), plain - 7.0 * penalty)
-    for member in agent.world.ensemble[1:]:
-        member.load_state_dict(agent.world.ensemble[0].state_dict())
-    torch.testing.assert_close(agent.imagined_reward(feat), plain)
+    assert penalty.shape == (2, 5) and (penalty > 0).all()
+    torch.testing.assert_close(agent.imagined_reward(feat)[0], plain - 7.0 * penalty)
+    make_members_equal(agent)
+    torch.testing.assert_close(agent.imagined_reward(feat)[0], plain)
 
 
-def test_the_ensemble_learns_the_dynamics_and_sends_no_gradient_to_the_world_model():
-    agent = built("offline_dv2", model_lr=0.01, kl_free=0)["target"]
-    before = weights(agent.world.ensemble)
-    first = agent.update(batch(5), step=0)["ensemble_loss"]
-    assert changed(before, agent.world.ensemble) == set(before)
-    for _ in range(20):
-        last = agent.update_world_model(batch(5), step=0)[1]["ensemble_loss"]
-    assert last < first
-    loss = agent.world.losses(agent.world.observe(batch(5)), batch(5), agent.config)[0]["ensemble"]
-    others = [p for name, p in agent.world.named_parameters() if not name.startswith("ensemble.")]
-    assert all(g is None for g in torch.autograd.grad(loss, others, allow_unused=True))
+def make_members_equal(agent: Agent) -> None:
+    """Copy the first member of the ensemble to the others."""
+    with torch.no_grad():
+        for layer in (agent.world.rssm.prior_hidden, agent.world.rssm.prior_out):
+            for parameter in layer.parameters():
+                parameter.copy_(parameter[:1].expand_as(parameter))
+
+
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_an_imagined_step_uses_one_member_drawn_at_random(discrete: int):
+    agent = built("offline_dv2", dyn_discrete=discrete, ensemble=3)["target"]
+    rssm = agent.world.rssm
+    state, action, noise = rssm.initial(5), torch.rand(5, 5), rssm.noise(5, 1)[:, 0]
+    key = "logit" if discrete else "mean"
+    steps = [rssm.imagine_step(state, action, noise, torch.tensor(k)) for k in range(3)]
+    all_members = rssm.prior(steps[0]["deter"])[key]
+    for member, step in zip(all_members, steps, strict=True):
+        torch.testing.assert_close(step[key], member)
+    drawn = torch.stack(rssm.draw_members(300))
+    assert sorted(set(drawn.tolist())) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_every_member_learns_from_the_kl_to_the_posterior(discrete: int):
+    """The KL of the world model's loss is the mean of the members' own, balanced and with gradients to each."""
+    agent = built("offline_dv2", dyn_discrete=discrete, kl_free=0, ensemble=3)["target"]
+    data, rssm = batch(5), agent.world.rssm
+    output = agent.world.observe(data, rssm.noise(3, 8))
+    kls = []
+    for k in range(3):
+        prior = rssm.prior(output.post["deter"], torch.tensor(k))
+        kls.append(models.balanced_kl(rssm, output.post, prior, balance=0.8, free_nats=0.0)[0])
+    losses, _ = agent.world.losses(output, data, agent.config)
+    torch.testing.assert_close(losses["kl"], torch.stack(kls).mean())
+    before = weights(rssm.prior_hidden) | weights(rssm.prior_out)
+    agent.update(data, step=0)
+    after = weights(rssm.prior_hidden) | weights(rssm.prior_out)
+    for name, parameter in after.items():
+        assert all(not torch.equal(old, new) for old, new in zip(before[name], parameter, strict=True)), name
+
+
+def test_an_ensemble_of_one_is_the_plain_model():
+    torch.manual_seed(0)
+    agent = built("offline_dv2", ensemble=2)["target"]
+    make_members_equal(agent)
+    plain = TargetAgent(agent.config, 5, 5, CPU)
+    weights_of_one = {
+        key: value[0] if key.startswith("rssm.prior") else value for key, value in agent.world.state_dict().items()
+    }
+    plain.world.load_state_dict(weights_of_one)
+    noise = plain.world.rssm.noise(3, 8)
+    ours, theirs = (a.world_model_loss(batch(5), None, (noise, None), torch.tensor(1.0))[0] for a in (agent, plain))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_an_offline_agent_is_restored_with_its_ensemble():
@@ -105,7 +169,7 @@ def test_an_offline_agent_is_restored_with_its_ensemble():
 
 
 @pytest.mark.parametrize("sizes", [(4, 5), (6, 4)])
-def test_the_target_becomes_a_copy_of_the_source_whatever_their_actions(sizes: tuple[int, int]):
+def test_the_target_becomes_a_copy_of_the_source_with_any_action_sizes(sizes: tuple[int, int]):
     agents = built("dv2_finetune", *sizes)
     source, target = agents["source"], agents["target"]
     source.update(batch(sizes[0]), step=0)
@@ -135,7 +199,7 @@ def test_the_elastic_penalty_by_hand():
     torch.testing.assert_close(layer.weight.grad, torch.tensor([[10 * 3 * 0.1, 10 * 0.5 * -2.0]]))
 
 
-def test_the_elastic_gradient_is_that_of_its_penalty():
+def test_the_elastic_gradient_equals_finite_differences_of_the_penalty():
     weight, old, fisher = (torch.rand(3, 2, dtype=torch.float64, requires_grad=r) for r in (True, False, False))
     elastic = ElasticWeights([old], [fisher], scale=4.0)
     elastic.add_gradient([weight])
@@ -147,8 +211,8 @@ def test_the_elastic_gradient_is_that_of_its_penalty():
         assert ((ahead - behind) / 2e-6).item() == pytest.approx(weight.grad.flatten()[i].item(), rel=1e-4)
 
 
-def test_weights_that_matter_to_the_source_stay_near_their_old_values():
-    """The Fisher information is the mean squared gradient on source data; a strong penalty keeps weights near."""
+def test_the_elastic_penalty_keeps_important_weights_near_their_old_values():
+    """Weights with a large Fisher information on source data move less if the penalty is strong."""
     moved = {}
     for scale in (0.0, 1e6):
         torch.manual_seed(0)
@@ -170,24 +234,42 @@ def test_weights_that_matter_to_the_source_stay_near_their_old_values():
     assert moved[1e6] < 0.5 * moved[0.0]
 
 
-def test_the_fisher_information_is_the_mean_squared_gradient():
+def single_sequences(data: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return [{key: value[i : i + 1] for key, value in b.items()} for b in data for i in range(len(b["action"]))]
+
+
+def test_the_fisher_information_is_the_mean_squared_gradient_of_single_sequences():
     agents = built("dv2_finetune_ewc", 6, 6)
     source, target = agents["source"], agents["target"]
     data = [batch(seed=1), batch(seed=2)]
     torch.manual_seed(3)
-    gradients = [source.gradients(b) for b in data]
+    gradients = [source.gradients(sequence) for sequence in single_sequences(data)]
     torch.manual_seed(3)
     target.copy_from(source)
-    target.anchor_to(source, data)
+    target.anchor_to(source, iter(data))
     for name in ("model_opt", "actor_opt", "critic_opt"):
-        expected = [(a.square() + b.square()) / 2 for a, b in zip(*(g[name] for g in gradients), strict=True)]
+        by_sequence = [g[name] for g in gradients]
+        expected = [torch.stack([g.square() for g in parts]).mean(0) for parts in zip(*by_sequence, strict=True)]
         torch.testing.assert_close(getattr(target, name).anchor.fisher, expected)
+
+
+def test_the_fisher_information_does_not_shrink_with_the_batch():
+    """The same twelve sequences as one batch and as twelve; the noise of the latents makes a difference of a few %."""
+    sums = []
+    for data in ([batch(seed=s) for s in range(4)], single_sequences([batch(seed=s) for s in range(4)])):
+        torch.manual_seed(0)
+        agents = built("dv2_finetune_ewc", 6, 6)
+        agents["target"].copy_from(agents["source"])
+        together = {key: torch.cat([b[key] for b in data]) for key in data[0]}
+        agents["target"].anchor_to(agents["source"], [together] if len(data) == 4 else data)
+        sums.append(sum(f.sum().item() for f in agents["target"].model_opt.anchor.fisher))
+    assert sums[0] == pytest.approx(sums[1], rel=0.1)
 
 
 # Multi-task DV2
 
 
-def test_an_update_of_the_multitask_model_uses_both_streams():
+def test_a_multitask_update_uses_the_batches_of_both_domains():
     agents = built("multitask_dv2")
     source, target = agents["source"], agents["target"]
     assert source.world is target.world and source.model_opt is target.model_opt
@@ -205,7 +287,7 @@ def test_an_update_of_the_multitask_model_uses_both_streams():
     assert not torch.allclose(gradient(1, 2), gradient(3, 2))
 
 
-def test_the_two_actor_critics_of_the_multitask_model_are_apart():
+def test_the_multitask_actor_critics_are_separate_and_share_the_world_model():
     agents = built("multitask_dv2")
     source, target = agents["source"], agents["target"]
     before, world = weights(target.behavior), weights(source.world)
@@ -253,7 +335,7 @@ def test_every_method_runs_from_metaworld_to_robodesk(method: str, pushes: Path,
     assert scores(tmp_path)[-1]["success"] == "0.0"
 
 
-def test_unsuitable_settings_of_a_method_are_refused(dataset: Path, tmp_path: Path):
+def test_bad_settings_of_a_method_raise_bad_input(dataset: Path, tmp_path: Path):
     for flags, message in (
         (("--method", "dv2_finetune", "--source_task", "walker_walk,cheetah_run"), "takes one"),
         (("--method", "multitask_dv2", "--source_observation", "state"), "need the same observations"),

@@ -1,4 +1,4 @@
-"""Networks: shapes at every image size, the scan against single steps, and the truncated normal against scipy."""
+"""Networks: shapes for every image size, sequences against single steps, the truncated normal against scipy."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from conftest import tiny
 
 from models import WorldModel
-from networks import RSSM, ConvDecoder, ConvEncoder, NormGRUCell, TruncatedNormal, decoder_sizes
+from networks import RSSM, Actor, ConvDecoder, ConvEncoder, NormGRUCell, ScalarHead, TruncatedNormal, decoder_sizes
 
 
 @pytest.mark.parametrize("size", [32, 64, 84, 96, 128])
@@ -18,7 +18,7 @@ def test_images_of_any_size_are_encoded_and_decoded(size: int):
     assert decoder(torch.randn(2, 3, 7)).shape == image.shape
 
 
-def test_64_pixels_have_the_layers_of_dreamer():
+def test_networks_for_64_pixels_have_the_layers_of_dreamer():
     assert [kernel for kernel, _ in decoder_sizes(64)] == [5, 5, 6, 6]
     encoder = ConvEncoder(64, 32, "ELU")
     assert [m.out_channels for m in encoder.layers if hasattr(m, "out_channels")] == [32, 64, 128, 256]
@@ -35,8 +35,8 @@ def test_gru_by_hand():
 
 
 @pytest.mark.parametrize("discrete", [0, 4])
-def test_the_scan_is_the_step_by_step_filter(discrete: int):
-    """One sequence of T steps, and T sequences of one step carried on by hand, agree for the same random numbers."""
+def test_observe_on_a_sequence_equals_single_steps(discrete: int):
+    """One call on T steps and T calls on one step give the same states for the same random numbers."""
     rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=discrete, min_std=0.1, act="ELU")
     embed, action = torch.randn(2, 4, 6), torch.randn(2, 4, 2)
     noise = rssm.noise(2, 4)
@@ -51,7 +51,7 @@ def test_the_scan_is_the_step_by_step_filter(discrete: int):
     assert rssm.feat(post).shape == (2, 4, rssm.feat_size)
 
 
-def test_imagination_follows_the_prior_of_the_scan():
+def test_imagine_step_gives_the_prior_of_observe():
     rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=0, min_std=0.1, act="ELU")
     action = torch.randn(2, 2, 2)
     post, prior = rssm.observe(torch.randn(2, 2, 6), action)
@@ -60,7 +60,7 @@ def test_imagination_follows_the_prior_of_the_scan():
     torch.testing.assert_close(imagined["mean"], prior["mean"][:, 1])
 
 
-def test_categorical_latents_are_one_hot_and_pass_gradients_straight_through():
+def test_categorical_latents_are_one_hot_and_have_a_gradient():
     rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=4, min_std=0.1, act="ELU")
     post, _ = rssm.observe(torch.randn(2, 4, 6), torch.randn(2, 4, 2))
     one_hot = post["stoch"].unflatten(-1, (3, 4))
@@ -83,7 +83,7 @@ def test_latents_are_drawn_from_their_distribution(discrete: int):
         assert scipy.stats.kstest(samples[:, 0].numpy(), scipy.stats.norm(2.0, 0.5).cdf).pvalue > 1e-3
 
 
-def test_straight_through_gradients_are_torchs():
+def test_straight_through_gradients_equal_those_of_torch():
     rssm = RSSM(6, 2, stoch=3, deter=5, hidden=7, discrete=4, min_std=0.1, act="ELU")
     logit, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 12)
     (ours,) = torch.autograd.grad((rssm.sample({"logit": logit}, rssm.noise(2, 1)[:, 0]) * weight).sum(), logit)
@@ -91,7 +91,7 @@ def test_straight_through_gradients_are_torchs():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_truncated_normal_is_scipys():
+def test_truncated_normal_equals_that_of_scipy():
     mean, std = torch.tensor([0.0, 0.9, -0.5]), torch.tensor([0.1, 0.5, 2.0])
     ours = TruncatedNormal(mean, std)
     theirs = [
@@ -122,8 +122,33 @@ def test_truncated_normal_gradients_reach_mean_and_std():
     assert std.grad.item() == pytest.approx((exact(0.3, 0.41) - exact(0.3, 0.39)) / 0.02, abs=0.05)
 
 
-def test_open_loop_keeps_the_context_and_predicts_the_rest():
+def test_open_loop_predictions_have_the_shape_and_type_of_the_images():
     world = WorldModel(tiny(size="32,32"), 6)
     image, action = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8), torch.randn(2, 8, 6)
     predicted = world.open_loop(image, action, context=3)
     assert (predicted.shape, predicted.dtype) == (image.shape, torch.uint8)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1480.0])
+def test_heads_do_not_round_their_outputs_to_bfloat16(scale: float):
+    """Near 1,480 bfloat16 has a step of 8; the heads' outputs keep differences much smaller than a reward."""
+    torch.manual_seed(0)
+    head = ScalarHead(30, layers=2, units=64, act="ELU")
+    with torch.no_grad():
+        head.layers[-1].bias.fill_(scale)
+    feat = torch.randn(500, 30)
+    exact = head(feat)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = head(feat)
+    assert rounded.dtype == torch.float32 and len(rounded.unique()) > 400
+    assert (rounded - exact).abs().max() < 0.01 and exact.std() > 0.05
+
+
+def test_the_actors_parameters_are_not_rounded_to_bfloat16():
+    torch.manual_seed(0)
+    actor = Actor(30, 6, layers=2, units=64, act="ELU", min_std=0.1)
+    feat = torch.randn(500, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        policy = actor(feat)
+    assert policy.loc.dtype == torch.float32 and len(policy.loc.unique()) > 2900
+    torch.testing.assert_close(policy.loc, actor(feat).loc, rtol=0, atol=0.01)

@@ -10,7 +10,7 @@ import torch
 from agents.agent import Agent
 from config import Config, task_names
 from tools import BadInput, one_line, write_atomically
-from training.methods import Phase
+from training.methods import COLLECTION, AgentBuilder, Phase, find_method
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
@@ -92,7 +92,6 @@ def model_state(agents: dict[str, Agent]) -> dict[str, Any]:
     """What `load_agent` needs to rebuild the agents, without their weights."""
     return {
         "action_dims": {name: agent.action_dim for name, agent in agents.items()},
-        "actor_dims": {name: agent.behavior.actor.outputs for name, agent in agents.items()},
         "states": {name: agent.world.state for name, agent in agents.items()},
     }
 
@@ -105,11 +104,10 @@ def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHEC
     saved = load_checkpoint(Path(logdir).expanduser() / file)
     if domain not in saved["agents"]:
         raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}")
-    config, weights = Config(**saved["config"]), saved["agents"][domain]
-    sizes = saved["action_dims"][domain], max(saved["action_dims"].values())
-    agent = Agent(config, *sizes, device, saved["states"][domain], actor_dim=saved["actor_dims"][domain])
-    world = {key: value for key, value in weights["world"].items() if key in agent.world.state_dict()}
-    agent.load_models({**weights, "world": world})  # without the parts that only training uses
+    config = Config(**saved["config"])
+    method = find_method(config.method) if "target" in saved["action_dims"] else COLLECTION
+    agent = method.agents(AgentBuilder(config, device, saved["action_dims"], saved["states"]))[domain]
+    agent.load_models(saved["agents"][domain])
     return agent, config
 
 

@@ -295,6 +295,12 @@ def check_against_each_other(config: Config, method: Any) -> None:
         )
     if config.grad_accum > config.batch_size:
         raise BadInput(f"grad_accum {config.grad_accum} is more parts than a batch of {config.batch_size} has")
+    state_aligned = config.source_observation == "state" and config.state_alignment
+    if method.aligned_with_sources and state_aligned and config.grad_accum > 1:
+        raise BadInput(
+            f"grad_accum {config.grad_accum}: with --source_observation state the alignment compares means over the "
+            f"whole batch, which parts do not have; give --grad_accum 1"
+        )
     envs = max(config.envs, 1)
     if method.online and config.prefill < config.time_limit * envs:
         raise BadInput(

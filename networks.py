@@ -5,6 +5,7 @@ D deterministic units, E embedding, A actions (padded to the larger domain), F =
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,12 @@ Distribution.set_default_validate_args(False)  # the checks read every tensor ba
 State = dict[str, Tensor]  # deter, stoch, and the parameters of the distribution of stoch
 
 
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """Switches autocast off, on devices that have it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 class Float32Linear(nn.Linear):
     """A linear layer that computes in float32 under autocast.
 
@@ -25,7 +32,7 @@ class Float32Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             return F.linear(x.float(), self.weight, self.bias)
 
 

@@ -1,6 +1,7 @@
 """DreamerV2: a world model (phi), and an actor (psi) and a critic (xi) that learn from imagined trajectories."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -107,8 +108,10 @@ class Agent:
         with self.autocast():
             return self.world.embed(batch)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+    def autocast(self) -> AbstractContextManager:
+        """The precision of the forward passes."""
+        bfloat16 = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
     # Learning
 

@@ -25,8 +25,9 @@ class Optimizer:
         self.parameters = [p for module in modules for p in module.parameters()]
         self.clip = config.grad_clip
         self.anchor: Anchor | None = None
+        fused = all(p.device.type in ("cpu", "cuda") for p in self.parameters)
         self.adam = torch.optim.AdamW(
-            self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=True
+            self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=fused
         )
 
     def step(self) -> Tensor:

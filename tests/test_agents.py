@@ -1,4 +1,4 @@
-"""The two agents: what each update trains and what it must leave alone."""
+"""Source and target agents: which weights an update trains, and which it must not change."""
 
 import copy
 from itertools import pairwise
@@ -33,7 +33,7 @@ def agents(source_actions: int = 6, target_actions: int = 6, **flags: object) ->
 
 
 def update_target(target: TargetAgent, source: SourceAgent, data: dict[str, Tensor]) -> Metrics:
-    """An update of ``target``, tied to ``source`` as its settings ask for."""
+    """An update of ``target`` with the ties to ``source`` that its settings switch on."""
     config = target.config
     peer = {"source_embed": source.embed(data)} if config.state_alignment else None
     return target.update(data, peer, source.frozen_critic if config.value_constraint != "off" else None, step=0)
@@ -60,14 +60,14 @@ def test_updates_are_finite_in_every_setting(flags: dict, grad: str):
 
 
 @pytest.mark.parametrize("grad", ["dynamics", "reinforce"])
-def test_the_actor_loss_trains_the_actor_by_either_gradient(grad: str):
+def test_either_gradient_trains_every_weight_of_the_actor(grad: str):
     source, _ = agents(actor_grad=grad, actor_entropy=0)
     before = weights(source.behavior.actor)
     source.update(batch(), step=0)
     assert changed(before, source.behavior.actor) == set(before)
 
 
-def test_every_weight_learns():
+def test_updates_change_every_weight():
     source, _ = agents(kl_free=0)
     before, behavior = weights(source.world), weights(source.behavior)
     for seed in range(2):
@@ -77,7 +77,7 @@ def test_every_weight_learns():
     assert {k for k in behavior if k.startswith(("actor.", "critic."))} <= learned
 
 
-def test_an_update_of_the_target_leaves_the_source_alone():
+def test_a_target_update_does_not_change_the_source():
     source, target = agents()
     before = weights(source.world), weights(source.behavior)
     update_target(target, source, batch())
@@ -86,7 +86,7 @@ def test_an_update_of_the_target_leaves_the_source_alone():
     assert all(p.requires_grad for p in source.world.parameters())
 
 
-def test_an_update_of_the_behavior_leaves_the_world_model_alone():
+def test_a_behavior_update_does_not_change_the_world_model():
     source, _ = agents()
     output = source.world.observe(batch())
     before = weights(source.world)
@@ -95,7 +95,7 @@ def test_an_update_of_the_behavior_leaves_the_world_model_alone():
     assert all(p.grad is None for p in source.world.parameters())
 
 
-def test_the_warm_up_trains_the_world_model_alone():
+def test_the_warm_up_trains_only_the_world_model():
     source, target = agents()
     before = weights(target.behavior)
     metrics = warm_up(target, source, batch())
@@ -103,7 +103,7 @@ def test_the_warm_up_trains_the_world_model_alone():
     assert metrics["state_alignment"] > 0
 
 
-def test_no_agent_holds_the_other():
+def test_agents_share_no_weights_and_do_not_store_each_other():
     """Defect 7 of the release: each world model was a submodule of the other's."""
     source, target = agents()
     update_target(target, source, batch())
@@ -131,15 +131,15 @@ def test_the_three_ties_can_be_switched_off():
     assert "reward_alignment" not in source.update(batch(), step=0)
 
 
-def test_eta_follows_the_live_step():
-    """Defect 2 of the release: eta read a counter that was copied at construction and stood still."""
+def test_eta_depends_on_the_current_step():
+    """Defect 2 of the release: eta read a copy of a counter, which never changed."""
     source, _ = agents()
     etas = [float(source.update(batch(), batch(seed=1), step=step)["eta"]) for step in (0, 50, 100, 1000)]
     assert etas == pytest.approx([1.0, 0.55, 0.1, 0.1])
 
 
-def test_reward_alignment_replaces_the_reward_loss_by_both_domains_share():
-    """Eq. 5 from its parts, with a deterministic posterior so that both ways see the same states."""
+def test_the_reward_loss_with_reward_alignment_is_equation_5():
+    """Eq. 5 computed from its parts. The posterior is deterministic, so both computations use the same states."""
     source, _ = agents(dyn_discrete=0, dyn_min_std=0.0, target_informed_factor=0.25)
     with torch.no_grad():
         source.world.rssm.post_out.bias[source.config.dyn_stoch :] = -100.0  # standard deviation 0
@@ -158,19 +158,19 @@ def test_reward_alignment_replaces_the_reward_loss_by_both_domains_share():
     torch.testing.assert_close(metrics["reward_alignment"], other_nll)
 
 
-def test_reward_alignment_trains_the_source_encoder_through_the_target_images():
+def test_reward_alignment_on_target_images_trains_the_source_encoder():
     source, _ = agents()
     own, other = batch(), batch(seed=1)
     noise = source.world.rssm.noise(3, 8), source.world.rssm.noise(3, 8)
-    _, metrics, _ = source.world_model_loss(own, other, noise, eta=0.0)  # the target's term alone
+    _, metrics, _ = source.world_model_loss(own, other, noise, eta=0.0)  # only the target's term
     metrics["reward_loss"].backward()
     assert source.world.encoder.layers[0].weight.grad.abs().sum() > 0
     assert source.world.rssm.cell.gates.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("higher", ["source", "target"])
-def test_the_value_constraint_pushes_down_only_values_above_the_sources(higher: str):
-    """Eq. 6 as the critic sees it: the gradient of alpha's term on the target critic's output bias."""
+def test_the_value_constraint_lowers_only_values_above_the_source_critics(higher: str):
+    """The gradient of Eq. 6's alpha term with respect to the bias of the target critic's output."""
     source, target = agents()
     with torch.no_grad():
         for agent, value in ((source, 1.0 if higher == "source" else -1.0), (target, 0.0)):
@@ -185,29 +185,29 @@ def test_the_value_constraint_pushes_down_only_values_above_the_sources(higher: 
     assert all(p.grad is None for p in source.behavior.critic.parameters())
 
 
-def test_a_return_is_paired_with_the_state_it_begins_at():
-    """Defect 1 of the release: returns came out in reversed order. Here the reward is 1 at the last step alone."""
+def test_returns_are_in_time_order():
+    """Defect 1 of the release: returns were in reversed order. Here only the last step has a reward, 1."""
     source, _ = agents(discount_lambda=1.0, discount=0.5)
-    seen = {}
+    computed = {}
     original = models.lambda_return
 
     def reward_at_the_end(reward: Tensor, next_value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
         reward = torch.zeros_like(reward)
         reward[-1] = 1.0
-        seen["returns"] = original(reward, torch.zeros_like(next_value), discount, lambda_)
-        return seen["returns"]
+        computed["returns"] = original(reward, torch.zeros_like(next_value), discount, lambda_)
+        return computed["returns"]
 
     models.lambda_return = reward_at_the_end
     try:
         source.update(batch(), step=0)
     finally:
         models.lambda_return = original
-    assert seen["returns"][:, 0].tolist() == [0.125, 0.25, 0.5, 1.0]
+    assert computed["returns"][:, 0].tolist() == [0.125, 0.25, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("sizes", [(4, 5), (5, 4), (6, 4)])
-def test_action_sizes_may_differ_both_ways(sizes: tuple[int, int]):
-    """Defect 4 of the release: 5 actions of the target into a source model built for 4."""
+def test_source_and_target_may_have_different_action_sizes(sizes: tuple[int, int]):
+    """Defect 4 of the release: a source model for 4 actions was given the target's 5."""
     source, target = agents(*sizes)
     own, other = batch(sizes[0]), batch(sizes[1])
     source.update(own, other, step=1)
@@ -219,14 +219,14 @@ def test_action_sizes_may_differ_both_ways(sizes: tuple[int, int]):
         assert action.shape == (2, actions) and abs(action).max() <= 1
 
 
-def test_padding_leaves_the_entropy_of_the_policy_alone():
+def test_action_padding_does_not_change_the_entropy_of_the_policy():
     padded, plain = agents(4, 6)[0], agents(4, 4)[0]
     padded.behavior.actor.load_state_dict(plain.behavior.actor.state_dict())
     feat = torch.randn(5, plain.world.rssm.feat_size)
     torch.testing.assert_close(padded.behavior.actor(feat).entropy(), plain.behavior.actor(feat).entropy())
 
 
-def test_acting_keeps_its_state_and_resets_it_where_an_episode_begins():
+def test_act_continues_its_state_and_resets_it_when_an_episode_begins():
     source, _ = agents(dyn_discrete=0, dyn_min_std=0.0)
     with torch.no_grad():
         source.world.rssm.post_out.weight[source.config.dyn_stoch :] = 0.0
@@ -243,7 +243,7 @@ def test_acting_keeps_its_state_and_resets_it_where_an_episode_begins():
         torch.testing.assert_close(torch.from_numpy(action_1[0]), source.behavior.actor(feat).mode)
 
 
-def test_the_slow_critic_is_copied_every_so_many_updates():
+def test_the_slow_critic_is_copied_every_slow_target_update_updates():
     source, _ = agents(slow_target_update=3)
     post = source.world.observe(batch()).post
     copies = []
@@ -253,8 +253,8 @@ def test_the_slow_critic_is_copied_every_so_many_updates():
     assert [torch.equal(a, b) for a, b in pairwise(copies)] == [True, True, False, True]
 
 
-def test_weight_decay_decays():
-    """Defect 11 of the release: clipping used up the generator of parameters, so decay acted on none."""
+def test_weight_decay_shrinks_weights():
+    """Defect 11 of the release: clipping exhausted the generator of parameters, so no weight decayed."""
     shrunk = []
     for decay in (0.0, 0.5):
         layer = nn.Linear(3, 3)
@@ -289,8 +289,8 @@ def test_state_dict_restores_everything():
     assert all(torch.equal(results[0][k], v) for k, v in results[1].items())
 
 
-def test_moments_take_the_layout_of_their_weights():
-    """The fused optimiser pairs them by their places in memory; a checkpoint's may lie otherwise."""
+def test_restored_moments_have_the_memory_layout_of_their_weights():
+    """The fused optimiser pairs their elements in memory order. Those of a checkpoint may have another layout."""
     source, _ = agents()
     source.update(batch(), step=0)
     saved = copy.deepcopy(source.state_dict())
@@ -304,7 +304,7 @@ def test_moments_take_the_layout_of_their_weights():
     assert not changed(weights(source.world), other.world)
 
 
-def test_imagining_from_a_subset_of_states():
+def test_imagination_can_start_from_a_subset_of_states():
     source, _ = agents(imag_starts=5)
     post = source.world.observe(batch()).post
     assert models.start_states(post, 5)["deter"].shape == (5, source.config.dyn_deter)
@@ -320,7 +320,7 @@ def state_agents() -> tuple[SourceAgent, TargetAgent, dict[str, Tensor]]:
 
 
 def test_a_source_on_states_co_trains_with_a_target_on_images():
-    """Table 4: embeddings of one size, so that the source's RSSM can use the target encoder's embeddings."""
+    """Table 4. Both embeddings have one size, so the source's RSSM can use the target encoder's embeddings."""
     source, target, own = state_agents()
     other = batch(5, seed=1)
     assert source.world.encoder.embed == target.world.encoder.embed
@@ -329,9 +329,8 @@ def test_a_source_on_states_co_trains_with_a_target_on_images():
     assert metrics["reward_alignment"] > 0 and metrics["state_loss"] > 0
     assert not changed(before, target.world)
     before = weights(source.world)
-    assert (
-        target.update(other, {"source_embed": source.embed(own)}, source.frozen_critic, step=0)["state_alignment"] > 0
-    )
+    metrics = target.update(other, {"source_embed": source.embed(own)}, source.frozen_critic, step=0)
+    assert metrics["state_alignment"] > 0
     assert not changed(before, source.world)
     action, _ = source.act({"position": torch.zeros(1, 3).numpy(), "velocity": torch.zeros(1, 2).numpy()}, None,
                            torch.ones(1).bool().numpy(), sample=True)  # fmt: skip

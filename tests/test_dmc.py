@@ -1,4 +1,4 @@
-"""dm_control: task names, the six modified bodies, seeds, drawing."""
+"""dm_control: task names, the six modified bodies, seeds, images."""
 
 import imageio.v3
 import numpy as np
@@ -102,13 +102,13 @@ def test_modified_body_keeps_the_reward(name):
     assert getattr(changed, "_move_speed", None) == getattr(original, "_move_speed", None)
 
 
-def test_overlay_must_name_what_the_original_has():
+def test_overlay_elements_must_exist_in_the_original():
     overlay = dmc.ElementTree.fromstring('<overlay><geom name="wing" size="1"/></overlay>')
     with pytest.raises(ValueError, match="0 counterparts"):
         dmc.apply_overlay(dmc.dm_control_suite().common.read_model("walker.xml"), overlay)
 
 
-def test_names_are_those_of_the_installed_package_and_the_overlays():
+def test_task_names_are_those_of_the_installed_package_and_the_overlays():
     installed = {f"{domain}_{task}" for domain, task in dmc.dm_control_suite().ALL_TASKS}
     overlays = {path.stem for path in dmc.OVERLAYS.glob("*.xml")}
     assert overlays == set(BODIES)
@@ -142,7 +142,7 @@ def test_other_tasks_of_the_suite(task):
     env.close()
 
 
-def test_seed_determines_the_episode_here_and_in_a_worker():
+def test_the_seed_determines_the_episode_in_this_process_and_in_a_worker():
     here = rollout("walker_downhill", seed=3)
     assert_same(here, rollout("walker_downhill", seed=3))
     assert_same(here, in_worker(rollout, "walker_downhill", 3))
@@ -160,7 +160,7 @@ def test_reset_without_seed_continues_the_rng():
     env.close()
 
 
-def test_step_is_the_suites_own_repeated():
+def test_a_step_repeats_the_step_of_the_suite():
     env, original = make_env("walker_walk", size=16, action_repeat=3), dmc.load("walker_walk")
     env.reset(seed=0)
     original.reset()
@@ -183,7 +183,7 @@ def test_truncated_at_the_time_limit_and_not_terminated():
     env.close()
 
 
-def test_environments_side_by_side_do_not_disturb_each_other():
+def test_several_environments_do_not_affect_each_other():
     envs = [make_env(task) for task in ("walker_walk", "cheetah_run", "walker_walk")]
     images = [env.reset(seed=1)[0]["image"] for env in envs]
     np.testing.assert_array_equal(images[0], images[2])
@@ -201,7 +201,7 @@ def drawn_by_dm_control(state):
     return physics.render(64, 64, camera_id="side")
 
 
-def test_full_is_what_dm_control_draws_and_fast_differs():
+def test_full_images_equal_those_of_dm_control_and_fast_ones_differ():
     images = {}
     for render in ("full", "fast"):
         env = make_env("walker_walk", render=render)
@@ -258,7 +258,7 @@ def test_video_as_a_background(tmp_path):
             make_env("walker_walk", background=str(tmp_path))
 
 
-def test_no_working_library_names_the_packages(monkeypatch):
+def test_without_a_working_library_the_error_names_the_packages(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(backend, "_works", lambda name: False)
     with pytest.raises(BadInput, match=r"libegl1.*libosmesa6"):
@@ -273,7 +273,7 @@ def test_osmesa_is_next_when_egl_fails(monkeypatch):
     assert backend.choose_backend() == "osmesa" and chosen == ["osmesa"]
 
 
-def test_users_choice_that_does_not_work_is_one_line():
+def test_a_chosen_library_that_does_not_work_gives_a_one_line_error():
     code = "from tools import exit_on_bad_input; from wrappers import make_env\n"
     code += "exit_on_bad_input(lambda: make_env('walker_walk'))"
     # Without the list of vendors, the EGL loader finds no driver.
@@ -283,8 +283,8 @@ def test_users_choice_that_does_not_work_is_one_line():
     assert done.stderr.count("\n") == 1
 
 
-def test_quiet_exit_with_environments_left_open():
-    code = "import mujoco; from wrappers import make_env\n"  # before the choice of a library, on purpose
+def test_the_exit_with_open_environments_prints_nothing():
+    code = "import mujoco; from wrappers import make_env\n"  # before a library is chosen, on purpose
     code += "envs = [make_env(t) for t in ('walker_walk', 'cheetah_run')]\n"
     code += "print(*[env.reset(seed=0)[0]['image'].shape for env in envs])"
     done = run_python(code)

@@ -73,7 +73,7 @@ def same_bits(one: dict, other: dict) -> bool:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_each_format_is_recognised_and_read_whole(tmp_path, kind):
+def test_each_format_is_recognised_and_read_completely(tmp_path, kind):
     episodes = [make_episode(rows) for rows in ROWS]
     WRITERS[kind](tmp_path / "data", episodes)
     assert {file.format.name for file in find_data_files(tmp_path / "data")} == {kind}
@@ -165,7 +165,7 @@ def test_npz_to_minari_to_npz_is_equal_bit_for_bit(tmp_path, extras):
 
 
 def test_our_minari_files_are_read_by_minari(tmp_path, monkeypatch):
-    minari = pytest.importorskip("minari", reason="the minari package is no dependency; its layout is tested without")
+    minari = pytest.importorskip("minari", reason="the minari package is not a dependency")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     write_minari(tmp_path / "ours-v0", [make_episode(9)])
     (episode,) = minari.load_dataset("ours-v0").iterate_episodes()
@@ -214,8 +214,8 @@ def test_one_bad_episode_of_an_hdf5_file_is_left_out(tmp_path, capsys):
     assert "data.hdf5 episode 1: NaN or infinite reward in row 2" in capsys.readouterr().err
 
 
-def test_an_array_that_claims_more_than_the_file_holds_is_refused(tmp_path):
-    """A hostile or damaged file must not fill the memory."""
+def test_an_array_larger_than_its_file_raises_bad_input(tmp_path):
+    """A malicious or damaged file must not fill the memory."""
 
     def grow(file: h5py.File) -> None:
         del file["observation"]
@@ -230,7 +230,7 @@ def test_an_array_that_claims_more_than_the_file_holds_is_refused(tmp_path):
         OfflineDataset(tmp_path / "npz", size=8)
 
 
-def test_two_formats_mixed_and_other_wrong_folders(tmp_path):
+def test_mixed_formats_and_other_wrong_folders(tmp_path):
     both = tmp_path / "both"
     write_npz(both, [make_episode(6)])
     write_vd4rl(both, [make_episode(9)])
@@ -263,8 +263,8 @@ def test_minari_without_images_or_of_wrong_length(tmp_path):
             load_all(tmp_path / name)
 
 
-def test_a_file_that_hangs_its_library_is_a_bad_file_like_any_other(tmp_path, monkeypatch, capsys):
-    """Zeros where HDF5 keeps JPEGs of different lengths make it loop for ever."""
+def test_an_episode_that_hangs_its_library_is_left_out(tmp_path, monkeypatch, capsys):
+    """Zeros in the part of an HDF5 file that stores JPEGs of different lengths put the library into an endless loop."""
     monkeypatch.setattr(reader_process, "SECONDS", 1)
     shutil.copytree(MINARI / "hdf5" / "jpeg-dict-v0", tmp_path / "data")
     path = tmp_path / "data" / "data" / "main_data.hdf5"
@@ -277,7 +277,7 @@ def test_a_file_that_hangs_its_library_is_a_bad_file_like_any_other(tmp_path, mo
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A damaged copy: cut off, bytes changed (headers more often), a block zeroed, moved or doubled."""
+    """A damaged copy: truncated, bytes changed (more often in headers), a block zeroed, repeated or removed."""
     damaged = bytearray(data)
     kind = rng.random()
     reach = len(data) if rng.random() < 0.5 else min(len(data), 2048)
@@ -299,7 +299,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutated_npz(data: Path, rng: random.Random) -> bytes:
-    """Damage inside an archive that is itself sound, so that numpy's headers and our checks are met too."""
+    """Damage inside a valid archive, so that numpy's header parser and our checks are tested too."""
     target = data.with_name("inner.zip")
     with zipfile.ZipFile(data) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         names = source.namelist()
@@ -327,7 +327,7 @@ def fuzz_targets(folder: Path) -> dict[str, Path]:
 
 
 def peak_memory() -> int:
-    """In kB, of this process or the largest that it started."""
+    """In kB: the larger of this process and its largest child."""
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
@@ -343,9 +343,9 @@ FUZZED = (
 
 
 @pytest.mark.parametrize("kind", FUZZED)
-def test_mutated_files_give_clean_errors(tmp_path, monkeypatch, kind):
+def test_mutated_files_give_one_line_errors(tmp_path, monkeypatch, kind):
     """More files: ``COWORLD_FUZZ=1000 pytest -k mutated`` reads 1,000 of each kind."""
-    monkeypatch.setattr(reader_process, "SECONDS", 2)  # zeros in the heap of a JPEG file make HDF5 loop for ever
+    monkeypatch.setattr(reader_process, "SECONDS", 2)  # damaged JPEG storage can hang HDF5
     if kind.startswith("arrow"):
         pytest.importorskip("pyarrow", reason="Arrow files need pyarrow")
     path = fuzz_targets(tmp_path)[kind]

@@ -1,4 +1,4 @@
-"""Every loss against numbers worked out by hand, and where gradients may and may not go."""
+"""Every loss compared with values computed by hand, and which of its inputs get a gradient."""
 
 import math
 
@@ -10,7 +10,7 @@ import models
 from networks import RSSM
 
 
-def test_lambda_return_is_that_of_a_plain_loop_and_in_time_order():
+def test_lambda_return_equals_a_plain_loop_and_is_in_time_order():
     torch.manual_seed(0)
     reward, value, discount = torch.randn(7, 3), torch.randn(8, 3), torch.rand(7, 3)
     expected = torch.zeros(7, 3)
@@ -43,7 +43,7 @@ def gaussian_rssm() -> RSSM:
     return RSSM(4, 2, stoch=1, deter=3, hidden=3, discrete=0, min_std=0.1, act="ELU")
 
 
-def test_balanced_kl_of_two_gaussians_by_hand_and_its_shares_of_the_gradient():
+def test_balanced_kl_of_two_gaussians_and_its_gradients_by_hand():
     def state(mean: float) -> dict[str, torch.Tensor]:
         return {"mean": torch.full((2, 3, 1), mean, requires_grad=True), "std": torch.ones(2, 3, 1)}
 
@@ -56,7 +56,7 @@ def test_balanced_kl_of_two_gaussians_by_hand_and_its_shares_of_the_gradient():
     assert post["mean"].grad.sum().item() == pytest.approx(0.2 * 2.0)
 
 
-def test_balanced_kl_under_the_free_nats_has_no_gradient():
+def test_balanced_kl_below_the_free_nats_has_no_gradient():
     post = {"mean": torch.full((1, 1, 1), 1.0, requires_grad=True), "std": torch.ones(1, 1, 1)}
     prior = {"mean": torch.zeros(1, 1, 1), "std": torch.ones(1, 1, 1)}
     loss, plain = models.balanced_kl(gaussian_rssm(), post, prior, balance=0.8, free_nats=1.0)
@@ -123,13 +123,13 @@ def test_value_constraint_has_no_gradient_where_the_source_critic_is_larger():
     assert source.grad is None
 
 
-def test_value_constraint_without_max_pushes_everywhere():
+def test_value_constraint_without_max_has_a_gradient_everywhere():
     value = torch.tensor([1.0, 5.0], requires_grad=True)
     models.value_constraint(value, torch.tensor([3.0, 3.0]), "brute").sum().backward()
     assert value.grad.tolist() == [1.0, 1.0]
 
 
-def test_weighted_sum_refuses_a_term_without_a_scale():
+def test_weighted_sum_raises_key_error_if_losses_and_scales_differ():
     losses = {"image": torch.tensor(2.0), "kl": torch.tensor(3.0)}
     assert models.weighted_sum(losses, {"image": 1.0, "kl": 0.5}).item() == 3.5
     with pytest.raises(KeyError, match="rewrd"):
@@ -152,7 +152,7 @@ def test_critic_loss_by_hand():
 
 @pytest.mark.parametrize(("grad", "rho"), [("dynamics", 1.0), ("reinforce", 0.0), ("both", 0.25)])
 def test_actor_loss_by_hand(grad: str, rho: float):
-    """Eq. 7 and 10: action t is credited with the return that begins at state t + 1; the last has none."""
+    """Eq. 7 and 10: action t affects the return of state t + 1; the last action affects none."""
     config = tiny(actor_grad=grad, actor_grad_mix=0.25, actor_entropy=0.1)
     behavior = models.ActorCritic(config, feat=3, action_dim=2)
     imagined = models.ImaginedTrajectory(

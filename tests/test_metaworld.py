@@ -13,7 +13,7 @@ ENV_POLICY_MAP = import_with_opengl("metaworld.policies").ENV_POLICY_MAP
 TASKS = ("door-close", "button-press", "window-close", "handle-press", "drawer-close", "button-press-topdown")
 
 
-def test_names_are_those_of_the_installed_package():
+def test_task_names_are_those_of_the_installed_package():
     assert sorted(f"{name}-v3" for name in metaworld.SUITE.tasks) == sorted(ALL_V3_ENVIRONMENTS)
     assert len(metaworld.SUITE.tasks) == 50
 
@@ -29,7 +29,7 @@ def test_gymnasium_check(task):
     check_with_gymnasium(f"metaworld_{task}")
 
 
-def test_seed_determines_the_episode_here_and_in_a_worker():
+def test_the_seed_determines_the_episode_in_this_process_and_in_a_worker():
     here = rollout("metaworld_door-close", seed=3)
     assert here["image"].shape == (51, 64, 64, 3) and here["reward"].max() > 0
     assert_same(here, rollout("metaworld_door-close", seed=3))
@@ -37,7 +37,7 @@ def test_seed_determines_the_episode_here_and_in_a_worker():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_goals_are_random_by_seed_and_observed(name):
+def test_the_seed_determines_the_goal_and_the_state_has_it(name):
     env = make_env(f"metaworld_{name}", size=8)
     goals = {}
     for seed in (0, 1, 0):
@@ -48,14 +48,14 @@ def test_goals_are_random_by_seed_and_observed(name):
         np.testing.assert_allclose(stepped["state"][-3:], target, atol=1e-6)
         np.testing.assert_array_equal(goals.setdefault(seed, observation["state"]), observation["state"])
     assert np.abs(goals[0][-3:] - goals[1][-3:]).max() > 0.001
-    after = env.reset()[0]["state"]  # without a seed too
+    after = env.reset()[0]["state"]  # a reset without a seed draws another goal
     assert np.abs(after[-3:] - goals[0][-3:]).max() > 0.001
     env.close()
 
 
 @pytest.mark.filterwarnings("ignore:Constant")  # a warning of the scripted expert
 @pytest.mark.parametrize("name", ["drawer-close", "button-press"])
-def test_success_is_the_tasks_own_and_the_episode_continues(name):
+def test_success_is_that_of_the_task_and_the_episode_continues(name):
     env = make_env(f"metaworld_{name}", size=8)
     env.unwrapped._draw = lambda: np.zeros((8, 8, 3), np.uint8)  # this test uses no image
     expert = ENV_POLICY_MAP[f"{name}-v3"]()
@@ -89,7 +89,7 @@ def drawn_by_gymnasium(seed):
     return renderer.render("rgb_array").copy()
 
 
-def test_orientation_by_default_is_the_old_renderers():
+def test_the_default_orientation_is_that_of_the_old_renderer():
     theirs = in_worker(drawn_by_gymnasium, int(np.random.default_rng(5).integers(2**31)))
     for flip, expected in ((None, theirs[::-1]), (False, theirs)):
         env = make_env("metaworld_door-close", render="full", flip=flip)
@@ -99,7 +99,7 @@ def test_orientation_by_default_is_the_old_renderers():
         env.close()
 
 
-def test_fast_resembles_full():
+def test_fast_images_are_similar_to_full_ones():
     images = [rollout("metaworld_door-close", 0, steps=0, render=render)["image"][0] for render in ("full", "fast")]
     difference = np.abs(images[0].astype(int) - images[1])
     assert 0 < difference.mean() < 25

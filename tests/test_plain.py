@@ -1,5 +1,5 @@
-"""The fast path against the plain program of benchmarks/plain.py, whole batches against parts, and compiled code
-against eager: same losses, same gradients."""
+"""Equal losses and gradients of the fast path and the plain reference in benchmarks/plain.py, of whole batches and
+micro-batches, and of eager and compiled code."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("discrete", [0, 4])
 @pytest.mark.parametrize("size", [32, 64])
-def test_model_losses_and_gradients_are_those_of_the_plain_program(discrete: int, size: int):
+def test_model_losses_and_gradients_equal_those_of_the_plain_reference(discrete: int, size: int):
     config = tiny(size=f"{size},{size}", dyn_discrete=discrete, kl_free=0.0)
     torch.manual_seed(0)
     world, data = WorldModel(config, 6), batch(size=size)
@@ -40,7 +40,7 @@ def test_model_losses_and_gradients_are_those_of_the_plain_program(discrete: int
 
 
 @pytest.mark.parametrize("discrete", [0, 4])
-def test_behavior_losses_and_gradients_are_those_of_the_plain_program(discrete: int):
+def test_behavior_losses_and_gradients_equal_those_of_the_plain_reference(discrete: int):
     source, target = agents(4, 6, dyn_discrete=discrete)
     torch.manual_seed(0)
     start = models.start_states(target.world.observe(batch()).post)
@@ -56,7 +56,7 @@ def test_behavior_losses_and_gradients_are_those_of_the_plain_program(discrete: 
         assert all(g.abs().sum() > 0 for g in slow_grads.values())
 
 
-def test_bfloat16_losses_stay_near_those_in_float32():
+def test_bfloat16_losses_are_close_to_those_in_float32():
     config = tiny(size="32,32", kl_free=0.0)
     torch.manual_seed(0)
     world, data = WorldModel(config, 6), batch()
@@ -70,7 +70,7 @@ def test_bfloat16_losses_stay_near_those_in_float32():
 
 
 def updated(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Metrics of a source and a target update, and the gradients as the optimisers' first moments hold them."""
+    """Metrics of a source and a target update, and the optimisers' first moments, proportional to the gradients."""
     torch.manual_seed(0)
     source, target = agents(kl_free=0.0, **flags)
     torch.manual_seed(1)
@@ -87,14 +87,14 @@ def updated(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
 @pytest.mark.parametrize("discrete", [0, 4])
-def test_micro_batches_give_the_gradients_of_the_whole(parts: int, discrete: int):
-    """Free nats are a maximum over the whole batch, the one term that parts may see otherwise; here they are 0."""
+def test_micro_batches_give_the_metrics_and_gradients_of_the_whole_batch(parts: int, discrete: int):
+    """Without free nats: they clip the mean over a batch, so that term does depend on the split."""
     whole, in_parts = updated(dyn_discrete=discrete), updated(dyn_discrete=discrete, grad_accum=parts)
     torch.testing.assert_close(in_parts, whole, rtol=1e-3, atol=1e-5)
 
 
 def short(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A target update over two steps of small images and two imagined ones: compiling takes as long as the program."""
+    """A target update with two steps of small images and two imagined steps, so that compiling is quick."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     config = tiny(size="16,16", imag_horizon=2, kl_free=0.0, eta_steps=100, **flags)
@@ -108,13 +108,13 @@ def short(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_updates_are_the_eager_ones(capfd: pytest.CaptureFixture):
+def test_compiled_updates_equal_eager_ones(capfd: pytest.CaptureFixture):
     eager, compiled = short(), short(compile="on")
     assert "not compiled" not in capfd.readouterr().err
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
 
 
-def test_what_cannot_be_compiled_runs_eagerly_and_says_why(
+def test_if_compiling_fails_the_update_runs_eagerly_with_a_note(
     capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))

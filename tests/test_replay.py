@@ -21,7 +21,7 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 def make_episode(rows: int, number: int = 0, size: int = 8, action_dim: int = 3) -> dict:
-    """An episode whose every row tells where it is from: reward = 1000 * number + row."""
+    """An episode whose rewards identify its rows: reward = 1000 * number + row."""
     rng = np.random.default_rng(number)
     action = rng.uniform(-1, 1, (rows, action_dim)).astype(np.float32)
     action[0] = 0
@@ -44,7 +44,7 @@ def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
 
-def test_sequences_come_from_one_episode_and_are_what_was_saved(tmp_path):
+def test_a_sequence_is_consecutive_saved_rows_of_one_episode(tmp_path):
     episodes = fill(tmp_path, [12, 30, 7])
     batch = OfflineDataset(tmp_path, size=8).sample(64, 6, np.random.default_rng(0))
     assert batch["image"].shape == (64, 6, 8, 8, 3) and batch["image"].dtype == np.uint8
@@ -75,7 +75,7 @@ def test_same_seed_same_batch(tmp_path):
     assert not equal(first.sample(8, 5, np.random.default_rng(3)), first.sample(8, 5, np.random.default_rng(4)))
 
 
-def test_figures_and_description(tmp_path):
+def test_sizes_returns_and_description(tmp_path):
     episodes = fill(tmp_path, [12, 30])
     (tmp_path / "dataset.json").write_text(json.dumps({"task": "dmc_walker_walk", "flip": None}))
     dataset = OfflineDataset(tmp_path, size=8)
@@ -123,7 +123,7 @@ def test_second_opening_reads_no_episode_until_a_file_changes(tmp_path, monkeypa
     assert len(list((tmp_path / ".coworld-cache" / "8px").glob("*.npz"))) == 1
 
 
-def test_a_directory_without_write_permission_is_left_alone(tmp_path, monkeypatch):
+def test_a_directory_without_write_permission_is_not_changed(tmp_path, monkeypatch):
     data = tmp_path / "data"
     fill(data, [12])
     data.chmod(0o555)
@@ -136,7 +136,7 @@ def test_a_directory_without_write_permission_is_left_alone(tmp_path, monkeypatc
     assert list((tmp_path / "mine").rglob("*.npz"))
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(tmp_path, monkeypatch):
     fill(tmp_path, [12, 30])
 
     def full(*args, **kwargs):
@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 
 def test_a_second_process_waits_until_the_copy_is_complete(tmp_path):
-    """A thread stands for the process: its lock is another one too."""
+    """A thread takes the place of the second process; it opens another lock."""
     fill(tmp_path, [12])
     OfflineDataset(tmp_path, size=8)
     with FileLock(tmp_path / ".coworld-cache" / "8px" / "lock"), ThreadPoolExecutor(1) as pool:
@@ -212,7 +212,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_named_and_the_rest_used(tmp_path, capsys, kind):
+def test_a_bad_file_is_named_and_the_others_are_used(tmp_path, capsys, kind):
     fill(tmp_path, [12, 12])
     damage, message = BAD[kind]
     (path,) = tmp_path.glob("*-0001-12.npz")
@@ -227,7 +227,7 @@ def test_a_bad_file_is_named_and_the_rest_used(tmp_path, capsys, kind):
         OfflineDataset(tmp_path, size=8)
 
 
-def test_small_overshoot_of_actions_is_clipped(tmp_path):
+def test_actions_slightly_out_of_range_are_clipped(tmp_path):
     episode = make_episode(9)
     episode["action"][3, 1] = 1.0005
     save_episode(tmp_path, episode, id="a")
@@ -257,7 +257,7 @@ def test_bad_directories(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"), [("{not", "not JSON"), ("[1]", "not a JSON object"), (None, "cannot be read")]
 )
-def test_a_bad_description_is_not_passed_over(tmp_path, text, message):
+def test_a_bad_description_raises_bad_input(tmp_path, text, message):
     fill(tmp_path, [12])
     path = tmp_path / "dataset.json"
     path.mkdir() if text is None else path.write_text(text)
@@ -265,7 +265,7 @@ def test_a_bad_description_is_not_passed_over(tmp_path, text, message):
         OfflineDataset(tmp_path, size=8)
 
 
-def test_replay_drops_the_oldest_above_its_capacity(tmp_path):
+def test_replay_evicts_the_oldest_episodes_above_its_capacity(tmp_path):
     replay = OnlineReplay(tmp_path, capacity=25)
     for number in range(4):
         replay.add_episode(make_episode(11, number))
@@ -274,7 +274,7 @@ def test_replay_drops_the_oldest_above_its_capacity(tmp_path):
     assert set(rewards.ravel() // 1000) == {2, 3}
 
 
-def test_replay_keeps_extras_for_those_who_ask(tmp_path):
+def test_replay_samples_extra_arrays_by_name(tmp_path):
     replay = OnlineReplay(tmp_path, capacity=100)
     height = np.arange(9, dtype=np.float32)[:, None]
     replay.add_episode(make_episode(9) | {"height": height})
@@ -287,7 +287,7 @@ def test_replay_keeps_extras_for_those_who_ask(tmp_path):
         replay.add_episode(make_episode(9))
 
 
-def test_replay_files_are_episodes_anyone_can_read(tmp_path):
+def test_replay_files_are_plain_episode_files(tmp_path):
     replay = OnlineReplay(tmp_path, capacity=100)
     episode = make_episode(9)
     replay.add_episode(episode)
@@ -296,7 +296,7 @@ def test_replay_files_are_episodes_anyone_can_read(tmp_path):
     assert OfflineDataset(tmp_path, size=8).steps == replay.steps == 8
 
 
-def test_resuming_continues_as_if_never_interrupted(tmp_path):
+def test_a_resumed_replay_gives_the_same_batches_as_an_uninterrupted_one(tmp_path):
     def run(replay: OnlineReplay, numbers: range, rng: np.random.Generator) -> list[dict]:
         batches = []
         for number in numbers:
@@ -313,7 +313,7 @@ def test_resuming_continues_as_if_never_interrupted(tmp_path):
     rng = np.random.default_rng(0)
     run(killed, range(5), rng)
     saved, generator = json.loads(json.dumps(killed.state_dict())), rng.bit_generator.state
-    run(killed, range(5, 8), rng)  # drops episodes that the saved state names, then is killed
+    run(killed, range(5, 8), rng)  # evicts episodes of the saved state, then is killed
 
     resumed = OnlineReplay(tmp_path / "killed", capacity=35)
     resumed.load_state_dict(saved)
@@ -324,7 +324,7 @@ def test_resuming_continues_as_if_never_interrupted(tmp_path):
         assert equal(one, other)
 
 
-def test_dropped_files_go_only_after_a_newer_state_is_safe(tmp_path):
+def test_evicted_files_are_deleted_only_after_a_newer_state_was_saved(tmp_path):
     def files() -> int:
         return len(list(tmp_path.glob("*.npz")))
 
@@ -332,17 +332,17 @@ def test_dropped_files_go_only_after_a_newer_state_is_safe(tmp_path):
     for number in range(3):
         replay.add_episode(make_episode(11, number))
     replay.delete_evicted()
-    assert files() == 3, "no state was taken since the drop"
+    assert files() == 3, "no state was saved since the eviction"
     replay.state_dict()
     replay.add_episode(make_episode(11, 3))
     replay.delete_evicted()
-    assert files() == 3, "the one dropped after the state was taken stays"
+    assert files() == 3, "the file that was evicted after the last state remains"
     replay.state_dict()
     replay.delete_evicted()
     assert files() == 2
 
 
-def test_replay_bad_input(tmp_path):
+def test_bad_input_to_the_replay(tmp_path):
     with pytest.raises(BadInput, match="at least 1"):
         OnlineReplay(tmp_path, capacity=0)
     (tmp_path / "file").write_text("")
@@ -365,8 +365,8 @@ def test_files_of_other_programs(tmp_path, name):
     assert (batch["action"][:, 0] == 0).all() and (batch["reward"][:, 0] == 0).all()
 
 
-def test_batches_drawn_ahead_are_those_of_drawing_when_asked(tmp_path: Path):
-    """Whatever comes in between: episodes that are added, and looks at the generator's state."""
+def test_prefetched_batches_equal_batches_sampled_on_request(tmp_path: Path):
+    """Also if episodes are added or the RNG's state is read between the batches."""
 
     def run(ahead: bool) -> list:
         replay = OnlineReplay(tmp_path / str(ahead), capacity=1000)
@@ -388,7 +388,7 @@ def test_batches_drawn_ahead_are_those_of_drawing_when_asked(tmp_path: Path):
     assert run(True) == run(False)
 
 
-def test_what_drawing_ahead_raises_is_raised_when_the_batch_is_asked_for(tmp_path: Path):
+def test_an_error_while_prefetching_is_raised_by_next(tmp_path: Path):
     replay, rng = OnlineReplay(tmp_path, capacity=1000), np.random.default_rng(0)
     prefetcher = Prefetcher(lambda: replay.sample(2, 5, rng), rng)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""RoboDesk: tasks, seeds, success, frames, and side effects of its package."""
+"""RoboDesk: tasks, seeds, success, images, and side effects of its package."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def blind_env(task, **settings):
     return env
 
 
-def test_names_are_those_of_the_installed_package():
+def test_task_names_are_those_of_the_installed_package():
     desk = robodesk.desk_class()("push_green", 8, "top", "fast")
     assert sorted(robodesk.SUITE.tasks) == sorted(desk.all_tasks)
     desk.close()
@@ -43,7 +43,7 @@ def test_every_task_steps():
     env.close()
 
 
-def test_seed_determines_the_episode_here_and_in_a_worker():
+def test_the_seed_determines_the_episode_in_this_process_and_in_a_worker():
     here = rollout("robodesk_push_green", seed=3)
     assert_same(here, rollout("robodesk_push_green", seed=3))
     assert_same(here, in_worker(rollout, "robodesk_push_green", 3))
@@ -51,7 +51,7 @@ def test_seed_determines_the_episode_here_and_in_a_worker():
     assert not np.array_equal(here["qpos_objects"][0], other["qpos_objects"][0])
 
 
-def test_numpys_random_numbers_are_neither_used_nor_disturbed():
+def test_numpys_global_rng_is_neither_used_nor_changed():
     env = blind_env("robodesk_push_green")
     np.random.seed(1)
     expected = np.random.random(3)
@@ -76,7 +76,7 @@ def test_idle_episode_fails_at_the_time_limit():
     env.close()
 
 
-def test_button_pressed_by_hand_succeeds():
+def test_a_pressed_button_is_a_success():
     env = blind_env("robodesk_push_green")
     env.reset(seed=0)
     desk = env.unwrapped._desk
@@ -88,7 +88,7 @@ def test_button_pressed_by_hand_succeeds():
     env.close()
 
 
-def test_button_pressed_by_the_ball_succeeds_step_by_step():
+def test_a_button_pressed_by_the_ball_is_a_success():
     env = blind_env("robodesk_push_green")
     env.reset(seed=0)
     data = env.unwrapped._desk.physics.named.data
@@ -99,7 +99,7 @@ def test_button_pressed_by_the_ball_succeeds_step_by_step():
     env.close()
 
 
-def test_slide_and_drawer_succeed_when_open():
+def test_an_open_slide_or_drawer_is_a_success():
     for task, joint, opened in (("open_slide", "slide_joint", 0.58), ("open_drawer", "drawer_joint", -0.25)):
         env = blind_env(f"robodesk_{task}")
         env.reset(seed=0)
@@ -120,7 +120,7 @@ def drawn_by_robodesk(positions):
     return desk.render()
 
 
-def test_full_is_what_robodesk_draws_and_fast_differs():
+def test_full_images_equal_those_of_robodesk_and_fast_ones_differ():
     images = {}
     for render in ("full", "fast"):
         env = make_env("robodesk_push_green", render=render)
@@ -146,7 +146,7 @@ def test_other_sizes_show_the_same_scene(size):
     other.close()
 
 
-def test_import_prints_nothing_and_exit_is_quiet():
+def test_import_and_exit_print_nothing():
     code = "from wrappers import make_env\n"
     code += "env, other = make_env('push_green'), make_env('walker_walk')\n"
     code += "print(env.reset(seed=0)[0]['image'].shape)\n"

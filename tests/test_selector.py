@@ -1,4 +1,4 @@
-"""Several sources: which one is followed, which one learns online."""
+"""Several sources: which one the target follows, and which one learns online."""
 
 import csv
 import json
@@ -52,13 +52,9 @@ def test_distances_and_choices_are_curves(three: Path):
     for point in found:
         shares = [point[f"target/follows_source_{i}"] for i in (1, 2, 3)]
         assert sum(shares) == pytest.approx(1.0)
-        assert (
-            point["target/state_alignment"]
-            == pytest.approx(
-                sum(point[f"target/distance_source_{i}"] * share for i, share in zip((1, 2, 3), shares, strict=True))
-            )
-            or len(set(shares)) > 2
-        )
+        pairs = zip((1, 2, 3), shares, strict=True)
+        expected = sum(point[f"target/distance_source_{i}"] * share for i, share in pairs)
+        assert point["target/state_alignment"] == pytest.approx(expected) or len(set(shares)) > 2
 
 
 def test_all_sources_are_pretrained_and_the_followed_one_learns_online(three: Path):
@@ -82,7 +78,7 @@ def test_resuming_keeps_all_sources(three: Path, dataset: Path, tmp_path: Path):
     assert choices(three) == choices(tmp_path)
 
 
-def test_the_end_table_tells_how_often_each_source_was_followed(
+def test_the_summary_shows_how_often_each_source_was_followed(
     three: Path, dataset: Path, capsys: pytest.CaptureFixture
 ):
     train(dataset, three, *THREE)
@@ -91,7 +87,7 @@ def test_the_end_table_tells_how_often_each_source_was_followed(
 
 
 @pytest.mark.parametrize("select", ["first", "round_robin"])
-def test_one_source_is_the_same_run_however_it_is_named(select: str, dataset: Path, tmp_path: Path):
+def test_one_source_gives_the_same_run_with_any_rule_and_spelling(select: str, dataset: Path, tmp_path: Path):
     flags = ("--size", "32,32", "--envs", "0")
     train(dataset, tmp_path / "one", *flags)
     train(dataset, tmp_path / "same", *flags, "--select", select, "--source_task", " dmc_walker_walk ")
@@ -104,9 +100,9 @@ def selector(count: int, **flags: object) -> SourceSelector:
 
 
 def with_distances(select: str, count: int) -> SourceSelector:
-    """A selector of ``count`` sources, and the distances that it will measure given by its argument ``next``."""
+    """A selector of ``count`` sources that uses the distances in its attribute ``next`` and measures none."""
     made = selector(count, select=select)
-    made._distances = lambda target, embeds, batch: made.next
+    made.measure = lambda target, embeds, batch: torch.tensor(made.next)
     return made
 
 
@@ -116,8 +112,8 @@ def chosen(made: SourceSelector, distances: list[float]) -> int:
     return made.select(target, [source] * len(distances), batch()).index
 
 
-def test_one_of_several_sources_followed_gives_the_update_of_that_one_alone():
-    """Bit for bit: the other sources are embedded, and nothing else of them is used."""
+def test_following_one_of_several_sources_equals_following_a_single_source():
+    """Bit for bit. The other sources only embed the batch."""
     source, target = agents(6, 6)
     other, copied = SourceAgent(target.config, 6, 6, CPU), TargetAgent(target.config, 6, 6, CPU)
     copied.load_state_dict(target.state_dict())
@@ -134,7 +130,7 @@ def test_one_of_several_sources_followed_gives_the_update_of_that_one_alone():
 
 
 @pytest.mark.parametrize("nearest", [0, 1])
-def test_the_nearest_is_measured_on_the_same_batch(nearest: int):
+def test_distances_are_the_alignment_losses_on_the_batch(nearest: int):
     source, target = agents(6, 6)
     other = SourceAgent(target.config, 6, 6, CPU)
     sources = [source, other]
@@ -149,14 +145,14 @@ def test_the_nearest_is_measured_on_the_same_batch(nearest: int):
     assert [selection.metrics(["a", "b"])[name] for name in names[2:]] == [nearest == 0, nearest == 1]
 
 
-def test_a_single_source_is_embedded_only_if_the_update_needs_it():
+def test_a_single_source_embeds_the_batch_only_with_state_alignment():
     source, target = agents(6, 6)
     selection = selector(1, state_alignment=False).select(target, [source], batch())
     assert (selection.index, selection.embed, selection.distances) == (0, None, [])
     assert torch.equal(selector(1).select(target, [source], batch()).embed, source.embed(batch()))
 
 
-def test_which_source_learns_online():
+def test_the_online_source_of_each_rule():
     nearest, first, turns = (with_distances(select, 3) for select in ("nearest", "first", "round_robin"))
     assert [chosen(nearest, distances) for distances in ([3, 1, 2], [3, 2, 1], [3, 2, 1])] == [1, 2, 2]
     assert (nearest.forced_index(), nearest.online_source(), nearest.total_counts) == (None, 2, [0, 1, 2])
@@ -171,19 +167,19 @@ def test_which_source_learns_online():
     assert order == [(0, 0), (1, 1), (2, 2), (0, 0)]
 
 
-def test_a_list_in_the_settings_is_several_sources(tmp_path: Path):
+def test_a_list_of_sources_in_a_block(tmp_path: Path):
     path = tmp_path / "configs.yaml"
     path.write_text("defaults:\n  source_task: ''\nmany:\n  source_task: [walker_walk, cheetah_run]\n")
     assert settings.merge(settings.read_blocks(path), ["many"], {})["source_task"] == "walker_walk,cheetah_run"
 
 
-def test_a_source_that_is_not_known_is_named(dataset: Path, tmp_path: Path):
+def test_an_unknown_source_task_is_named(dataset: Path, tmp_path: Path):
     with pytest.raises(BadInput, match=r"--source_task.*walker_wlk.*walker_walk"):
         train(dataset, tmp_path, "--source_task", "cheetah_run,walker_wlk")
     assert tiny(source_task="cheetah_run,walker_walk").source_task == "cheetah_run,walker_walk"
 
 
-def test_relative_distances_are_in_units_of_the_sources_information():
+def test_relative_distances_are_divided_by_the_sources_information():
     """An encoder that hardly distinguishes images has a small distance to an untrained one, but little information."""
     source, target = agents(6, 6)
     blind = SourceAgent(target.config, 6, 6, CPU)
@@ -231,13 +227,15 @@ def test_the_state_of_a_selector_is_restored():
         (("--grad_accum", "4"), "more parts than a batch of 3"),
     ],
 )
-def test_what_is_refused_before_anything_is_made(flags: tuple[str, str], message: str, dataset: Path, tmp_path: Path):
+def test_bad_settings_raise_bad_input_before_records_are_written(
+    flags: tuple[str, str], message: str, dataset: Path, tmp_path: Path
+):
     with pytest.raises(BadInput, match=message):
         train(dataset, tmp_path / "run", *flags)
     assert not (tmp_path / "run" / "scores.csv").exists()
 
 
-def test_a_list_may_stand_in_the_defaults_too(tmp_path: Path):
+def test_a_list_of_sources_in_the_defaults(tmp_path: Path):
     path = tmp_path / "configs.yaml"
     path.write_text("defaults:\n  source_task: [walker_walk, cheetah_run]\n")
     blocks = settings.read_blocks(path)

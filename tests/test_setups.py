@@ -16,13 +16,13 @@ def test_sparse_reward_is_500_on_the_success_step_and_0_elsewhere():
     env.unwrapped._draw = lambda: np.zeros((8, 8, 3), np.uint8)
     assert env.get_wrapper_attr("description")["sparse_reward"] is True
     data = env.unwrapped._desk.physics.named.data
-    for _ in range(2):  # the second episode starts anew
+    for _ in range(2):  # the second episode is paid too
         env.reset(seed=0)
         data.qpos["ball"][:3] = data.xpos["green_button"] + (0, 0, 0.06)  # it falls on the button
         steps = [env.step(np.zeros(5)) for _ in range(30)]
         success = np.array([info["success"] for *_, info in steps])
         first = int(np.argmax(success))
-        assert first > 0 and success[first:].sum() > 1  # pressed for some time, but paid once
+        assert first > 0 and success[first:].sum() > 1  # several successful steps, one reward
         assert [reward for _, reward, *_ in steps] == [0.0] * first + [500.0] + [0.0] * (29 - first)
         assert [terminated or truncated for _, _, terminated, truncated, _ in steps] == [False] * 29 + [True]
     env.close()
@@ -44,21 +44,21 @@ def clips(tmp_path):
     return tmp_path
 
 
-def test_moving_background_replaces_the_sky_and_nothing_else(clips):
+def test_moving_background_replaces_only_the_sky(clips):
     plain = rollout("walker_walk", 0, steps=6)["image"]
     behind = rollout("walker_walk", 0, steps=6, background=str(clips))["image"]
     changed = (plain != behind).any(-1)
     assert 0.3 < changed.mean() < 0.8
     assert changed[:, 0].all() and not changed[:, -1].any()  # the sky is above, the floor below
     for frame, at in zip(behind, changed, strict=True):
-        assert len(np.unique(frame[at], axis=0)) == 1  # one plain frame of the clip, unmixed
+        assert len(np.unique(frame[at], axis=0)) == 1  # the colour of one frame, not mixed
     shades = [tuple(map(int, frame[0, 0])) for frame in behind]
     assert shades[0] != shades[1]
     period = 5 if shades[0][0] else 2  # the animation's frames, or the two pictures'
     assert shades[period:] == shades[: len(shades) - period]
 
 
-def test_background_is_chosen_by_the_seed_here_and_in_a_worker(clips):
+def test_the_seed_determines_the_background_in_this_process_and_in_a_worker(clips):
     def sky(seed):
         return tuple(rollout("cheetah_run", seed, steps=0, background=str(clips))["image"][0, 0, 0])
 
@@ -77,7 +77,7 @@ def test_render_does_not_move_the_background(clips):
     env.close()
 
 
-@pytest.mark.filterwarnings("ignore:ImageIO")  # its own, on its way through its readers
+@pytest.mark.filterwarnings("ignore:ImageIO")  # from its readers
 def test_bad_backgrounds(tmp_path):
     with pytest.raises(BadInput, match="no such folder"):
         make_env("walker_walk", background=str(tmp_path / "none"))

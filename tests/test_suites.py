@@ -46,7 +46,7 @@ def trained(source: str, target: str, data: Path, logdir: Path, *more: object, s
         ("walker_walk", METAWORLD, (6, 4)),
     ],
 )
-def test_any_suite_with_any_other(source: str, target: str, sizes: tuple, datasets: dict, tmp_path: Path):
+def test_source_and_target_of_different_suites(source: str, target: str, sizes: tuple, datasets: dict, tmp_path: Path):
     suite = target.split("_")[0]
     logdir = trained(source, target, datasets[target], tmp_path, suite=suite)
     last = read_scores(logdir)[-1]
@@ -68,7 +68,7 @@ def test_a_source_on_low_dimensional_states(datasets: dict, tmp_path: Path):
     assert result.returncode == 0 and "metaworld_button-press" in result.stdout
 
 
-def test_a_sparse_source_reward_reaches_the_replay(datasets: dict, tmp_path: Path):
+def test_the_replay_has_the_sparse_source_reward(datasets: dict, tmp_path: Path):
     logdir = trained("metaworld_drawer-close", METAWORLD, datasets[METAWORLD], tmp_path, "--sparse_reward", True)
     for path in (logdir / "source_replay").glob("*.npz"):
         with np.load(path) as episode:
@@ -81,7 +81,7 @@ def still(observation, state, first):
 
 
 @pytest.mark.parametrize("w", [0.1, 1.0])
-def test_action_noise_has_the_asked_deviation_and_is_clipped(w: float):
+def test_noisy_actions_have_the_given_deviation_and_are_clipped(w: float):
     act = noisy(still, w, np.random.default_rng(0))
     actions = np.stack([act({}, None, np.ones(100, bool))[0] for _ in range(100)])
     inside = actions[abs(actions) < 1]
@@ -93,7 +93,7 @@ def test_action_noise_has_the_asked_deviation_and_is_clipped(w: float):
     assert noisy(still, 0.0, np.random.default_rng(0)) is still
 
 
-def test_noise_is_in_the_saved_actions_and_in_the_description(tmp_path: Path):
+def test_saved_actions_have_the_noise_and_the_description_its_size(tmp_path: Path):
     """The saved actions are the executed ones; test_collector.py checks that they reproduce the saved frames."""
     quiet = collected(tmp_path / "quiet", "walker_walk")
     with_noise = collected(tmp_path / "noisy", "walker_walk", "--action_noise", 0.1)
@@ -102,9 +102,8 @@ def test_noise_is_in_the_saved_actions_and_in_the_description(tmp_path: Path):
     for folder in (quiet, with_noise):
         with np.load(sorted(folder.glob("*.npz"))[0]) as episode:
             actions.append(episode["action"])
-    assert abs(actions[0] - actions[1])[1:].std() == pytest.approx(
-        0.09, abs=0.03
-    )  # a little less than 0.1, as actions are clipped
+    deviation = abs(actions[0] - actions[1])[1:].std()
+    assert deviation == pytest.approx(0.09, abs=0.03)  # a little less than 0.1, because actions are clipped
 
 
 def test_a_moving_background_behind_the_target(dataset: Path, tmp_path: Path):

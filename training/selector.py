@@ -79,18 +79,18 @@ class SourceSelector:
         embeds = [source.embed(own) for source, own in zip(sources, batches, strict=True)]
         if len(sources) == 1:
             return Selection(0, embeds[0], [])
-        distances = self._distances(target, embeds, batch)
+        distances = self.measure(target, embeds, batch).tolist()  # read from the device, once an update
         forced = self.forced_index()
         index = int(np.argmin(distances)) if forced is None else forced
         self._count(index, distances)
         return Selection(index, embeds[index], distances)
 
-    def _distances(self, target: Agent, embeds: list[Tensor], batch: Batch) -> list[float]:
-        """Alignment losses with every source's embedding; with ``relative`` in units of the source's information."""
+    def measure(self, target: Agent, embeds: list[Tensor], batch: Batch) -> Tensor:
+        """The distance to each source, (M,): alignment losses, with ``relative`` divided by `models.information`."""
         distances = target.alignment_with(embeds, batch)
         if self.config.select == "relative":
             distances = distances / torch.stack([models.information(embed) for embed in embeds])
-        return distances.tolist()
+        return distances
 
     def forced_index(self) -> int | None:
         """The source that the rule prescribes, or None if the distances decide."""

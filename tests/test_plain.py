@@ -122,3 +122,39 @@ def test_if_compiling_fails_the_update_runs_eagerly_with_a_note(
     eager, fallen_back = short(), short(compile="on")
     assert "note: not compiled" in capfd.readouterr().err
     torch.testing.assert_close(fallen_back, eager, rtol=0, atol=0)
+
+
+def gradients_at_usual_values(precision: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Metrics and gradients of a target update without the step, with values near 1,480 and rewards near 7."""
+    torch.manual_seed(0)
+    sizes = {"dyn_stoch": 8, "dyn_discrete": 8, "dyn_deter": 64, "dyn_hidden": 64, "units": 64, "cnn_depth": 8}
+    source, target = agents(precision=precision, kl_free=0.0, discount=0.995, imag_horizon=10, **sizes)
+    with torch.no_grad():
+        target.world.reward.layers[-1].bias.fill_(7.0)
+        for critic in (source.behavior.critic, target.behavior.critic, target.behavior.slow_critic):
+            critic.layers[-1].bias.fill_(1480.0)
+    torch.manual_seed(1)
+    post = target.world.observe(batch()).latent
+    optimizers = {"actor": target.actor_opt, "critic": target.critic_opt}
+    inputs = (*target._imagination_inputs(post), source.frozen_critic)
+    metrics, _ = target._accumulate_gradients(target.behavior_loss, optimizers, *inputs)
+    peer, noise = {"source_embed": source.embed(batch())}, (target.world.rssm.noise(3, 8), None)
+    inputs = 3, batch(), peer, noise, torch.tensor(1.0)
+    more, _ = target._accumulate_gradients(target.world_model_loss, {"model": target.model_opt}, *inputs)
+    grads = {}
+    for name, optimizer in {**optimizers, "model": target.model_opt}.items():
+        grads[name] = torch.cat([p.grad.flatten() for p in optimizer.parameters if p.grad is not None])
+    return {**metrics, **more}, grads
+
+
+def test_bfloat16_losses_and_gradients_are_near_float32_at_usual_values():
+    """Nothing that bfloat16 rounds may be large: at 1,480 its numbers are 8 apart, and rewards are at most 10."""
+    exact, rounded = gradients_at_usual_values("float32"), gradients_at_usual_values("bfloat16")
+    assert all(value.dtype == torch.float32 for value in rounded[0].values())
+    for name in ("imagined_return", "value", "value_constraint", "imagined_reward"):
+        torch.testing.assert_close(rounded[0][name], exact[0][name], rtol=0, atol=0.05)
+    for name in ("image_loss", "reward_loss", "kl", "state_alignment", "critic_loss"):
+        torch.testing.assert_close(rounded[0][name], exact[0][name], rtol=0.01, atol=0)
+    for name, gradient in exact[1].items():
+        assert torch.cosine_similarity(rounded[1][name], gradient, 0) > 0.999, name
+        torch.testing.assert_close(rounded[1][name].norm(), gradient.norm(), rtol=0.02, atol=0)

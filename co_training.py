@@ -2,10 +2,18 @@ r"""CoWorld: co-train an online agent in a source simulator and an offline agent
 
 python co_training.py --source_task walker_walk --target_task walker_downhill --offline_traindir DIR \
     --configs defaults dmc
+
+Offline phases train the target agent, online phases the source agent. Three ties connect the two:
+    stage A, state alignment (Eq. 3): the target's world model uses the source encoder's embedding of its images;
+    stage B, reward alignment (Eq. 4, 5): the source's world model uses target batches with relabelled rewards;
+    stage C, min-max value constraint (Eq. 6): the target's critic uses the source's critic.
+`algorithm_1` lists the phases, `LOOPS` has the loop of each. A and B are in agents/coworld.py, C in agents/agent.py.
 """
 
 import sys
 from dataclasses import replace
+
+from torch import nn
 
 import config as settings
 from agents.agent import Batch
@@ -20,7 +28,7 @@ from training.trainer import Trainer
 
 
 def algorithm_1(config: Config) -> list[Phase]:
-    """The phases of a run: pretraining of every source, warm-up, then rounds of an offline and an online phase."""
+    """Every source alone, then warm-up, then rounds of an offline and an online phase, with evaluations in between."""
     phases = [Phase(PhaseKind.EVALUATE_RANDOM)]
     for source in range(len(config.source_task.split(","))):
         phases += [
@@ -28,15 +36,15 @@ def algorithm_1(config: Config) -> list[Phase]:
             Phase(PhaseKind.PRETRAIN_SOURCE, config.pretrain, source=source),
             Phase(PhaseKind.TRAIN_SOURCE, config.pretrain_steps, source=source),
         ]
-    online = Phase(PhaseKind.TRAIN_SOURCE, aligned=config.reward_alignment, source=SELECTED)
+    online_phase = Phase(PhaseKind.TRAIN_SOURCE, aligned=config.reward_alignment, source=SELECTED)
     for _ in range(config.warmup_rounds):
         phases.append(Phase(PhaseKind.WARM_UP_TARGET, config.warmup_updates))
-        phases.append(replace(online, iterations=config.warmup_steps))
+        phases.append(replace(online_phase, iterations=config.warmup_steps))
     for r in range(1, config.rounds + 1):
         phases.append(Phase(PhaseKind.EVALUATE, round=r))
         phases.append(Phase(PhaseKind.TRAIN_TARGET, config.target_iterations, round=r))
         if r < config.rounds:
-            phases.append(replace(online, iterations=config.source_iterations, round=r))
+            phases.append(replace(online_phase, iterations=config.source_iterations, round=r))
     return [*phases, Phase(PhaseKind.EVALUATE, round=config.rounds)]
 
 
@@ -49,7 +57,7 @@ def pretrain_source(trainer: Trainer, phase: Phase) -> None:
 
 
 def train_source(trainer: Trainer, phase: Phase) -> None:
-    """Step the source simulator and train the source agent: Eq. 2, with Eq. 5 if the phase is aligned (stage B)."""
+    """Step the source simulator and update the source agent: Eq. 2 (with Eq. 4, 5 if aligned), then Eq. 7 and 11."""
     online.train_source(trainer, phase, lambda trainer, source: update_source(trainer, source, phase))
 
 
@@ -58,9 +66,9 @@ def update_source(trainer: Trainer, source: OnlineDomain, phase: Phase) -> None:
 
 
 def target_batch(trainer: Trainer, source: OnlineDomain) -> Batch:
-    """Target data for reward alignment.
+    """A batch of target data for reward alignment.
 
-    A state-based source has no image encoder, so it uses the target encoder's embedding.
+    A source on low-dimensional states cannot encode images, so it gets the target encoder's embedding.
     """
     batch = trainer.target.next_batch()
     return {**batch, "embed": trainer.target.agent.embed(batch)} if source.agent.world.state else batch
@@ -70,13 +78,13 @@ def target_batch(trainer: Trainer, source: OnlineDomain) -> Batch:
 
 
 def warm_up_target(trainer: Trainer, phase: Phase) -> None:
-    """Train the target's world model alone (Eq. 3)."""
+    """Update the target's world model alone (Eq. 3), once an iteration."""
     for _ in trainer.steps(phase):
         update_target(trainer, phase, behavior=False)
 
 
 def train_target(trainer: Trainer, phase: Phase) -> None:
-    """Train the target agent on the dataset: Eq. 3 (stage A), then Eq. 6 (stage C) and Eq. 7 in imagination."""
+    """Update the target agent on the dataset, once every ``train_every`` iterations."""
     for _ in trainer.steps(phase):
         trainer.progress.target_iterations += 1
         if multiples_crossed(trainer.progress.target_iterations, 1, trainer.config.train_every):
@@ -84,12 +92,12 @@ def train_target(trainer: Trainer, phase: Phase) -> None:
 
 
 def update_target(trainer: Trainer, phase: Phase, behavior: bool = True) -> None:
-    """One update of the target's world model and, with ``behavior``, of its actor and critic."""
+    """One update of the target's world model (Eq. 3), then of its critic (Eq. 6) and actor (Eq. 7) if ``behavior``."""
     target, progress = trainer.target, trainer.progress
     batch, peer, source_critic = target.next_batch(), None, None
     if trainer.method.aligned_with_sources:
-        peer, source_critic = ties_to_source(trainer, phase, batch)
-    elif trainer.method.shared_world_model:
+        peer, source_critic = select_source(trainer, phase, batch)
+    elif trainer.method.shared_world_model:  # Multi-task DV2
         peer = trainer.sources[0].next_batch()
     post, metrics = target.agent.update_world_model(batch, peer, step=progress.aligned_steps)
     if behavior:
@@ -98,10 +106,13 @@ def update_target(trainer: Trainer, phase: Phase, behavior: bool = True) -> None
     trainer.logger.add(target.name, metrics)
 
 
-def ties_to_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Batch | None, object]:
-    """Select the source of an update. Returns its embedding (stage A) and its critic (stage C), or None."""
+def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Batch | None, nn.Module | None]:
+    """Select the source of an update: its embedding of the batch, for stage A, and its critic, for stage C.
+
+    Each is None if its tie is switched off.
+    """
     if trainer.progress.target_updates == 0:
-        trainer.save_models(BEFORE_ALIGNMENT)
+        trainer.save_models(BEFORE_ALIGNMENT)  # analyse.py compares embeddings before and after
     agents, source_batches = [source.agent for source in trainer.sources], None
     if any(agent.world.state for agent in agents):
         source_batches = [source.next_batch() for source in trainer.sources]
@@ -112,8 +123,11 @@ def ties_to_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Batch 
     return peer, agents[selection.index].frozen_critic if constrained else None
 
 
+# Baselines
+
+
 def transfer_source_to_target(trainer: Trainer, phase: Phase) -> None:
-    """The target agent becomes a copy of the source agent (DV2 Finetune), with EWC anchored to its weights."""
+    """DV2 Finetune: the target agent becomes a copy of the source agent. EWC also stores what its penalty needs."""
     source, target = trainer.sources[0], trainer.target.agent
     target.copy_from(source.agent)
     if trainer.method.elastic_weights:
@@ -121,7 +135,7 @@ def transfer_source_to_target(trainer: Trainer, phase: Phase) -> None:
 
 
 LOOPS = {
-    **online.ONLINE_LOOPS,
+    **online.ONLINE_LOOPS,  # PREFILL, EVALUATE_RANDOM, EVALUATE
     PhaseKind.PRETRAIN_SOURCE: pretrain_source,
     PhaseKind.TRAIN_SOURCE: train_source,
     PhaseKind.WARM_UP_TARGET: warm_up_target,
@@ -147,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     config, _ = settings.parse(settings.parser(__doc__), arguments)
     method = find_method(config.method)
     check_given(config, method)
-    config, phases = settings.resolve(config, method, lambda config: method.schedule(algorithm_1(config)))
+    config, phases = settings.resolve(config, method, lambda config: method.schedule(algorithm_1(config), config))
     with open_trainer(config, method, phases) as trainer:
         run_to_completion(trainer, LOOPS)
         print(summary(trainer))

@@ -1,4 +1,9 @@
-"""Checkpoints: writing and reading them, whether a run may be resumed, and loading an agent from one."""
+"""Checkpoints: writing and reading them, whether a run may be resumed, and loading an agent from one.
+
+A checkpoint has the settings, the counters, every agent (weights, optimisers), every domain (RNG of its batches, names
+of the replay's episodes, running episodes), the selector's counts, torch's RNG and the logger's sums.
+`Trainer.state_dict` puts them together.
+"""
 
 import zipfile
 from pathlib import Path

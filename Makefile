@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test gpu-check lint clean
 
 setup: $(VENV)/ready
 
@@ -28,6 +28,10 @@ demo: setup
 # One process a core; the tests of one file stay together, so that its fixtures are made once.
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+# For a machine with a GPU: writes gpu-check.md, and fails if a check fails.
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu_check.py
 
 lint: setup
 	$(BIN)/ruff check .

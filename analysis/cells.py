@@ -20,12 +20,11 @@ class Cell(NamedTuple):
     mean: float
     std: float | None
     seeds: int
-    unfinished: int = 0
 
     @classmethod
-    def of(cls, values: list[float], unfinished: int = 0) -> "Cell":
+    def of(cls, values: list[float]) -> "Cell":
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return cls(float(np.mean(values)), std, len(values), unfinished)
+        return cls(float(np.mean(values)), std, len(values))
 
 
 def average(cells: list[Cell | None]) -> float | None:
@@ -76,9 +75,9 @@ class Results:
         if label == RANDOM:
             values = random_scores(self.runs, column.target, measure)
             return Cell.of(values) if values else None
-        runs = [run for run in self.cell_runs(label, column) if getattr(run.final, measure) is not None]
-        values = [getattr(run.final, measure) for run in runs]
-        return Cell.of(values, sum(not run.finished for run in runs)) if values else None
+        values = [getattr(run.final, measure) for run in self.cell_runs(label, column)]
+        values = [value for value in values if value is not None]
+        return Cell.of(values) if values else None
 
     def normalised(self, run: RunResult) -> float | None:
         """(score - random) / (max - random), or None if one of the two is not known."""

@@ -1,34 +1,65 @@
 """Which runs are in the tables, and whether they can be compared."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
-from analysis.rows import group_by
+from analysis.rows import ABLATIONS, SETUPS, group_by, pair_of
 from analysis.runs import RunResult
+from analysis.separation import LENGTHS
 from tools import BadInput
 from wrappers import SUITES
 
-MAY_DIFFER = {  # settings in which the runs of a cell may differ
-    *("seed", "logdir", "device", "compile", "envs", "eval_envs", "dataset_cache", "replay_size"),
-    *("eval_every", "log_every", "video_every", "checkpoint_minutes"),
-}
-MUST_AGREE = (  # settings that all rows of a target must share, with those of the suites
-    *("offline_traindir", "size", "time_limit", "render", "rounds", "target_iterations", "train_every"),
-    "eval_episodes",
+MANY = 8  # settings in a line of the notes; of more, it has only the names
+
+# The settings in which runs may differ. All others are compared.
+
+WITHOUT_EFFECT = set(  # on results: the place and the pace of the computation, and the records
+    "logdir device compile envs eval_envs dataset_format dataset_cache configs "
+    "eval_every log_every video_every video_size checkpoint_minutes".split()
 )
+NAMED = {  # by a row's label, by a column, or as the seed
+    *("method", "seed", "source_task", "target_task", "offline_traindir", *LENGTHS, *ABLATIONS, *SETUPS)
+}
+OF_SOME_RUNS = {  # settings -> whether they have an effect on a run; see `Method`
+    "ensemble disagreement_scale": lambda run: run.settings["method"] == "offline_dv2",
+    "ewc_scale ewc_batches": lambda run: run.method.elastic_weights,
+    "state_alignment_scale": lambda run: run.method.aligned_with_sources and run.settings["state_alignment"],
+    "target_informed_factor eta_start eta_end eta_steps": (
+        lambda run: run.method.aligned_with_sources and run.settings["reward_alignment"]
+    ),
+    "value_constraint_scale": (
+        lambda run: run.method.aligned_with_sources and run.settings["value_constraint"] != "off"
+    ),
+    "prefill pretrain replay_size": lambda run: run.method.online,
+    "pretrain_steps warmup_steps source_iterations": lambda run: run.method.uses_sources,
+}
+
+
+def compared_settings(run: RunResult) -> dict[str, str]:
+    """The settings that must be equal in runs that are compared with ``run``, with their values.
+
+    A method of another version of the program is assumed to use all settings.
+    """
+    keys = run.settings.keys() - WITHOUT_EFFECT - NAMED
+    for words, have_effect in OF_SOME_RUNS.items():
+        if run.method and not have_effect(run):
+            keys -= set(words.split())
+    suites = {task.suite for task in (run.target, *run.sources)}
+    others = {suite for suite in SUITES if suite not in suites}
+    keys -= {f"{suite}_{key}" for suite in others for key in SUITES[suite].settings}
+    return {key: str(run.settings[key]) for key in keys}
 
 
 def choose_runs(runs: list[RunResult], unfinished: bool) -> tuple[list[RunResult], list[str]]:
     """(the runs for the tables, a line for each run that is not finished).
 
-    With ``unfinished``, the tables also contain unfinished runs that have a score. Raises BadInput if no run is left,
-    or if two have the same cell and seed.
+    With ``unfinished``, the tables also contain unfinished runs that have a score. Raises BadInput if no run is left.
     """
     lines = [f"{run.folder}: {run.last_evaluation}" for run in runs if not run.finished]
     chosen = [run for run in runs if run.finished or (unfinished and run.scores)]
     if not chosen:
         hint = "" if unfinished or not any(run.scores for run in runs) else "; --unfinished includes unfinished runs"
         raise BadInput(f"none of the {len(runs)} runs is finished ({lines[0]}){hint}")
-    refuse_duplicates(chosen)
     return chosen, lines
 
 
@@ -37,31 +68,74 @@ def refuse_duplicates(runs: list[RunResult]) -> None:
     for group in group_by(runs, lambda run: (run.label, run.sources, run.target, run.seed)).values():
         if len(group) > 1:
             one, other = group[:2]
-            differ = list(differences([one, other], one.settings.keys() - MAY_DIFFER))
-            hint = f"add --by {' or --by '.join(differ[:5])} to separate them, or " if differ else ""
+            differ = separating_settings(one, other)
+            hint = f"add --by {' or --by '.join(differ[:3])} to separate them, or " if differ else ""
             raise BadInput(
                 f"{one.folder} and {other.folder} have the same cell and seed ({one.label}, target {one.target}, seed "
                 f"{one.seed}): {hint}move one of them away"
             )
 
 
-def differences(runs: list[RunResult], keys: Iterable[str]) -> dict[str, list[str]]:
-    """The settings among ``keys`` that are not the same in all runs, with their values."""
-    values = {key: sorted({str(run.settings.get(key)) for run in runs}) for key in sorted(keys)}
-    return {key: found for key, found in values.items() if len(found) > 1}
+def separating_settings(one: RunResult, other: RunResult) -> list[str]:
+    """The compared settings in which two runs differ; before them ``configs``, if their blocks differ."""
+    values, others = compared_settings(one), compared_settings(other)
+    differ = sorted(key for key in values.keys() | others.keys() if values.get(key) != others.get(key))
+    blocks = differ and one.settings["configs"] != other.settings["configs"]
+    return [*["configs"] * bool(blocks), *differ]
 
 
-def condition_notes(runs: list[RunResult]) -> list[str]:
-    """A note for each cell whose runs differ in more than their seed, and for each target whose rows do not agree."""
-    notes = []
-    for (label, target, _), group in group_by(runs, lambda run: (run.label, run.target, run.sources)).items():
-        keys = {key for run in group for key in run.settings} - MAY_DIFFER
-        notes += difference_lines(f"{label} on {target}", differences(group, keys))
-    simulators = [f"{suite.name}_{key}" for suite in SUITES.values() for key in suite.settings]
+def condition_notes(runs: list[RunResult], by: list[str]) -> list[str]:
+    """A line for each difference between the seeds of a cell, and for each between the rows of a target.
+
+    Differences in the settings ``by`` are named by the rows. Targets with the same difference share a line.
+    """
+    notes, targets = [], {}
+    cells = group_by(runs, lambda run: (run.label, pair_of(run), run.sources))
+    for (label, pair, _), group in cells.items():
+        seeds = {f"seed {run.seed}": [run] for run in group}
+        notes += [f"{label}, {pair}: seeds differ: {text}" for text in differences(seeds, by)]
     for target, group in group_by(runs, lambda run: run.target).items():
-        notes += difference_lines(str(target), differences(group, [*MUST_AGREE, *simulators]))
-    return notes
+        for text in differences(row_groups(group), by):
+            targets.setdefault(text, []).append(str(target))
+    return [*notes, *(f"{', '.join(names)}: rows differ: {text}" for text, names in targets.items())]
 
 
-def difference_lines(place: str, found: dict[str, list[str]]) -> list[str]:
-    return [f"{place}: runs differ in {key} ({', '.join(values)})" for key, values in found.items()]
+def row_groups(runs: list[RunResult]) -> dict[str, list[RunResult]]:
+    """The runs of a target by row; by row and pair of tasks if a row has several pairs."""
+    groups = {}
+    for label, row in group_by(runs, lambda run: run.label).items():
+        pairs = group_by(row, pair_of)
+        groups |= {label if len(pairs) == 1 else f"{label}, {pair}": group for pair, group in pairs.items()}
+    return groups
+
+
+def differences(groups: dict[str, list[RunResult]], by: Iterable[str]) -> list[str]:
+    """How the named groups differ in compared settings: ``units 16, act ELU in NAME; units 32, act Tanh in NAME``.
+
+    Settings that divide the groups in the same way are in one line, without their values if they are many. A group
+    without a setting is not compared in it.
+    """
+    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # setting -> value -> names
+    for name, runs in groups.items():
+        compared = [compared_settings(run) for run in runs]
+        for key in sorted({key for settings in compared for key in settings} - set(by)):
+            found = sorted({settings[key] for settings in compared if key in settings})
+            values[key]["/".join(found)].append(name)
+    divisions = defaultdict(list)  # the names with each value -> settings
+    for key, names in values.items():
+        if len(names) > 1:
+            divisions[tuple(sorted(map(tuple, names.values()), key=len))].append(key)
+    return [division_text(division, keys, values) for division, keys in divisions.items()]
+
+
+def division_text(division: tuple[tuple[str, ...], ...], keys: list[str], values: dict) -> str:
+    """A line of `differences`. The largest part is last: "the others" if it has more than two names."""
+    parts = [" and ".join(names) for names in division]
+    parts[-1] = "the others" if len(division[-1]) > 2 else parts[-1]
+    if len(keys) > MANY:
+        return f"{len(keys)} settings ({', '.join(keys)}) between {'; '.join(parts)}"
+    texts = []
+    for names, part in zip(division, parts, strict=True):
+        own = [next(value for value, found in values[key].items() if tuple(found) == names) for key in keys]
+        texts.append(f"{', '.join(f'{key} {value}' for key, value in zip(keys, own, strict=True))} in {part}")
+    return "; ".join(texts)

@@ -6,27 +6,47 @@ from analysis.cells import Results, average
 from analysis.interquartile import InterquartileMean
 from analysis.rows import ABLATIONS, RANDOM, SETUPS, label_order
 from analysis.runs import RunResult, task_order
+from analysis.separation import LENGTHS
+
+
+def run_order(run: RunResult) -> tuple:
+    """Sorts runs as the tables do, then by seed."""
+    return task_order(run.target), label_order(run.label), list(map(str, run.sources)), run.seed
+
+
+def run_names(run: RunResult) -> dict[str, Any]:
+    """The first columns of the lines of a run."""
+    return {
+        "row": run.label, "method": run.settings["method"], "sources": ",".join(map(str, run.sources)),
+        "target": str(run.target), "seed": run.seed,
+    }  # fmt: skip
 
 
 def run_rows(runs: list[RunResult], results: Results) -> list[dict[str, Any]]:
     """The lines of cells.csv, one for each run, including runs without a score and runs that are not in the tables."""
-
-    def order(run: RunResult) -> tuple:
-        return task_order(run.target), label_order(run.label), list(map(str, run.sources)), run.seed
-
     rows = []
-    for run in sorted(runs, key=order):
+    for run in sorted(runs, key=run_order):
         final = run.final if run.scores else None
         columns = ("mean", "std", "success", "episodes", "round", "step", "target_updates")
         rows.append({
-            "row": run.label, "method": run.settings["method"], "sources": ",".join(map(str, run.sources)),
-            "target": str(run.target), "seed": run.seed, "finished": run.finished, "in_tables": run in results.runs,
+            **run_names(run), "finished": run.finished, "in_tables": run in results.runs,
             **{key: getattr(final, key, None) for key in columns},
             "random": getattr(run.random, "mean", None),
             "normalised": results.normalised(run) if run in results.runs else None,
-            **{key: run.settings[key] for key in (*ABLATIONS, *SETUPS)}, "folder": str(run.folder),
+            **{key: run.settings[key] for key in (*ABLATIONS, *SETUPS, *LENGTHS, "offline_traindir")},
+            "folder": str(run.folder),
         })  # fmt: skip
     return rows
+
+
+def curve_rows(runs: list[RunResult], results: Results) -> list[dict[str, Any]]:
+    """The lines of curves.csv, one for each evaluation of the agent of each run, also of runs not in the tables."""
+    columns = ("round", "step", "target_updates", "mean", "std", "success")
+    return [
+        {**run_names(run), **{key: getattr(score, key) for key in columns}, "in_tables": run in results.runs}
+        for run in sorted(runs, key=run_order)
+        for score in run.scores
+    ]
 
 
 def table_rows(results: Results, means: dict[str, InterquartileMean]) -> list[dict[str, Any]]:

@@ -128,11 +128,13 @@ def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) 
 
 
 def run_labels(logdirs: list[Path]) -> list[str]:
-    """A different label for each run: the last folders of its path, as few as possible.
+    """A different label for each run: the last folders of its path, as few as possible. A last folder `run` is omitted.
 
     Raises BadInput if a run is given twice.
     """
-    parts = [logdir.resolve().parts for logdir in logdirs]
+    paths = [logdir.resolve() for logdir in logdirs]
+    short = [path.parent if path.name == "run" and path.parent.name else path for path in paths]
+    parts = [path.parts for path in (short if len(set(short)) == len(set(paths)) else paths)]
     for count in range(1, max(map(len, parts)) + 1):
         labels = ["/".join(p[-count:]) for p in parts]
         if len(set(labels)) == len(labels):

@@ -52,22 +52,28 @@ def choose_baseline(results: Results, kind: str | None) -> str | None:
     return best if kind == "improvement" or pairs[best] == all_pairs else None
 
 
+def heatmap_panels(results: Results, baseline: str | None) -> list[dict[TaskPair, float]]:
+    """The values by suite of the targets, without suites that have only one."""
+    values = heatmap_values(results, baseline)
+    panels = [{pair: values[pair] for pair in values if pair.target.suite == suite} for suite in SUITES]
+    return [panel for panel in panels if len(panel) > 1]
+
+
 def draw_heatmap(results: Results, baseline: str | None, path: Path) -> None:
     """Rows are sources, columns are targets, and each suite of targets has its own panel and colour scale.
 
-    A frame marks the best source of a target; hatched cells have no value.
+    A frame marks the best source of a target; hatched cells have no value. `heatmap_panels` must not be empty.
     """
-    values = heatmap_values(results, baseline)
-    panels = [[pair for pair in values if pair.target.suite == suite] for suite in SUITES]
-    panels = [panel for panel in panels if panel]
+    panels = heatmap_panels(results, baseline)
     shapes = [(len({pair.target for pair in panel}), len({pair.source for pair in panel})) for panel in panels]
-    size = (sum(1.25 * wide + 3.2 for wide, _ in shapes), max(max(0.6 * high + 2.2 for _, high in shapes), 3.2))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=size, squeeze=False, width_ratios=[1.25 * wide + 2 for wide, _ in shapes]
+    width, height = sum(1.25 * wide + 3.2 for wide, _ in shapes), max(0.6 * high + 2.2 for _, high in shapes)
+    ratios = [1.25 * wide + 2 for wide, _ in shapes]
+    figure, axes = plt.subplots(  # the title needs a width of 6 inches
+        1, len(panels), figsize=(max(width, 6.0), max(height, 3.2)), squeeze=False, width_ratios=ratios
     )
     for axis, panel in zip(axes[0], panels, strict=True):
-        draw_panel(axis, {pair: values[pair] for pair in panel}, bool(baseline))
-        axis.set_title(f"{SUITES[panel[0].target.suite].title} targets", fontsize=10)
+        draw_panel(axis, panel, bool(baseline))
+        axis.set_title(f"{SUITES[next(iter(panel)).target.suite].title} targets", fontsize=10)
     shown = f"mean return divided by {baseline}'s" if baseline else "mean return"
     gap = "no run or no baseline" if baseline else "no run"
     figure.suptitle(f"CoWorld: {shown}\n(framed: a target's best source; hatched: {gap})", fontsize=11)

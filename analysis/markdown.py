@@ -17,8 +17,7 @@ def cell_text(cell: Cell | None, percent: bool = False) -> str:
     scale = 100 if percent else 1
     digits = 0 if percent or abs(cell.mean) >= 100 else 1
     spread = "" if cell.std is None else f" +- {scale * cell.std:.{digits}f}"
-    unfinished = f", {cell.unfinished} unfinished" if cell.unfinished else ""
-    return f"{scale * cell.mean:.{digits}f}{spread} ({cell.seeds}{unfinished})"
+    return f"{scale * cell.mean:.{digits}f}{spread} ({cell.seeds})"
 
 
 def average_text(cells: list[Cell | None], percent: bool) -> str:

@@ -71,14 +71,19 @@ def set_labels(runs: list[RunResult], by: list[str]) -> None:
         several = [f"{len(run.sources)} sources"] * (len(run.sources) > 1)
         run.label = ", ".join([run.settings["method"], *several, *changed_settings(run)])
     for key in by:
-        for group in group_by(runs, lambda run: (run.label, run.target.suite)).values():
-            if len({str(run.settings.get(key)) for run in group}) > 1:
-                for run in group:
-                    run.label += f", {key} {run.settings.get(key)}"
+        label_setting(runs, key, lambda run: (run.label, run.target.suite))
     for group in group_by(runs, lambda run: (run.label, run.target)).values():
         if len({run.sources for run in group if len(run.sources) > 1}) > 1:  # equally many sources, but not the same
             for run in group:
                 run.label += f" ({', '.join(task.name for task in run.sources)})"
+
+
+def label_setting(runs: list[RunResult], key: str, group: Callable[[RunResult], Any]) -> None:
+    """Add ``key value`` to the labels of the groups of runs that differ in a setting."""
+    for members in group_by(runs, group).values():
+        if len({str(run.settings.get(key)) for run in members}) > 1:
+            for run in members:
+                run.label += f", {key} {run.settings.get(key)}"
 
 
 def changed_settings(run: RunResult) -> list[str]:

@@ -18,6 +18,7 @@ from training.logger import read_scores
 from training.methods import METHODS, Method, PhaseKind
 from wrappers import SUITES, Task, parse_task
 
+SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to learn a task
 PARTS_OF_A_RUN = r"videos|(source(_\d+)?|target)_replay"  # folders with many files, which are not searched
 
 
@@ -39,7 +40,8 @@ class RunResult:
     """The settings and the scores of a run directory.
 
     Attributes:
-        settings: those of config.yaml; missing ones have today's default values.
+        settings: those of config.yaml; missing ones have today's default values. ``configs``: the blocks they came
+            from, without `defaults`, as text.
         sources: its source tasks, sorted; empty if its method has no source.
         random: the score of the random policy.
         scores: the scores of the agent, in order.
@@ -62,6 +64,11 @@ class RunResult:
     @property
     def seed(self) -> int:
         return self.settings["seed"]
+
+    @property
+    def short(self) -> bool:
+        """Whether it is a demo or debug run."""
+        return not SHORT_BLOCKS.isdisjoint(self.settings["configs"].split())
 
     @property
     def final(self) -> Score:
@@ -117,7 +124,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """A run's settings. Raises BadInput if config.yaml cannot be read or a value has the wrong type."""
     path = folder / "config.yaml"
     try:
-        values = YAML().load(path.read_text())  # the "safe" loader can read `off` as False
+        text = path.read_text()
+        values = YAML().load(text)  # the "safe" loader can read `off` as False
     except (OSError, ValueError, YAMLError) as error:
         raise BadInput(f"{path} cannot be read: {str(error)[:120]}") from None
     if not isinstance(values, dict) or "target_task" not in values:
@@ -128,7 +136,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
             merged[key] = convert(merged[key], default)
         except (TypeError, ValueError) as error:
             raise BadInput(f"{path} is damaged: {key}: {merged[key]!r} {error}") from None
-    return merged
+    blocks = re.match(r"# --configs defaults ?(.*)", text)  # of an older run, the line may be missing
+    return {**merged, "configs": blocks[1] if blocks else ""}
 
 
 def read_evaluations(folder: Path) -> list[tuple[str, Score]]:
@@ -193,6 +202,20 @@ def read_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
     if not runs:
         raise BadInput(f"none of the {len(folders)} runs can be used; {left_out[0]}")
     return runs, left_out
+
+
+def leave_out_short_runs(runs: list[RunResult], roots: list[Path]) -> tuple[list[RunResult], list[str]]:
+    """(runs without demo and debug runs, a line if there were any).
+
+    Such a run stays if it is itself one of ``roots``, the folders of the command line, or if all runs are such runs.
+    """
+    named = {root.resolve() for root in roots}
+    kept = [run for run in runs if not run.short or run.folder.resolve() in named]
+    if len(kept) == len(runs) or all(run.short for run in runs):
+        return runs, []
+    count = len(runs) - len(kept)
+    what = f"{count} demo or debug run{'s' * (count > 1)}, too short to learn a task"
+    return kept, [f"left out {what}; give a run's own directory to include it"]
 
 
 def task_order(task: Task) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from tools import write_csv
 from training.visuals import plt, save_figure
 
 PANEL_COLUMNS = 3  # of the picture
+TEXT_BOX = {"facecolor": "white", "edgecolor": "0.7", "boxstyle": "round"}
 ESTIMATE, TRUTH = "tab:orange", "tab:blue"
 TABLE = (  # heading, column of values.csv, format
     ("score", "score", "10.1f"),
@@ -120,7 +121,7 @@ def values_picture(runs: list[EvaluatedRun], limit: float, path: Path) -> None:
 
 
 def values_panel(axis: Axes, run: EvaluatedRun, limit: float) -> None:
-    gamma, row = run.gamma, value_row(run, limit)
+    gamma, row, title = run.gamma, value_row(run, limit), run.label
     estimates = by_step([e.estimates for e in run.episodes])
     returns = by_step([e.true_returns(gamma) for e in run.episodes])
     continued = by_step([e.continued_returns(gamma) for e in run.episodes])
@@ -133,7 +134,11 @@ def values_panel(axis: Axes, run: EvaluatedRun, limit: float) -> None:
     if last < steps[-1]:
         axis.axvspan(last + 0.5, steps[-1] + 0.5, color="0.5", alpha=0.15, linewidth=0, label="not compared")
     axis.set(xlabel="agent step of the episode", xlim=(-0.5, steps[-1] + 0.5))
-    axis.set_title(f"{run.label}\nestimate − true return: {row['difference']:+.2f}", fontsize=10)
+    if row["unseen"] > limit:  # an episode has no step that can be compared
+        axis.text(0.5, 0.5, "too short to compare", transform=axis.transAxes, ha="center", fontsize=12, bbox=TEXT_BOX)
+    else:
+        title += f"\nestimate − true return: {row['difference']:+.2f}"
+    axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
 
 

@@ -101,6 +101,24 @@ def test_labels_are_unique(tmp_path: Path):
     assert run_labels([tmp_path / "x" / "seed0", tmp_path / "y" / "seed0"]) == ["x/seed0", "y/seed0"]
 
 
+def test_a_run_directory_called_run_has_its_parents_name(tmp_path: Path):
+    assert run_labels([tmp_path / "demo" / "run"]) == ["demo"]
+    assert run_labels([tmp_path / "x" / "run", tmp_path / "y" / "run", tmp_path / "z"]) == ["x", "y", "z"]
+    assert run_labels([tmp_path / "x", tmp_path / "x" / "run"]) == ["x", "run"]
+
+
+@pytest.mark.parametrize(("discount", "short"), [(0.995, True), (0.5, False)])
+def test_a_panel_without_comparable_steps_says_so_and_has_no_figure(discount: float, short: bool, tmp_path: Path):
+    config = tiny(target_task="walker_downhill", discount=discount)
+    episode = ValuedEpisode(np.full(40, 10.0), np.full(41, 1.0), terminated=False)
+    figure, axis = values.plt.subplots()
+    values.values_panel(axis, EvaluatedRun("name", config, [episode], np.zeros(0)), 0.1)
+    texts = [text.get_text() for text in axis.texts]
+    values.plt.close(figure)
+    assert texts == (["too short to compare"] if short else [])
+    assert axis.get_title() == ("name" if short else "name\nestimate − true return: +8.01")
+
+
 # Real runs
 
 
@@ -197,7 +215,8 @@ def test_without_embeddings_the_other_output_is_written(
     logdir = altered(finished, tmp_path / "run", **config)
     analyse_runs(logdir)
     assert sorted(p.name for p in (logdir / "analysis").glob("*.png")) == ["frames.png", "values.png"]
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: run: no embeddings")]
+    start = f"note: {tmp_path.name}: no embeddings"  # the run's directory is called "run"
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith(start)]
     assert len(notes) == 1 and why in notes[0]
 
 

@@ -7,11 +7,11 @@ import argparse
 from pathlib import Path
 
 from tools import BadInput, Parser, exit_on_bad_input, progress_bar
-from training.checkpoint import agent_task, check_fits, load_agent
+from training.checkpoint import agent_role, agent_task, check_fits, load_agent
 from training.device import pick_device
 from training.evaluator import EVALUATION_SEED, evaluate
 from training.policies import agent_policy
-from training.visuals import check_video_path, save_video
+from training.visuals import check_video_path, enlarge, save_video
 from wrappers import parse_task
 from wrappers.shared.simulators import evaluation_envs
 
@@ -26,6 +26,8 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument(
         "--video", type=Path, help="video to write, .gif or .mp4 (default: RUN/videos/evaluate-AGENT-TASK.gif)"
     )
+    size_help = "pixels of the video's longer side; larger images keep their size (default: 256)"
+    parser.add_argument("--video_size", type=int, default=256, help=size_help)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     return parser
 
@@ -36,6 +38,8 @@ def check(args: argparse.Namespace) -> None:
         raise BadInput(f"--episodes {args.episodes}: give 1 or more")
     if args.seed is not None and not 0 <= args.seed < 2**31:
         raise BadInput(f"--seed {args.seed}: give 0 or more, under 2147483648")
+    if not 0 <= args.video_size <= 4096:
+        raise BadInput(f"--video_size {args.video_size}: give pixels from 0 to 4096")
     if args.video is not None:
         check_video_path(args.video)
 
@@ -45,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     check(args)
     agent, config = load_agent(args.logdir, args.agent, pick_device(args.device))
     task = parse_task(args.task or agent_task(config, args.agent))
-    envs = evaluation_envs(config, str(task), args.agent.split("_")[0], args.episodes)
+    envs = evaluation_envs(config, str(task), agent_role(config, args.agent), args.episodes)
     try:
         check_fits(agent, envs[0], str(task))
         seed = EVALUATION_SEED + config.seed if args.seed is None else args.seed
@@ -55,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         for env in envs:
             env.close()
     video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{task}.gif"
-    save_video(video, result.frames, fps=20)
+    save_video(video, enlarge(result.frames, args.video_size), fps=20)
     success = "" if result.success is None else f", success {result.success:.0%}"
     print(f"{task}: return {result.mean:.1f} +- {result.std:.1f}{success} over {args.episodes} episodes; video {video}")
 

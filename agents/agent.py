@@ -108,6 +108,12 @@ class Agent:
         with self.autocast():
             return self.world.embed(batch)
 
+    @torch.no_grad()
+    def infer_posterior(self, batch: Batch) -> State:
+        """The posterior states stoch and deter (B, T, ...) of a batch, without gradient."""
+        with self.autocast():
+            return self.world.observe(batch, self._noise(batch)).latent
+
     def autocast(self) -> AbstractContextManager:
         """The precision of the forward passes."""
         bfloat16 = self.config.precision == "bfloat16"

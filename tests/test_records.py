@@ -32,7 +32,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_generator_states_survive_a_checkpoint(tmp_path: Path):
+def test_rng_states_are_restored_from_a_checkpoint(tmp_path: Path):
     rng = np.random.default_rng(1)
     rng.random(3)
     run = {"config": {}, "agents": {}, "progress": {}}
@@ -46,22 +46,22 @@ def test_generator_states_survive_a_checkpoint(tmp_path: Path):
     assert (other.random(4) == expected[0]).all() and torch.equal(torch.rand(4), expected[1])
 
 
-def test_a_point_is_the_mean_since_the_last(tmp_path: Path):
+def test_a_point_is_the_mean_since_the_last_point(tmp_path: Path):
     logger = Logger(tmp_path)
     logger.add("source", {"loss": torch.tensor(1.0)})
     logger.add("source", {"loss": torch.tensor(3.0), "eta": 0.5})
     logger.write(10, phase="source")
     logger.add("source", {"loss": torch.tensor(float("nan"))})
-    with pytest.raises(BadInput, match="source/loss is not finite at step 20: training has diverged"):
+    with pytest.raises(BadInput, match="source/other/loss is not finite at step 20: training has diverged"):
         logger.write(20)
     logger.close()
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert first == {"step": 10, "phase": "source", "source/loss": 2.0, "source/eta": 0.5}
-    assert second == {"step": 20, "source/loss": "nan"}  # NaN is not JSON
-    assert EventAccumulator(str(tmp_path)).Reload().Scalars("source/loss")[0].value == 2.0
+    assert first == {"step": 10, "phase": "source", "source/other/loss": 2.0, "source/ties/eta": 0.5}
+    assert second == {"step": 20, "source/other/loss": "nan"}  # NaN is not JSON
+    assert EventAccumulator(str(tmp_path)).Reload().Scalars("source/other/loss")[0].value == 2.0
 
 
-def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path: Path):
+def test_resuming_removes_points_written_after_the_checkpoint(tmp_path: Path):
     logger = Logger(tmp_path)
     logger.add("a", {"x": 1.0})
     logger.write(1)
@@ -76,14 +76,14 @@ def test_resuming_cuts_off_what_came_after_the_checkpoint(tmp_path: Path):
     logger.add("a", {"x": 7.0})
     logger.write(2)
     logger.close()
-    assert [json.loads(line)["a/x"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+    assert [json.loads(line)["a/other/x"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         1.0,
         6.0,
     ]
-    assert [e.value for e in EventAccumulator(str(tmp_path)).Reload().Scalars("a/x")] == [1.0, 6.0]
+    assert [e.value for e in EventAccumulator(str(tmp_path)).Reload().Scalars("a/other/x")] == [1.0, 6.0]
 
 
-def test_a_folder_is_locked_by_one_at_a_time(tmp_path: Path):
+def test_one_process_at_a_time_can_lock_a_folder(tmp_path: Path):
     with tools.lock_directory(tmp_path), pytest.raises(BadInput, match="another process is writing"):
         tools.lock_directory(tmp_path).__enter__()
     with tools.lock_directory(tmp_path):
@@ -104,7 +104,7 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path):
         pass
 
 
-def test_videos_are_what_their_names_say(tmp_path: Path):
+def test_videos_have_the_format_of_their_extension(tmp_path: Path):
     frames = np.zeros((6, 32, 32, 3), np.uint8)
     for t in range(6):
         frames[t, :, 5 * t :] = 255
@@ -118,7 +118,7 @@ def test_videos_are_what_their_names_say(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hi", b"PK\x03\x04 half", "flipped", {"a": 1}, [1]])
-def test_a_damaged_checkpoint_is_one_line(content: object, tmp_path: Path):
+def test_a_damaged_checkpoint_gives_a_one_line_error(content: object, tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
     if content == "flipped":
         save_checkpoint(path, {"config": {}, "agents": torch.zeros(1000), "progress": {}})

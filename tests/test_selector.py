@@ -47,14 +47,14 @@ def test_the_chosen_source_is_the_nearest(three: Path):
 
 
 def test_distances_and_choices_are_curves(three: Path):
-    found = [p for p in points(three) if "target/distance_source_2" in p]
+    found = [p for p in points(three) if "target/ties/distance_source_2" in p]
     assert found
     for point in found:
-        shares = [point[f"target/follows_source_{i}"] for i in (1, 2, 3)]
+        shares = [point[f"target/ties/follows_source_{i}"] for i in (1, 2, 3)]
         assert sum(shares) == pytest.approx(1.0)
         pairs = zip((1, 2, 3), shares, strict=True)
-        expected = sum(point[f"target/distance_source_{i}"] * share for i, share in pairs)
-        assert point["target/state_alignment"] == pytest.approx(expected) or len(set(shares)) > 2
+        expected = sum(point[f"target/ties/distance_source_{i}"] * share for i, share in pairs)
+        assert point["target/ties/state_alignment"] == pytest.approx(expected) or len(set(shares)) > 2
 
 
 def test_all_sources_are_pretrained_and_the_followed_one_learns_online(three: Path):
@@ -62,7 +62,7 @@ def test_all_sources_are_pretrained_and_the_followed_one_learns_online(three: Pa
     assert set(saved["agents"]) == {"source_1", "source_2", "source_3", "target"}
     most = Counter(row["chosen"] for row in choices(three) if row["phase"] == "warm_up_target").most_common(1)[0][0]
     online = {name for p in points(three) if p["phase"] == "train_source" and p["source_steps"] > 3 * 46
-              for name in ("source_1", "source_2", "source_3") if f"{name}/image_loss" in p}  # fmt: skip
+              for name in ("source_1", "source_2", "source_3") if f"{name}/model/image_loss" in p}  # fmt: skip
     assert most in online
     updates = {name: agent["behavior_updates"] for name, agent in saved["agents"].items()}
     assert all(updates[name] >= 2 + 20 // 5 for name in ("source_1", "source_2", "source_3"))

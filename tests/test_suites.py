@@ -62,7 +62,11 @@ def test_source_and_target_of_different_suites(source: str, target: str, sizes: 
 def test_a_source_on_low_dimensional_states(datasets: dict, tmp_path: Path):
     logdir = trained("metaworld_button-press", ROBODESK, datasets[ROBODESK], tmp_path, "--source_observation", "state")
     points = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
-    for key in ("source/state_loss", "source/reward_alignment", "target/state_alignment", "target/image_loss"):
+    models, ties = (
+        ("source/model/state_loss", "target/model/image_loss"),
+        ("source/ties/eta", "target/ties/state_alignment"),
+    )
+    for key in (*models, *ties, "source/ties/reward_alignment"):
         assert any(key in point for point in points), key
     result = command("evaluate.py", "--logdir", logdir, "--agent", "source", "--episodes", 1)
     assert result.returncode == 0 and "metaworld_button-press" in result.stdout

@@ -19,12 +19,12 @@ from training.methods import COLLECTION, AgentBuilder, Phase, find_method
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
-VERSION = 2  # of a checkpoint's contents
+VERSION = 3  # of a checkpoint's contents
 
 RESUMABLE_CHANGES = set(  # settings that may differ when a run is resumed; phases and data are checked separately
     "configs logdir device offline_traindir dataset_format dataset_cache replay_size eta_steps pretrain_steps "
     "warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every eval_episodes "
-    "log_every video_every checkpoint_minutes eval_envs compile".split()
+    "log_every video_every video_size checkpoint_minutes eval_envs compile".split()
 )
 
 
@@ -127,6 +127,13 @@ def check_fits(agent: Agent, env: gymnasium.Env, task: str) -> None:
             raise BadInput(
                 f"{task} has no state {key!r} of {size} numbers, which the agent observes; choose another task or agent"
             )
+
+
+def agent_role(config: Config, domain: str) -> str:
+    """The role (see wrappers/shared/simulators.py) of the simulator that an agent's domain had in its run."""
+    if domain == "target":
+        return "target"
+    return "source" if config.target_task else "collect"  # a run of collect.py has no target
 
 
 def agent_task(config: Config, domain: str) -> str:

@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import math
+import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_CLASS_SCALAR, Summary, SummaryMetadata
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,6 +19,75 @@ from tools import DIVERGED, BadInput, write_atomically
 from training.visuals import encode_video
 
 SCORES = "step domain phase round source_steps target_updates mean std success episodes".split()
+
+CURVES = {  # group -> metric -> its description in TensorBoard; a metric that is not here is in the group "other"
+    "model": {
+        "image_loss": "Negative log-likelihood of the images (Eq. 2), summed over pixels.",
+        "state_loss": "Negative log-likelihood of the low-dimensional observations (Eq. 2).",
+        "reward_loss": "Negative log-likelihood of the rewards (Eq. 2; Eq. 5 with reward alignment).",
+        "discount_loss": "Negative log-likelihood of the ends of episodes (Eq. 2).",
+        "kl_loss": "KL of the posterior to the prior (Eq. 2), balanced, at least the free nats.",
+        "kl": "Mean KL of the posterior to the prior, without free nats.",
+        "model_loss": "Weighted sum of the world model's losses.",
+        "model_grad_norm": "Gradient norm of the world model before clipping.",
+        "ewc_penalty": "Elastic penalty on leaving the source's weights (dv2_finetune_ewc).",
+        "open_loop": "Rows: seen, predicted from actions after five frames, difference. A column for each sequence.",
+    },
+    "behavior": {
+        "value": "Mean value of imagined states, by the slow critic. Far above the scores it is over-estimated.",
+        "imagined_return": "Mean lambda-return of imagined trajectories (Eq. 8).",
+        "imagined_reward": "Mean reward of imagined states, less penalties.",
+        "disagreement": "Mean disagreement of the ensemble on imagined states (offline_dv2).",
+        "actor_loss": "Loss of the actor (Eq. 7, 10).",
+        "actor_entropy": "Mean entropy of the policy on imagined states.",
+        "critic_loss": "Loss of the critic (Eq. 11; Eq. 6 with the value constraint).",
+        "actor_grad_norm": "Gradient norm of the actor before clipping.",
+        "critic_grad_norm": "Gradient norm of the critic before clipping.",
+    },
+    "ties": {
+        "state_alignment": "KL of the target's embedding to the source's on target images (Eq. 3). Should fall.",
+        "reward_alignment": "Loss of the source's reward head on relabelled target rewards (Eq. 4, 5).",
+        "eta": "Share of source data in the source's reward loss (Eq. 5).",
+        "value_constraint": "Mean of max(target value, source value) on imagined states (Eq. 6).",
+        "distance_source": "Alignment KL to this source, on the batches of the target's updates.",
+        "follows_source": "Share of the target's updates that followed this source.",
+    },
+    "eval": {
+        "return": "Mean return of the evaluation episodes, with the mode of the policy.",
+        "success": "Share of evaluation episodes that succeeded.",
+        "evaluation": "The first episode of an evaluation.",
+    },
+    "data": {
+        "episode_return": "Return of the episodes that the agent collects.",
+        "episode_length": "Length of the episodes that the agent collects, in agent steps.",
+        "episode_success": "Share of the collected episodes that succeeded.",
+    },
+    "throughput": {
+        "updates_per_second": "Updates of all agents a second since the last point.",
+        "frames_per_second": "Agent steps a second in the simulators that agents learn in, since the last point.",
+    },
+}
+CHARTS = {  # category of the tab "Custom Scalars" -> title of a chart -> metrics, which it shows for all domains
+    "Returns": {"return": ("return", "episode_return"), "success": ("success", "episode_success")},
+    "World models": {"image loss": ("image_loss",), "reward loss": ("reward_loss",), "KL": ("kl",)},
+    "Behavior": {"value": ("value",), "imagined return": ("imagined_return",), "entropy": ("actor_entropy",)},
+    "Ties": {
+        "state alignment": ("state_alignment",),
+        "reward alignment": ("reward_alignment",),
+        "value constraint": ("value_constraint", "value"),
+    },
+}
+
+
+def find_curve(metric: str) -> tuple[str, str]:
+    """Group and description of a metric. A number at its end, as in ``distance_source_2``, is ignored."""
+    name = re.sub(r"_\d+$", "", metric)
+    return next(((group, known[name]) for group, known in CURVES.items() if name in known), ("other", ""))
+
+
+def curve_name(domain: str, metric: str) -> str:
+    """The name of a curve in TensorBoard and in metrics.jsonl: DOMAIN/GROUP/METRIC."""
+    return f"{domain}/{find_curve(metric)[0]}/{metric}"
 
 
 class Logger:
@@ -41,26 +113,46 @@ class Logger:
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
         self.latest: dict[str, float] = {}
+        self.measured: tuple[float, dict[str, int]] | None = None  # time and totals of the last point
 
-    def add(self, prefix: str, metrics: dict[str, Tensor | float]) -> None:
-        """Add values to the mean of ``prefix/name`` at the next `write`."""
+    def describe_run(self, config: str, domains: Sequence[str], *, ties: bool, step: int) -> None:
+        """Write the settings as TensorBoard text, and a layout whose charts show the curves of all domains together.
+
+        ``ties``: whether the run has the ties between source and target.
+        """
+        self.writer.add_text("run/config", f"```yaml\n{config}```", step)
+        layout = {category: dict(charts) for category, charts in CHARTS.items() if ties or category != "Ties"}
+        for charts in layout.values():
+            for title, metrics in charts.items():
+                curves = [f"^{curve_name(domain, metric)}$" for metric in metrics for domain in domains]
+                charts[title] = ["Multiline", curves]  # regular expressions of names
+        self.writer.add_custom_scalars(layout)
+
+    def add(self, domain: str, metrics: dict[str, Tensor | float]) -> None:
+        """Add values to the mean of each metric's curve at the next `write`."""
         for name, value in metrics.items():
-            key = f"{prefix}/{name}"
+            key = curve_name(domain, name)
             self.sums[key] = self.sums.get(key, 0.0) + value
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    def write(self, step: int, **context: int | str) -> None:
-        """One point of every curve that has values, at ``step``. ``context`` goes into the line of metrics.jsonl.
+    def write(self, step: int, totals: dict[str, int] | None = None, **context: int | str) -> None:
+        """One point of every curve that has values, at ``step``.
 
-        Raises BadInput if a value is not finite.
+        Args:
+            totals: counters, each of which gives a curve of its rate a second since the last call.
+            context: goes into the line of metrics.jsonl.
+
+        Raises:
+            BadInput: a value is not finite.
         """
+        rates = self._rates(totals or {})
         if not self.sums:
             return
         point = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
         self.sums.clear(), self.counts.clear()
-        for key, value in point.items():
-            self.writer.add_scalar(key, value, step)
-        finite = {key: value if math.isfinite(value) else str(value) for key, value in point.items()}
+        for key, value in {**point, **rates}.items():
+            self._add_point(key, step, "scalars", DATA_CLASS_SCALAR, simple_value=value)
+        finite = {key: value if math.isfinite(value) else str(value) for key, value in {**point, **rates}.items()}
         self._append(self.metrics_file, json.dumps({"step": step, **context, **finite}) + "\n")
         wrong = [key for key, value in point.items() if not math.isfinite(value)]
         if wrong:
@@ -72,11 +164,11 @@ class Logger:
         text = io.StringIO()
         csv.DictWriter(text, SCORES, lineterminator="\n").writerow(row)
         self._append(self.scores_file, text.getvalue())
-        curves = {f"{row['domain']}/eval_return": row["mean"]}
+        curves = {curve_name(row["domain"], "return"): row["mean"]}
         if row["success"] != "":
-            curves[f"{row['domain']}/eval_success"] = row["success"]
+            curves[curve_name(row["domain"], "success")] = row["success"]
         for name, value in curves.items():
-            self.writer.add_scalar(name, value, row["step"])
+            self._add_point(name, row["step"], "scalars", DATA_CLASS_SCALAR, simple_value=value)
         context = {key: row[key] for key in ("step", "phase", "round", "source_steps", "target_updates")}
         self._append(self.metrics_file, json.dumps({**context, **curves}) + "\n")
 
@@ -86,14 +178,14 @@ class Logger:
             self._append(self.choices_file, ",".join(row) + "\n")
         self._append(self.choices_file, ",".join(str(value) for value in row.values()) + "\n")
 
-    def video(self, name: str, frames: np.ndarray, step: int, fps: int = 20) -> None:
-        """uint8 (T, H, W, 3) as a GIF, in TensorBoard and as videos/NAME-STEP.gif."""
+    def video(self, domain: str, name: str, frames: np.ndarray, step: int, fps: int = 20) -> None:
+        """uint8 (T, H, W, 3) as a GIF, in TensorBoard and as videos/DOMAIN-NAME-STEP.gif."""
         gif = encode_video(frames, fps, ".gif")
-        path = self.videos / f"{name.replace('/', '-')}-{step:07d}.gif"
+        path = self.videos / f"{domain}-{name}-{step:07d}.gif"
         write_atomically(path, lambda file: file.write(gif))
         _, height, width, _ = frames.shape
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
-        self.writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        self._add_point(curve_name(domain, name), step, "images", DATA_CLASS_BLOB_SEQUENCE, image=image)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the sizes of the files, and the sums since the last point."""
@@ -108,6 +200,23 @@ class Logger:
 
     def close(self) -> None:
         self.writer.close()
+
+    def _rates(self, totals: dict[str, int]) -> dict[str, float]:
+        """Curves of the rates at which ``totals`` grew since the last call; without those that did not."""
+        now, (before, old) = time.monotonic(), self.measured or (0.0, totals)
+        self.measured = now, totals
+        grown = {key: total - old[key] for key, total in totals.items() if total > old[key]}
+        return {curve_name("run", f"{key}_per_second"): growth / (now - before) for key, growth in grown.items()}
+
+    def _add_point(self, name: str, step: int, plugin: str, data_class: int, **value: Any) -> None:
+        """A point of TensorBoard with the metric's description, which its server shows only beside a data class."""
+        metadata = SummaryMetadata(
+            plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
+            data_class=data_class,
+            summary_description=find_curve(name.rpartition("/")[2])[1],
+        )
+        summary = Summary(value=[Summary.Value(tag=name, metadata=metadata, **value)])
+        self.writer._get_file_writer().add_summary(summary, step)
 
     def _files(self) -> tuple[Path, ...]:
         return self.metrics_file, self.scores_file, self.choices_file

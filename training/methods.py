@@ -6,6 +6,7 @@ A schedule rearranges the phases of Algorithm 1. A new method is one more entry 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from fractions import Fraction
 
 import torch
 
@@ -13,7 +14,7 @@ from agents.agent import Agent
 from agents.baselines import FinetunedAgent, MultitaskSource, MultitaskTarget, OfflineAgent
 from agents.coworld import SourceAgent, TargetAgent
 from config import Config, task_names
-from tools import BadInput, nearest
+from tools import BadInput, multiples_crossed, nearest
 
 SELECTED = -1  # as `Phase.source`: the source that the selector chooses
 
@@ -47,6 +48,8 @@ class Phase:
         domain: whose agent an evaluation scores.
         aligned: reward alignment (stage B): the source's updates use target data too.
         source: index of the source of an online phase, or SELECTED.
+        world_model_share: share of the source's updates that train its world model; the others train only its actor
+            and critic.
     """
 
     kind: PhaseKind
@@ -55,6 +58,7 @@ class Phase:
     domain: str = "target"
     aligned: bool = False
     source: int = 0
+    world_model_share: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,20 @@ class AgentBuilder:
         return [name for name in self.action_dims if name != "target"]
 
 
+def algorithm_1_schedule(phases: list[Phase], config: Config) -> list[Phase]:
+    """The phases of Algorithm 1 as they are."""
+    return phases
+
+
 @dataclass(frozen=True)
 class Method:
     """How a run learns.
 
+    All methods have one budget (docs/methods.md, "Budgets"): the target's world model gets as many updates in each.
+
     Attributes:
         agents: builds them, by domain: ``target``, and ``source`` or ``source_1``, ``source_2``, ...
-        schedule: its phases, made from those of Algorithm 1.
+        schedule: its phases, made from those of Algorithm 1 and the settings.
         online: the simulators it learns in: of all "sources", of one "source", of the "target", or "" for none.
         dataset: whether it learns from the target's dataset.
         aligned_with_sources: whether the target's updates use the source agents (the ties of CoWorld).
@@ -94,7 +105,7 @@ class Method:
     """
 
     agents: Callable[[AgentBuilder], dict[str, Agent]]
-    schedule: Callable[[list[Phase]], list[Phase]] = list
+    schedule: Callable[[list[Phase], Config], list[Phase]] = algorithm_1_schedule
     online: str = "source"
     dataset: bool = True
     aligned_with_sources: bool = False
@@ -144,33 +155,75 @@ def multitask_agents(builder: AgentBuilder) -> dict[str, Agent]:
 # Schedules
 
 
-def offline_schedule(phases: list[Phase]) -> list[Phase]:
+def offline_schedule(phases: list[Phase], config: Config) -> list[Phase]:
     """The target's phases and the evaluations."""
     return [phase for phase in phases if phase.kind in (*OFFLINE, *EVALUATIONS)]
 
 
-def finetune_schedule(phases: list[Phase]) -> list[Phase]:
+def finetune_schedule(phases: list[Phase], config: Config) -> list[Phase]:
     """All phases of the source, then the transfer of its agent, then all phases of the target."""
     online = [replace(phase, aligned=False) for phase in phases if phase.kind in ONLINE]
-    return [phases[0], *online, Phase(PhaseKind.TRANSFER), *offline_schedule(phases[1:])]
+    return [phases[0], *online, Phase(PhaseKind.TRANSFER), *offline_schedule(phases[1:], config)]
 
 
-def multitask_schedule(phases: list[Phase]) -> list[Phase]:
-    """Algorithm 1, with target data in every update of the source."""
-    updating = (PhaseKind.PRETRAIN_SOURCE, PhaseKind.TRAIN_SOURCE)
-    return [replace(phase, aligned=phase.kind in updating) for phase in phases]
+def multitask_schedule(phases: list[Phase], config: Config) -> list[Phase]:
+    """Algorithm 1 for one world model, which gets as many updates as CoWorld's target model.
 
-
-def target_online_schedule(phases: list[Phase]) -> list[Phase]:
-    """The target's phases as online phases in its own simulator."""
-    start = (PhaseKind.EVALUATE_RANDOM, PhaseKind.PREFILL, PhaseKind.PRETRAIN_SOURCE)
-    online = [phase for phase in phases if phase.kind in start]
+    Before the first round, the source's updates train the world model too, on data of both domains. They replace
+    updates of the warm-up: as many as it has, or all of the source's if they are fewer. In the rounds, the source's
+    updates train only its actor and critic.
+    """
+    updates = source_updates([phase for phase in phases if not phase.round], config)
+    moved = min(updates, warm_up_updates(phases))
+    before = Fraction(moved, max(updates, 1))
+    shared = []
     for phase in phases:
-        if phase.round and phase.kind == PhaseKind.EVALUATE:
+        if phase.kind == PhaseKind.WARM_UP_TARGET:
+            replaced = min(moved, phase.iterations)
+            moved -= replaced
+            phase = replace(phase, iterations=phase.iterations - replaced)
+        elif phase.kind in (PhaseKind.PRETRAIN_SOURCE, PhaseKind.TRAIN_SOURCE):
+            share = Fraction(0) if phase.round else before
+            phase = replace(phase, aligned=share > 0, world_model_share=share)
+        shared.append(phase)
+    return [phase for phase in shared if phase.iterations or phase.kind != PhaseKind.WARM_UP_TARGET]
+
+
+def target_online_schedule(phases: list[Phase], config: Config) -> list[Phase]:
+    """The target's phases as online phases in its own simulator, with as many updates as CoWorld's target model gets.
+
+    The warm-up's updates become updates without steps, ``pretrain`` of them, and the agent steps for all others.
+    """
+    warm_up = warm_up_updates(phases)
+    pretrain = min(config.pretrain, warm_up)
+    online = [phase for phase in phases if phase.kind in (PhaseKind.EVALUATE_RANDOM, PhaseKind.PREFILL)]
+    online.append(Phase(PhaseKind.PRETRAIN_SOURCE, pretrain))
+    online.append(Phase(PhaseKind.TRAIN_SOURCE, (warm_up - pretrain) * config.train_every))
+    for phase in phases:
+        if phase.kind == PhaseKind.EVALUATE:
             online.append(phase)
-        elif phase.round and phase.kind == PhaseKind.TRAIN_TARGET:
+        elif phase.kind == PhaseKind.TRAIN_TARGET:
             online.append(replace(phase, kind=PhaseKind.TRAIN_SOURCE))
     return online
+
+
+def warm_up_updates(phases: list[Phase]) -> int:
+    return sum(phase.iterations for phase in phases if phase.kind == PhaseKind.WARM_UP_TARGET)
+
+
+def source_updates(phases: list[Phase], config: Config) -> int:
+    """Updates in the online phases of ``phases``, the first of a run."""
+    stride, steps, updates = max(config.envs, 1), 0, 0
+    for phase in phases:
+        length = -(-phase.iterations // stride) * stride  # all simulators step together
+        if phase.kind == PhaseKind.PRETRAIN_SOURCE:
+            updates += phase.iterations
+        elif phase.kind == PhaseKind.PREFILL:
+            steps += length
+        elif phase.kind == PhaseKind.TRAIN_SOURCE:
+            steps += length
+            updates += multiples_crossed(steps, length, config.train_every)
+    return updates
 
 
 METHODS = {

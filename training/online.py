@@ -1,5 +1,6 @@
 """The phases of a DreamerV2 agent that learns in a simulator. co_training.py and collect.py use them."""
 
+import math
 from collections.abc import Callable
 
 from agents.agent import Batch
@@ -16,8 +17,28 @@ def update_source(trainer: Trainer, source: OnlineDomain, target_batch: Batch | 
     """One update of the agent of ``source``; with ``target_batch``, its reward loss is Eq. 5's."""
     metrics = source.agent.update(source.next_batch(), target_batch, step=trainer.progress.aligned_steps)
     trainer.logger.add(source.name, metrics)
+    count_update(trainer, source)
+
+
+def update_source_behavior(trainer: Trainer, source: OnlineDomain) -> None:
+    """One update of the actor and critic of ``source``, on its world model as it is."""
+    post = source.agent.infer_posterior(source.next_batch())
+    trainer.logger.add(source.name, source.agent.update_behavior(post))
+    count_update(trainer, source)
+
+
+def count_update(trainer: Trainer, source: OnlineDomain) -> None:
     if source is trainer.target:
         trainer.progress.target_updates += 1
+    else:
+        trainer.progress.source_updates += 1
+
+
+def update_agent(trainer: Trainer, source: OnlineDomain, phase: Phase, update: Update) -> None:
+    """Call ``update``, or train the behavior alone: `Phase.world_model_share` of all updates train the world model."""
+    done, share = trainer.progress.source_updates, phase.world_model_share
+    trains_world_model = math.ceil((done + 1) * share) > math.ceil(done * share)
+    (update if trains_world_model else update_source_behavior)(trainer, source)
 
 
 def prefill(trainer: Trainer, phase: Phase) -> None:
@@ -33,7 +54,7 @@ def pretrain_source(trainer: Trainer, phase: Phase, update: Update = update_sour
     """Updates of the agent without steps in its simulator."""
     source = trainer.source(phase)
     for _ in trainer.steps(phase):
-        update(trainer, source)
+        update_agent(trainer, source, phase, update)
 
 
 def train_source(trainer: Trainer, phase: Phase, update: Update = update_source) -> None:
@@ -45,7 +66,7 @@ def train_source(trainer: Trainer, phase: Phase, update: Update = update_source)
         progress.source_steps += stride
         progress.aligned_steps += stride * phase.aligned
         for _ in range(multiples_crossed(progress.source_steps, stride, trainer.config.train_every)):
-            update(trainer, source)
+            update_agent(trainer, source, phase, update)
         source.collector.finish()
 
 

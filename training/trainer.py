@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from agents.agent import Agent
-from config import Config
+from config import Config, to_yaml
 from tools import StopRequest, multiples_crossed, progress_bar
 from training.checkpoint import CHECKPOINT, model_state, save_checkpoint
 from training.device import restore_torch_rng, torch_rng_state
 from training.domains import Domain, OnlineDomain
 from training.evaluator import Evaluator
-from training.logger import Logger
+from training.logger import Logger, curve_name
 from training.methods import OFFLINE, SELECTED, Method, Phase, PhaseKind
 from training.policies import Policy
 from training.selector import Selection, SourceSelector
-from training.visuals import open_loop_images, open_loop_video
+from training.visuals import enlarge, open_loop_images, open_loop_video
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Progress:
     step: int = 0  # iterations of all phases, the x axis of the curves
     source_steps: int = 0  # agent steps in simulators that agents learn in
     aligned_steps: int = 0  # those since reward alignment began, the clock of eta
+    source_updates: int = 0  # updates of source agents
     target_iterations: int = 0
     target_updates: int = 0
     last_score: float | None = None  # the mean return of the last evaluation
@@ -86,6 +87,9 @@ class Trainer:
 
         Raises Interrupted on Ctrl-C or SIGTERM.
         """
+        if self.progress.phase < len(self.phases):
+            ties, step = self.method.aligned_with_sources, self.progress.step
+            self.logger.describe_run(to_yaml(self.config), list(self.domains), ties=ties, step=step)
         for phase in self.phases[self.progress.phase :]:
             if until(self):
                 return
@@ -142,7 +146,8 @@ class Trainer:
         place = {"domain": phase.domain, "phase": str(phase.kind), "round": phase.round}
         self.logger.score(**place, **counts, **figures, success=success)
         if policy is not None:
-            self.logger.video(f"{phase.domain}/evaluation", result.frames, self.progress.step)
+            frames = enlarge(result.frames, self.config.video_size)
+            self.logger.video(phase.domain, "evaluation", frames, self.progress.step)
             self.progress.last_score = result.mean
 
     # Records
@@ -161,7 +166,8 @@ class Trainer:
     def _write_point(self, phase: Phase) -> None:
         p = self.progress
         counts = {"source_steps": p.source_steps, "target_updates": p.target_updates}
-        self.logger.write(p.step, phase=str(phase.kind), round=phase.round, **counts)
+        totals = {"updates": p.source_updates + p.target_updates, "frames": p.source_steps}
+        self.logger.write(p.step, totals, phase=str(phase.kind), round=phase.round, **counts)
 
     def _label(self, phase: Phase) -> str:
         of_rounds = f" {phase.round}/{self.config.rounds}" if phase.round else ""
@@ -172,8 +178,8 @@ class Trainer:
         """The latest values of the curves that matter, for the progress bar."""
         domain = "target" if phase.kind in OFFLINE else self.source(phase).name
         names = {"image": "image_loss", "kl": "kl", "value": "value", "return": "episode_return"}
-        latest = self.logger.latest
-        values = {k: f"{latest[f'{domain}/{v}']:.3g}" for k, v in names.items() if f"{domain}/{v}" in latest}
+        latest = {k: self.logger.latest.get(curve_name(domain, v)) for k, v in names.items()}
+        values = {k: f"{value:.3g}" for k, value in latest.items() if value is not None}
         score = self.progress.last_score
         return values | ({} if score is None else {"score": f"{score:.1f}"})
 
@@ -181,7 +187,7 @@ class Trainer:
         """A video of each domain's open-loop predictions."""
         seed = self.config.seed, self.progress.step
         for name, images in open_loop_images(self.domains, 4, seed).items():
-            self.logger.video(f"{name}/open_loop", open_loop_video(*images), self.progress.step)
+            self.logger.video(name, "open_loop", open_loop_video(*images), self.progress.step)
 
     # Saving and resuming
 

@@ -7,6 +7,7 @@ from typing import Any
 import imageio.v3 as imageio
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from tools import BadInput, write_atomically
 
@@ -41,6 +42,21 @@ def save_video(path: Path, frames: np.ndarray, fps: int) -> None:
     write_atomically(path, lambda file: file.write(video))
 
 
+def enlarge(frames: np.ndarray, size: int) -> np.ndarray:
+    """Enlarge uint8 (T, H, W, 3) until the longer side has ``size`` pixels; larger frames keep their size.
+
+    The aspect is kept, and both sides are rounded to even numbers, as mp4 needs. A whole factor repeats pixels, another
+    one interpolates (bicubic).
+    """
+    old = frames.shape[1:3]
+    factor = max(size / max(old), 1)
+    height, width = (2 * max(round(side * factor / 2), 1) for side in old)
+    whole = height % old[0] == 0 and width % old[1] == 0
+    resampling = Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC
+    images = [Image.fromarray(frame).resize((width, height), resampling) for frame in frames]
+    return np.stack([np.asarray(image) for image in images])
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG atomically, and close it."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))
@@ -73,22 +89,26 @@ def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], cont
     """
     steps = min(len(truth) for truth, _ in predictions.values())
     columns = np.unique(np.linspace(0, steps - 1, 9).astype(int))
-    blocks = len(predictions)
-    figure, axes = plt.subplots(3 * blocks, len(columns), figsize=(len(columns) + 1.2, 3.15 * blocks), squeeze=False)
-    for block, (name, (truth, predicted)) in enumerate(predictions.items()):
+    figure = plt.figure(figsize=(len(columns) + 0.6, 3.5 * len(predictions)), layout="constrained")
+    blocks = figure.subfigures(len(predictions), 1, squeeze=False)[:, 0]  # one a domain, so that titles stay apart
+    for block, (name, (truth, predicted)) in zip(blocks, predictions.items(), strict=True):
+        axes = block.subplots(3, len(columns), squeeze=False)
         for row, frames in enumerate((truth, predicted, difference(truth, predicted))):
-            for axis, t in zip(axes[3 * block + row], columns, strict=True):
+            for axis, t in zip(axes[row], columns, strict=True):
                 axis.imshow(frames[t], interpolation="nearest")
                 axis.set_xticks([]), axis.set_yticks([])
                 if row == 0:
                     axis.set_title(f"t = {t}" + (" (given)" if t < context else ""), fontsize=8)
-            axes[3 * block + row, 0].set_ylabel(f"{name}\n{ROWS[row]}", fontsize=8)
-    figure.tight_layout(pad=0.3)
+            axes[row, 0].set_ylabel(f"{name}\n{ROWS[row]}", fontsize=8)
     save_figure(figure, path)
 
 
 def score_curve(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Evaluation returns, mean and deviation over episodes; the random policy's return is a dashed line."""
+    """Evaluation returns, mean and deviation over episodes; the random policy's return is a dashed line.
+
+    A run's directory may be called "run", which says nothing; the title is then the folder that it is in.
+    """
+    title = path.resolve().parents[1].name if title == "run" else title
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     scored = [row for row in rows if row["phase"] == "evaluate"]
     steps, mean, std = (np.array([float(row[k]) for row in scored]) for k in ("step", "mean", "std"))
@@ -97,7 +117,8 @@ def score_curve(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     for row in rows:
         if row["phase"] == "evaluate_random":
             axis.axhline(float(row["mean"]), color="gray", linestyle="--", label="random policy")
-    axis.set(title=title, xlabel="iterations (source agent steps + target iterations)", ylabel="episode return")
+    axis.set_title(title, fontsize=min(12, 720 / max(len(title), 1)))  # a long title fits the width
+    axis.set(xlabel="iterations (source agent steps + target iterations)", ylabel="episode return")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(loc="best")

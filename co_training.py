@@ -158,11 +158,18 @@ def check_given(config: Config, method: Method) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config, _ = settings.parse(settings.parser(__doc__), arguments)
+    config, args = settings.parse(settings.parser(__doc__), arguments)
+    settings.refuse_without_effect(args.changed, "action_noise eval_every", "in co_training.py")
     method = find_method(config.method)
     check_given(config, method)
-    config, phases = settings.resolve(config, method, lambda config: method.schedule(algorithm_1(config), config))
-    with open_trainer(config, method, phases) as trainer:
+
+    def schedule(config: Config) -> list[Phase]:
+        return method.schedule(algorithm_1(config), config)
+
+    config, _ = settings.resolve(config, method, schedule)
+    with open_trainer(config, method, schedule) as trainer:
+        if warning := settings.block_warning(config.configs, config.target_task):
+            print(warning, file=sys.stderr)
         run_to_completion(trainer, LOOPS)
         print(summary(trainer))
 

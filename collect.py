@@ -12,9 +12,10 @@ from pathlib import Path
 
 import config as settings
 from tools import BadInput, StopRequest, directory_when_complete, exit_on_bad_input, write_text
-from training.collecting import collect_from_learner, collect_from_policy
+from training.collecting import SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
 
 POLICIES = ("random", "checkpoint", "dreamer")
+OF_CO_TRAINING = "method source_task target_task select offline_traindir dataset_format dataset_cache"
 QUALITIES = {"random": "random", "expert": "checkpoint", "medium-replay": "dreamer", "medium-expert": "dreamer"}
 
 
@@ -26,9 +27,9 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument(
         "--policy",
         choices=POLICIES,
-        default="random",
+        default=argparse.SUPPRESS,
         help="random actions; the agent of --checkpoint, sampling; or a DreamerV2 agent trained online, every episode "
-        "of its replay from the first",
+        "of its replay from the first (default: random)",
     )
     parser.add_argument(
         "--quality",
@@ -42,11 +43,28 @@ def command() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    config, args = settings.parse(command(), arguments)
+def check(args: argparse.Namespace) -> None:
+    """Sets ``args.policy``. Raises BadInput on arguments that do not fit together, or that would have no effect."""
     if args.episodes < 1:
         raise BadInput(f"--episodes {args.episodes}: give 1 or more")
-    args.policy, stop = QUALITIES.get(args.quality, args.policy), StopRequest()
+    policy = getattr(args, "policy", None)
+    args.policy = QUALITIES.get(args.quality, policy or "random")
+    if policy not in (None, args.policy):
+        raise BadInput(f"--policy {policy} does not fit --quality {args.quality}; give one of the two")
+    settings.refuse_without_effect(args.changed, OF_CO_TRAINING, "in collect.py")
+    given = [name for name, default in (("checkpoint", None), ("agent", "target")) if getattr(args, name) != default]
+    if args.policy != "checkpoint":
+        settings.refuse_without_effect(given, "checkpoint agent", f"with --policy {args.policy}")
+    if args.policy != "dreamer":
+        settings.refuse_without_effect(args.changed, "logdir eval_every", f"with --policy {args.policy}")
+    if args.max_score is not None and args.quality not in SHARE_OF_MAXIMUM:
+        raise BadInput(f"--max_score has no effect without --quality {' or '.join(SHARE_OF_MAXIMUM)}; remove it")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config, args = settings.parse(command(), arguments)
+    check(args)
+    stop = StopRequest()
     with directory_when_complete(args.out) as folder:
         if args.policy == "dreamer":
             description = collect_from_learner(config, args, folder)

@@ -4,9 +4,11 @@ Every key of `defaults`, and every setting of a suite, is a flag of the same nam
 """
 
 import argparse
+import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,19 @@ FRACTIONS = (
     "eta_end",
     "actor_grad_mix",
 )
+
+LENGTHS = (  # settings that decide the phases of a run; `episodes` is collect.py's
+    "pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every "
+    "episodes"
+).split()
+RESUMABLE_CHANGES = {  # settings that may differ when a run is resumed; training/checkpoint.py checks phases and data
+    *("configs logdir device compile offline_traindir dataset_format dataset_cache replay_size eval_envs".split()),
+    *("eval_episodes log_every video_every video_size checkpoint_minutes".split()),
+    *LENGTHS,
+}
+
+IN_A_RUNS_NAME = {"method", "select", "source_task", "target_task", "seed"}
+LONGEST_NAME = 150  # characters of a run directory's name before the seed
 
 
 class Config:
@@ -187,7 +202,10 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
-    """(settings, the command's own arguments) of a command line. Raises BadInput on anything unknown or invalid."""
+    """(settings, the command's own arguments) of a command line. Raises BadInput on anything unknown or invalid.
+
+    The arguments have one more, ``changed``: the settings that a flag gave another value than their default.
+    """
     blocks = read_blocks()
     command.add_argument(
         "--configs",
@@ -212,7 +230,16 @@ def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) 
     flags = {key: args.pop(key) for key in list(args) if key in blocks["defaults"]}
     names = args.pop("configs")
     config = Config(**merge(blocks, names, flags), configs=[n for n in names if n != "defaults"])
-    return config, argparse.Namespace(**args)
+    defaults = merge(blocks, [], {})
+    changed = [key for key in flags if getattr(config, key) != defaults[key]]
+    return config, argparse.Namespace(**args, changed=changed)
+
+
+def refuse_without_effect(changed: Iterable[str], keys: str, where: str) -> None:
+    """Raises BadInput if one of ``changed``, the options given, is one of ``keys``, names separated by spaces."""
+    for key in changed:
+        if key in keys.split():
+            raise BadInput(f"--{key} has no effect {where}; remove it")
 
 
 def comment(block: CommentedMap, key: str) -> str:
@@ -264,21 +291,59 @@ def resolve(config: Config, method: Any, schedule: Callable[[Config], Sequence[A
     config = config.replace(logdir=config.logdir or str(default_logdir(config, method)))
     phases = list(schedule(config))
     if config.eta_steps == 0:
-        aligned = sum(p.iterations for p in phases if p.kind == "train_source" and p.aligned)
-        config = config.replace(eta_steps=aligned)
+        config = config.replace(eta_steps=aligned_steps(phases))
     check_against_each_other(config, method)
     return config, phases
 
 
+def aligned_steps(phases: Sequence[Any]) -> int:
+    """The agent steps with reward alignment (stage B): the default of ``eta_steps``."""
+    return sum(phase.iterations for phase in phases if phase.kind == "train_source" and phase.aligned)
+
+
 def default_logdir(config: Config, method: Any) -> Path:
-    """A run directory named by the command, so that the same command resumes its run."""
+    """A run directory named by the command, so that the same command resumes its run and another one does not."""
     parts = [] if config.method == "coworld" else [config.method]
     if method.uses_sources:
         sources = task_names(config, "source_task")
         parts += [config.select] if len(sources) > 1 and config.select != "nearest" else []
         parts += ["+".join(sources), "to"]
     target = task_names(config, "target_task")[0]
-    return Path("runs") / "-".join([*parts, target, *config.configs, f"seed{config.seed}"])
+    folder = config.offline_traindir if method.dataset else ""
+    data = folder and Path(folder).expanduser().resolve().name
+    settings = [f"data={data}"] if data not in ("", parse_task(target).name) else []
+    return run_directory(config, *parts, target, settings=settings)
+
+
+def run_directory(config: Config, *parts: str, settings: Sequence[str] = ()) -> Path:
+    """``runs/PARTS-BLOCKS-SETTINGS-seedN``; a long name is cut and gets a hash.
+
+    The settings are ``settings``, and those that differ from the blocks, but for those of other parts of the name and
+    those that may change when a run is resumed.
+    """
+    changed = list(settings)
+    for key, value in merge(read_blocks(), config.configs, {}).items():
+        own = getattr(config, key)
+        if own != value and key not in RESUMABLE_CHANGES | IN_A_RUNS_NAME:
+            changed.append(f"{key}={'x'.join(map(str, own)) if isinstance(own, list) else own}")
+    name = re.sub(r"[^\w.+=-]", "_", "-".join([*parts, *config.configs, *changed]))
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return Path("runs") / f"{name}-seed{config.seed}"
+
+
+def block_warning(names: list[str], target_task: str) -> str | None:
+    """A warning if the last suite's block of ``names``, blocks but `defaults`, does not fit the target, else None."""
+    blocks, suite = read_blocks(), parse_task(target_task).suite
+    suites = [name for name in names if name in SUITES and name in blocks]
+    last = [name for name in names if name in suites or name == "release"][-1:]
+    if suite not in blocks or last in ([suite], ["release"]):
+        return None
+    right = [name for name in names if name == suite or name not in suites]
+    if suite not in right and "release" not in right:
+        right.insert(0, suite)
+    found = f"block {last[0]} is for other targets" if last else f"--configs has no block for {suite} targets"
+    return f"warning: {target_task}: {found}: give --configs {' '.join(['defaults', *right])}"
 
 
 def check_against_each_other(config: Config, method: Any) -> None:

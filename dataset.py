@@ -99,4 +99,4 @@ def run_convert(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    exit_on_bad_input(lambda: sys.exit(main()))
+    exit_on_bad_input(main)

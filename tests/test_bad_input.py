@@ -1,4 +1,4 @@
-"""Bad input as a user meets it: one line on stderr that says what and where, exit status 2, nothing overwritten."""
+"""Bad input to the commands: one line on stderr, exit status 2, and no file is changed."""
 
 import shutil
 from pathlib import Path
@@ -37,6 +37,9 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--device", "tpu"], "tpu"),
         (["--method", "coworl"], "nearest: coworld"),
         (["--device", "cuda:99"], "GPU"),
+        (["--device", "mps"], "device 'mps' is not supported; give auto, cpu or cuda"),
+        (["--action_noise", "0.1"], "--action_noise has no effect in co_training.py; remove it"),
+        (["--eval_every", "7"], "--eval_every has no effect in co_training.py; remove it"),
         (["--prefill", "3"], "prefill 3 is shorter than an episode"),
         (["--envs", "3"], "of each of 3 simulators"),
         (["--envs", "100000"], "processor cores"),
@@ -45,7 +48,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--logdir", "configs.yaml/run"], "configs.yaml/run"),
     ],
 )
-def test_co_training_refuses(
+def test_bad_flags_of_co_training(
     flags: list[str], message: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     assert message in refused(program.main, [*co_training(dataset, tmp_path / "run"), *flags], capsys)
@@ -105,7 +108,7 @@ def test_resuming_with_other_settings_or_data_changes_nothing(
         (["--dyn_deter", 24], "dyn_deter 16, not 24"),
         (["--source_task", "walker_run"], "source_task dmc_walker_walk, not dmc_walker_run"),
         (["--seed", 4], "seed 0, not 4"),
-        (["--warmup_rounds", 1], "number of warm-up rounds"),
+        (["--warmup_rounds", 1], "which --warmup_rounds 1 would change: give --warmup_rounds 0, or another"),
         (["--state_alignment", False], "state_alignment True, not False"),
         (["--time_limit", 13], "time_limit 12, not 13"),
         (["--offline_traindir", _other_data(dataset, tmp_path.parent / "fewer")], "on other data"),
@@ -114,19 +117,35 @@ def test_resuming_with_other_settings_or_data_changes_nothing(
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_an_ablation_right_after_the_plain_run_has_its_own_directory(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    tasks = ["--source_task", "walker_walk", "--target_task", "walker_downhill", "--offline_traindir", dataset]
+    arguments = [str(a) for a in [*tasks, *SHORT, "--size", "32,32", "--configs", "defaults", "metaworld", "debug"]]
+    for more in ([], ["--state_alignment", "False"], []):
+        program.main([*arguments, *more])
+    plain, pair = "metaworld-debug-envs=0-size=32x32", "dmc_walker_walk-to-dmc_walker_downhill"
+    names = {path.name for path in Path("runs").iterdir()}
+    assert names == {f"{pair}-{plain}-seed0", f"{pair}-{plain}-state_alignment=False-seed0"}
+    errors = capsys.readouterr().err
+    assert f"resuming runs/{pair}-{plain}-seed0" in errors
+    assert errors.count("give --configs defaults dmc debug") == 3
+
+
 def test_a_damaged_checkpoint_is_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
     assert "checkpoint.pt" in refused(program.main, co_training(dataset, tmp_path), capsys)
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"PK\x03\x04 not a checkpoint"
 
 
-def test_a_run_directory_in_use_is_refused(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_run_directory_that_another_process_uses(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     with tools.lock_directory(tmp_path):
         assert "another process" in refused(program.main, co_training(dataset, tmp_path), capsys)
         assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
 
 
-def test_two_collections_of_one_dataset(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_two_collections_into_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
     with tools.lock_directory(tmp_path / ".data.partial"):
         (tmp_path / ".data.partial" / "theirs.npz").write_bytes(b"theirs")
         line = refused(collect.main, ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 1], capsys)
@@ -134,12 +153,12 @@ def test_two_collections_of_one_dataset(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("flag", ["--model_lr", "--value_lr"])
-def test_training_that_diverges_says_so(flag: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_divergence_is_reported(flag: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     flags = ["--envs", 0, "--size", "32,32", flag, 1e30]
     assert "training has diverged" in refused(program.main, [*co_training(dataset, tmp_path), *flags], capsys)
 
 
-def test_an_expert_plays_with_the_settings_of_its_training(dataset: Path, tmp_path: Path, capsys):
+def test_an_experts_dataset_needs_the_settings_of_its_training(dataset: Path, tmp_path: Path, capsys):
     short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
     program.main([str(a) for a in [*co_training(dataset, tmp_path / "run"), *short, "--size", "32,32"]])
     arguments = [
@@ -188,6 +207,17 @@ def test_a_checkpoint_cannot_execute_code(
             "prefill",
         ),
         (collect.main, ["--task", "walker_walk"], "--out"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--checkpoint", "OUT"], "--checkpoint has no effect"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--agent", "source"], "--agent has no effect"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--max_score", 5], "--max_score has no effect"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--logdir", "OUT"], "--logdir has no effect"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--method", "dv2_finetune"], "--method has no effect"),
+        (
+            collect.main,
+            ["--task", "walker_walk", "--out", "OUT", "--quality", "random", "--policy", "dreamer"],
+            "--policy dreamer does not fit --quality random",
+        ),
+        (evaluate.main, ["--logdir", "OUT", "--device", "mps"], "device 'mps' is not supported"),
         (
             collect.main,
             ["--task", "walker_walk", "--out", "OUT", "--quality", "medium-replay", "--max_score", "nan"],
@@ -200,7 +230,7 @@ def test_a_checkpoint_cannot_execute_code(
         (evaluate.main, ["--logdir", "OUT", "--episode", 3], "--episode"),
     ],
 )
-def test_the_other_commands_refuse(
+def test_bad_flags_of_the_other_commands(
     main, arguments: list[object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "full").mkdir()
@@ -211,7 +241,7 @@ def test_the_other_commands_refuse(
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_the_command_itself_prints_one_line_and_no_traceback(tmp_path: Path):
+def test_the_command_prints_one_line_and_no_traceback(tmp_path: Path):
     result = command(
         "co_training.py",
         "--source_task",

@@ -1,10 +1,11 @@
-"""The whole of Algorithm 1 on real simulators, at `debug` size: what it writes, and how it stops and resumes."""
+"""Algorithm 1 on real simulators at `debug` size: its files, stopping and resuming."""
 
 import contextlib
 import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from conftest import ROOT, co_training, command, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import co_training as program
+from tools import BadInput
 from training import evaluator as evaluator_module
 from training.checkpoint import load_checkpoint
 from training.trainer import Trainer
@@ -28,7 +30,7 @@ SMALL = ("--size", "32,32", "--envs", "0")
 
 
 def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -> None:
-    """The program in this process; ``stop_at`` lets a SIGTERM arrive at that step."""
+    """Run the command in this process; with ``stop_at``, send it SIGTERM at that step."""
     original = Trainer._count
 
     def count(trainer: Trainer, stride: int) -> None:
@@ -45,7 +47,7 @@ def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -
 
 @pytest.fixture(scope="module")
 def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run that nothing interrupted."""
+    """A run without interruption."""
     logdir = tmp_path_factory.mktemp("runs") / "whole"
     train(dataset, logdir)
     return logdir
@@ -60,8 +62,8 @@ def scores(logdir: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def assert_same_results(one: Path, other: Path) -> None:
-    assert scores(one) == scores(other)
+def assert_same_results(one: Path, other: Path, but_scores: bool = False) -> None:
+    assert but_scores or scores(one) == scores(other)
     a, b = (load_checkpoint(d / "checkpoint.pt") for d in (one, other))
     assert a["progress"] == b["progress"]
 
@@ -77,7 +79,7 @@ def assert_same_results(one: Path, other: Path) -> None:
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, where
 
     a["domains"], b["domains"] = ({n: {**d, "replay": None} for n, d in s["domains"].items()} for s in (a, b))
-    for part in ("agents", "domains", "rng"):  # replay has the files' names, which hold the time
+    for part in ("agents", "domains", "rng"):  # the replay's state has file names, with the time
         compare(a[part], b[part], part)
 
 
@@ -98,7 +100,7 @@ def test_the_default_schedule_is_the_papers():
     assert [p.aligned for p in phases if p.kind == "train_source"] == [False] + [True] * 7
 
 
-def test_a_run_writes_what_the_readme_says(finished: Path):
+def test_a_run_writes_scores_pictures_settings_and_videos(finished: Path):
     rows = scores(finished)
     assert [row["phase"] for row in rows] == ["evaluate_random", "evaluate", "evaluate", "evaluate"]
     assert [int(row["target_updates"]) for row in rows] == [0, 4, 8, 12]
@@ -116,40 +118,37 @@ def test_every_tie_is_logged_and_eta_falls(finished: Path):
     values = [v for p in points for v in p.values() if not isinstance(v, str)]
     assert np.isfinite(values).all()
     for key in (
-        "target/eval_return",
-        "target/state_alignment",
-        "source/reward_alignment",
-        "target/value_constraint",
-        "source/eta",
+        "target/eval/return",
+        "target/ties/state_alignment",
+        "source/ties/reward_alignment",
+        "target/ties/value_constraint",
+        "source/ties/eta",
     ):
         assert any(key in point for point in points), key
-    etas = [point["source/eta"] for point in points if "source/eta" in point]
+    etas = [point["source/ties/eta"] for point in points if "source/ties/eta" in point]
     assert etas == sorted(etas, reverse=True) and etas[0] > 0.8 and etas[-1] < 0.2
 
 
-def test_tensorboards_own_reader_finds_the_curves_and_videos(finished: Path):
+def test_tensorboards_reader_finds_the_curves_and_videos(finished: Path):
     events = EventAccumulator(str(finished), size_guidance={"images": 0, "scalars": 0}).Reload()
     tags = events.Tags()
     for domain in ("source", "target"):
-        for name in ("image_loss", "reward_loss", "kl", "actor_loss", "critic_loss", "value"):
-            assert f"{domain}/{name}" in tags["scalars"]
-        assert f"{domain}/open_loop" in tags["images"]
-    assert {"source/eta", "source/reward_alignment", "source/episode_return"} <= set(tags["scalars"])
-    assert {"target/state_alignment", "target/value_constraint", "target/eval_return"} <= set(tags["scalars"])
-    gif = events.Images("target/open_loop")[0]
-    assert gif.encoded_image_string[:4] == b"GIF8" and (gif.width, gif.height) == (
-        3 * 32,
-        3 * 32,
-    )  # a batch of three
-    logged = {p["step"]: p["target/image_loss"] for p in metrics(finished) if "target/image_loss" in p}
-    for event in events.Scalars("target/image_loss"):
+        model, behavior = ("image_loss", "reward_loss", "kl"), ("actor_loss", "critic_loss", "value")
+        assert {f"{domain}/model/{name}" for name in model} <= set(tags["scalars"])
+        assert {f"{domain}/behavior/{name}" for name in behavior} <= set(tags["scalars"])
+        assert f"{domain}/model/open_loop" in tags["images"]
+    assert {"source/ties/eta", "source/ties/reward_alignment", "source/data/episode_return"} <= set(tags["scalars"])
+    assert {"target/ties/state_alignment", "target/ties/value_constraint", "target/eval/return"} <= set(tags["scalars"])
+    gif = events.Images("target/model/open_loop")[0]
+    assert gif.encoded_image_string[:4] == b"GIF8"
+    assert (gif.width, gif.height) == (3 * 32, 3 * 32)  # a batch of three
+    logged = {p["step"]: p["target/model/image_loss"] for p in metrics(finished) if "target/model/image_loss" in p}
+    for event in events.Scalars("target/model/image_loss"):
         assert event.value == pytest.approx(logged[event.step])
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_a_run_stopped_anywhere_and_resumed_is_the_run_that_was_not(
-    attempt: int, dataset: Path, finished: Path, tmp_path: Path
-):
+def test_a_resumed_run_equals_an_uninterrupted_one(attempt: int, dataset: Path, finished: Path, tmp_path: Path):
     last = metrics(finished)[-1]["step"]
     stop_at = random.SystemRandom().randrange(1, last)
     print(f"stopping at step {stop_at}")  # shown when the test fails
@@ -171,22 +170,83 @@ def test_a_finished_run_is_only_summarised(dataset: Path, finished: Path, capsys
     assert "random policy" in table and "at the end" in table and str(finished) in table
 
 
-def test_the_target_simulator_is_stepped_by_evaluation_alone(
+ONE_ROUND = ("--rounds", "1", "--warmup_rounds", "0", "--pretrain_steps", "5", "--video_every", "0")
+
+
+def test_a_finished_run_can_be_made_longer(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Its weights are those of a run that was as long from the start; the old evaluations are kept."""
+    for name, lengths in (("whole", ["36"]), ("parts", ["20", "36"])):
+        for length in lengths:
+            train(dataset, tmp_path / name, *ONE_ROUND, "--target_iterations", length)
+    assert_same_results(tmp_path / "whole", tmp_path / "parts", but_scores=True)
+    whole, parts = scores(tmp_path / "whole"), scores(tmp_path / "parts")
+    assert [int(row["target_updates"]) for row in parts] == [0, 0, 4, 7]
+    assert parts[:2] == whole[:2] and parts[3] == whole[2]
+    assert "target_iterations: 36\n" in (tmp_path / "parts" / "config.yaml").read_text()
+    table = capsys.readouterr().out
+    assert table.count("before round 1") == 3 and table.count("at an earlier end") == 1
+
+
+def test_a_finished_run_can_have_more_rounds(dataset: Path, tmp_path: Path):
+    train(dataset, tmp_path, *ONE_ROUND)
+    before = scores(tmp_path)
+    train(dataset, tmp_path, *ONE_ROUND, "--rounds", "2")
+    after = scores(tmp_path)
+    assert after[:3] == before and [int(row["round"]) for row in after[3:]] == [2, 2]
+    assert [int(row["target_updates"]) for row in after[2:]] == [4, 4, 8]
+    assert int(after[3]["source_steps"]) == int(before[-1]["source_steps"]) + 20  # the online phase in between
+    assert "rounds: 2\n" in (tmp_path / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target_iterations", "30"], "give --target_iterations 20 (or a larger --rounds, to train longer)"),
+        (["--target_iterations", "10"], "give --target_iterations 20"),
+        (["--rounds", "1"], "give --rounds 2"),
+        (["--warmup_updates", "9", "--rounds", "3"], "give --warmup_updates 4 --rounds 2"),
+        (["--eta_steps", "7"], "eta_steps 35, not 7"),
+    ],
+)
+def test_finished_phases_cannot_be_changed(flags: list, message: str, dataset: Path, finished: Path):
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    with pytest.raises(BadInput, match=re.escape(message)) as error:
+        train(dataset, finished, *flags)
+    assert "\n" not in str(error.value)
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_a_running_phase_cannot_be_shorter_than_what_is_done(dataset: Path, tmp_path: Path):
+    with pytest.raises(SystemExit):
+        train(dataset, tmp_path, stop_at=26 + 2 + 12)  # after 12 of 20 steps of the source agent alone
+    with pytest.raises(BadInput, match="and 12 iterations of train_source, which --pretrain_steps 8 would change"):
+        train(dataset, tmp_path, "--pretrain_steps", "8")
+    train(dataset, tmp_path, "--pretrain_steps", "14", *ONE_ROUND[:4])
+    assert metrics(tmp_path)[-1]["step"] == 26 + 2 + 14 + 20
+
+
+def test_a_finished_run_keeps_its_record(dataset: Path, finished: Path):
+    before = (finished / "config.yaml").read_bytes()
+    train(dataset, finished, "--eval_episodes", "5")
+    assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_only_evaluation_steps_the_target_simulator(
     dataset: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Defect 3 of the release. A target simulator that raises outside evaluation does not disturb a run."""
+    """Defect 3 of the release. Here a step of the target simulator outside evaluation raises an error."""
     evaluating, steps = [], []
     make_simulator, evaluate = evaluator_module.make_simulator, evaluator_module.evaluate
 
-    class Guarded(gymnasium.Wrapper):
+    class EvaluationOnly(gymnasium.Wrapper):
         def step(self, action):
             assert evaluating, "the target simulator was stepped outside evaluation"
             steps.append(1)
             return super().step(action)
 
-    def guarded(config, task, role):
+    def make_checked(config, task, role):
         env = make_simulator(config, task, role)
-        return Guarded(env) if role == "target" else env
+        return EvaluationOnly(env) if role == "target" else env
 
     def marked(*arguments):
         evaluating.append(1)
@@ -195,14 +255,14 @@ def test_the_target_simulator_is_stepped_by_evaluation_alone(
         finally:
             evaluating.pop()
 
-    monkeypatch.setattr(evaluator_module, "make_simulator", guarded)
+    monkeypatch.setattr(evaluator_module, "make_simulator", make_checked)
     monkeypatch.setattr(evaluator_module, "evaluate", marked)
     train(dataset, tmp_path)
     assert len(steps) == 4 * 2 * 12  # four evaluations of two episodes
     assert_same_results(finished, tmp_path)
 
 
-def test_a_crashed_simulator_is_reported_and_the_run_can_go_on(dataset: Path, tmp_path: Path):
+def test_a_crashed_simulator_is_reported_and_the_run_can_be_resumed(dataset: Path, tmp_path: Path):
     script = f"""
         import os, signal, co_training
         from training.collector import Collector
@@ -218,19 +278,18 @@ def test_a_crashed_simulator_is_reported_and_the_run_can_go_on(dataset: Path, tm
     crashed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True)
     assert crashed.returncode == 1
     assert "SIGKILL" in crashed.stderr and "the same command continues" in crashed.stderr
-    assert (
-        load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] >= 26
-    )  # the random steps are a phase of their own
+    step = load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"]
+    assert step >= 26  # the run was saved after the random steps
 
 
-def test_a_checkpoint_holds_each_agent_once(finished: Path):
+def test_a_checkpoint_has_each_agent_once(finished: Path):
     state = load_checkpoint(finished / "checkpoint.pt")
     names = {n: set(agent["world"]) for n, agent in state["agents"].items()}
     assert names["source"] == names["target"]
     assert not any("source" in name or "target" in name for name in names["target"])
 
 
-def test_killed_in_the_middle_of_a_checkpoint_it_continues(dataset: Path, finished: Path, tmp_path: Path):
+def test_a_run_killed_while_writing_a_checkpoint_can_be_resumed(dataset: Path, finished: Path, tmp_path: Path):
     arguments = co_training(dataset, tmp_path, *SMALL)
     script = f"""
         import os, signal, torch, co_training
@@ -247,7 +306,7 @@ def test_killed_in_the_middle_of_a_checkpoint_it_continues(dataset: Path, finish
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
-    assert list(tmp_path.glob(".checkpoint*"))  # the half that was written
+    assert list(tmp_path.glob(".checkpoint*"))  # the partial file
     resumed = command("co_training.py", *arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming" in resumed.stderr
@@ -255,7 +314,7 @@ def test_killed_in_the_middle_of_a_checkpoint_it_continues(dataset: Path, finish
     assert_same_results(finished, tmp_path)
 
 
-def test_ctrl_c_saves_first(dataset: Path, tmp_path: Path):
+def test_ctrl_c_saves_the_run_before_the_exit(dataset: Path, tmp_path: Path):
     arguments = co_training(dataset, tmp_path, *SMALL, "--pretrain_steps", 100000)
     process = subprocess.Popen(
         [sys.executable, "co_training.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -287,7 +346,7 @@ def test_ctrl_c_saves_first(dataset: Path, tmp_path: Path):
         ("--value_constraint", "brute", "--warmup_rounds", "0", "--actor_grad", "both", "--size", "128,128"),
     ],
 )
-def test_variants_run_through(more: tuple[str, ...], dataset: Path, tmp_path: Path):
+def test_variants_run_to_the_end(more: tuple[str, ...], dataset: Path, tmp_path: Path):
     train(dataset, tmp_path, "--rounds", "1", "--pretrain_steps", "10", "--video_every", "0", *more)
     assert scores(tmp_path)[-1]["target_updates"] != "0"
 
@@ -311,8 +370,8 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads Linux's /proc")
-def test_killing_a_run_leaves_no_simulator_and_it_resumes_bit_for_bit(dataset: Path, tmp_path: Path):
-    """Two simulators in processes of their own, kill -9, and the same command again."""
+def test_a_killed_run_leaves_no_simulator_process_and_resumes_bit_for_bit(dataset: Path, tmp_path: Path):
+    """Kill a run with two simulator processes by SIGKILL, then repeat its command."""
     flags = ["--size", "32,32", "--envs", "2", "--rounds", "1", "--warmup_rounds", "0", "--pretrain_steps", "60"]
     flags += ["--checkpoint_minutes", "0.001", "--video_every", "0"]
     arguments = co_training(dataset, tmp_path / "killed", *flags)
@@ -333,7 +392,7 @@ def test_killing_a_run_leaves_no_simulator_and_it_resumes_bit_for_bit(dataset: P
     assert_same_results(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_evaluate_agrees_with_the_runs_own_score(finished: Path, tmp_path: Path):
+def test_evaluate_reproduces_the_last_score_of_a_run(finished: Path, tmp_path: Path):
     video = tmp_path / "episode.gif"
     result = command("evaluate.py", "--logdir", finished, "--episodes", 2, "--video", video)
     assert result.returncode == 0, result.stderr

@@ -1,23 +1,32 @@
-"""Collection by quality, and whether data and evaluation were recorded with the same settings."""
+"""Collection by quality, and the check that data and evaluation have the same simulator settings."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, co_training, tiny
+from PIL import Image
 from test_bad_input import refused
 
 import co_training as program
 import collect
+import evaluate
+from agents.agent import Agent
 from replay import OfflineDataset
 from tools import BadInput
+from training.checkpoint import resume_point
 from training.collecting import score_to_reach
 from training.logger import read_scores
+from training.methods import SELECTED, Phase, PhaseKind
+from training.trainer import Trainer
+from wrappers.shared import simulators
 from wrappers.shared.simulators import check_recorded_alike, env_settings
 
 LEARNING = ["--task", "walker_walk", "--envs", 0, "--size", "32,32", "--configs", "defaults", "dmc", "debug"]
@@ -31,14 +40,14 @@ def collected(folder: Path, *more: object) -> dict:
 def test_medium_replay_stops_at_the_evaluation_that_reaches_a_third(tmp_path: Path):
     described = collected(tmp_path, "--quality", "medium-replay", "--max_score", 0.75, "--episodes", 20)
     scores = [row for row in read_scores(tmp_path / "run") if row["phase"] == "evaluate"]
-    assert len(scores) == len(described["evaluations"]) == 1  # a quarter of a point is reached at once
+    assert len(scores) == len(described["evaluations"]) == 1  # the first evaluation reaches 0.25
     assert described["evaluations"][-1]["mean"] == float(scores[-1]["mean"]) >= described["score_to_reach"] == 0.25
     files = list((tmp_path / "data").glob("*.npz"))
-    assert len(files) == described["episodes"] == len(described["returns"]) == 36 // 12  # 26 random steps and 10 more
+    assert len(files) == described["episodes"] == len(described["returns"]) == 36 // 12  # 26 random steps, then 10
     assert described["quality"] == "medium-replay" and described["render"] == "fast"
 
 
-def test_medium_expert_that_is_out_of_reach_uses_every_episode_and_says_so(tmp_path: Path, capsys):
+def test_medium_expert_below_its_score_keeps_every_episode_and_prints_a_note(tmp_path: Path, capsys):
     described = collected(tmp_path, "--quality", "medium-expert", "--episodes", 4)
     assert described["episodes"] == 4 and described["score_to_reach"] == 1000
     assert "is below the 1000.0 asked for" in capsys.readouterr().err
@@ -51,7 +60,7 @@ def test_known_maxima():
     assert score_to_reach("walker_walk", None, None) == float("inf")
 
 
-def test_a_learning_collection_resumes_in_spite_of_an_old_partial_folder(tmp_path: Path):
+def test_a_learning_collection_resumes_beside_an_old_partial_folder(tmp_path: Path):
     (tmp_path / ".data.partial").mkdir()
     (tmp_path / ".data.partial" / "half.npz").write_bytes(b"half")
     first = collected(tmp_path, "--policy", "dreamer", "--episodes", 4)
@@ -61,7 +70,130 @@ def test_a_learning_collection_resumes_in_spite_of_an_old_partial_folder(tmp_pat
     assert again["returns"] == first["returns"] and again["evaluations"] == first["evaluations"]
 
 
-def test_a_full_disk_leaves_no_dataset_under_its_name(tmp_path: Path, capsys, monkeypatch):
+def test_a_finished_collection_can_have_more_episodes(tmp_path: Path, capsys):
+    whole = collected(tmp_path / "whole", "--policy", "dreamer", "--episodes", 6)
+    parts = collected(tmp_path / "parts", "--policy", "dreamer", "--episodes", 4)
+    (tmp_path / "parts" / "data").rename(tmp_path / "before")
+    longer = collected(tmp_path / "parts", "--policy", "dreamer", "--episodes", 6)
+    assert longer["returns"] == whole["returns"] and longer["returns"][:4] == parts["returns"]
+    (tmp_path / "parts" / "data").rename(tmp_path / "longer")
+    fewer = [
+        "--policy",
+        "dreamer",
+        "--episodes",
+        4,
+        "--out",
+        tmp_path / "fewer",
+        "--logdir",
+        tmp_path / "parts" / "run",
+    ]
+    assert "give --episodes 6" in refused(collect.main, [*LEARNING, *fewer], capsys)
+
+
+def test_where_a_run_continues():
+    random, evaluate = Phase(PhaseKind.EVALUATE_RANDOM), Phase(PhaseKind.EVALUATE, round=1)
+    online, offline = Phase(PhaseKind.TRAIN_SOURCE, 20), Phase(PhaseKind.TRAIN_TARGET, 20, round=1)
+
+    def phases(*middle: Phase) -> list[Phase]:
+        return [random, *middle, evaluate]
+
+    old = phases(online, offline)
+    assert resume_point(old, old, 2, 7, 1) == (2, 7)
+    assert resume_point(old, old, 4, 0, 1) == (4, 0)  # finished
+    assert resume_point(old, phases(online, replace(offline, iterations=30)), 4, 0, 3) == (2, 20)
+    assert resume_point(old, phases(online, replace(offline, iterations=6)), 2, 7, 1) is None
+    assert resume_point(old, phases(replace(online, iterations=30), offline), 4, 0, 1) is None
+    old, new = phases(online), phases(replace(online, iterations=30))
+    assert resume_point(old, new, 3, 0, 3) == (1, 21)  # three simulators stepped together
+    assert resume_point(new, old, 3, 0, 3) is None
+    selected = replace(online, source=SELECTED)
+    assert resume_point(phases(selected), phases(replace(selected, iterations=30)), 3, 0, 1) is None
+
+
+def saved_actions(data: Path) -> np.ndarray:
+    """The executed actions of all episodes, (steps, A)."""
+    names = sorted(data.glob("*.npz"), key=lambda path: path.name.split("-")[1])
+    return np.concatenate([np.load(name)["action"][1:] for name in names])
+
+
+@pytest.mark.parametrize("policy", ["dreamer", "checkpoint"])
+def test_action_noise_is_executed_saved_and_given_to_the_agents_next_step(policy: str, tmp_path: Path, monkeypatch):
+    more = ["--policy", policy, "--episodes", 4, "--action_noise", 0.3]
+    if policy == "checkpoint":
+        collected(tmp_path / "trained", "--policy", "dreamer", "--episodes", 3)
+        more += ["--checkpoint", tmp_path / "trained" / "run", "--agent", "source"]
+    chosen, given = [], []
+    act = Agent.act
+
+    def recorded(agent, observation, state, first, sample):
+        action, new = act(agent, observation, state, first, sample)
+        if sample:  # else an evaluation, which has no noise
+            chosen.append(action[0])
+            given.append(None if state is None else state["action"][0].numpy().copy())
+        return action, new
+
+    monkeypatch.setattr(Agent, "act", recorded)
+    folders = ["--logdir", tmp_path / "run"] if policy == "dreamer" else []
+    collect.main([str(a) for a in [*LEARNING, "--out", tmp_path / "data", *folders, *more]])
+    executed = saved_actions(tmp_path / "data")[-len(chosen) :]  # after the random steps
+    noise = (executed - chosen)[abs(executed) < 1]
+    assert 0.2 < noise.std() < 0.4 and abs(executed).max() <= 1
+    np.testing.assert_array_equal(given[1:], executed[:-1])
+    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["action_noise"] == 0.3
+
+
+def test_a_stopped_collection_with_noise_resumes_exactly(tmp_path: Path, monkeypatch):
+    more = ["--policy", "dreamer", "--episodes", 4, "--action_noise", 0.3]
+    whole = collected(tmp_path / "whole", *more)
+    count = Trainer._count
+
+    def stop(trainer: Trainer, stride: int) -> None:
+        count(trainer, stride)
+        if trainer.progress.step == 34:  # after 32 agent steps, in the middle of an episode
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_count", stop)
+    with pytest.raises(SystemExit):
+        collected(tmp_path / "parts", *more)
+    monkeypatch.setattr(Trainer, "_count", count)
+    resumed = collected(tmp_path / "parts", *more)
+    assert resumed == whole and whole["action_noise"] == 0.3
+    np.testing.assert_array_equal(*(saved_actions(tmp_path / name / "data") for name in ("whole", "parts")))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    Image.new("RGB", (50, 80), (0, 200, 0)).save(folder / "green.png")
+    return folder
+
+
+def test_an_agent_of_a_collection_is_evaluated_with_its_background(clips: Path, tmp_path: Path, monkeypatch):
+    collected(tmp_path, "--policy", "dreamer", "--episodes", 3, "--background", clips)
+    made, make_env = [], simulators.make_env
+
+    def recorded(task, **settings):
+        made.append(settings.get("background"))
+        return make_env(task, **settings)
+
+    monkeypatch.setattr(simulators, "make_env", recorded)
+    evaluate.main(["--logdir", str(tmp_path / "run"), "--agent", "source", "--episodes", "1"])
+    assert made == [str(clips)]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_experts_dataset_needs_the_background_of_its_training(trained: bool, clips: Path, tmp_path: Path, capsys):
+    background = ["--background", clips]
+    collected(tmp_path, "--policy", "dreamer", "--episodes", 3, *background * trained)
+    expert = ["--policy", "checkpoint", "--checkpoint", tmp_path / "run", "--agent", "source", "--episodes", 1]
+    arguments = [*LEARNING, "--out", tmp_path / "expert", *expert]
+    line = refused(collect.main, [*arguments, *background * (not trained)], capsys)
+    assert line.endswith(f"give --background {clips if trained else repr('')}")
+    collect.main([str(a) for a in [*arguments, *background * trained]])
+
+
+def test_a_full_disk_leaves_no_folder(tmp_path: Path, capsys, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
@@ -91,12 +223,18 @@ def described(dataset: Path, changes: dict | None, tmp_path: Path) -> Path:
         ({"background": "clips"}, "--background clips"),
     ],
 )
-def test_data_with_other_settings_is_refused_with_the_flag_to_give(
+def test_data_with_other_settings_gives_an_error_that_names_the_flag(
     changes: dict, flag: str, dataset: Path, tmp_path: Path, capsys
 ):
     folder = described(dataset, changes, tmp_path)
     line = refused(program.main, [*co_training(folder, tmp_path / "run"), "--envs", 0], capsys)
     assert line.endswith(f"give {flag}")
+
+
+def test_data_without_a_background_is_not_evaluated_with_one(clips: Path, dataset: Path, tmp_path: Path, capsys):
+    flags = ["--envs", 0, "--background", clips]
+    line = refused(program.main, [*co_training(dataset, tmp_path / "run"), *flags], capsys)
+    assert line.endswith("give --background ''")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +249,7 @@ def test_a_meta_world_dataset_with_another_camera_or_flip(changes: dict, flag: s
         check_recorded_alike(folder, OfflineDataset(folder, size=64).description, simulator)
 
 
-def test_data_without_a_record_is_used_with_a_note(dataset: Path, tmp_path: Path, capsys):
+def test_data_without_a_description_is_used_with_a_note(dataset: Path, tmp_path: Path, capsys):
     folder = described(dataset, None, tmp_path)
     simulator = {"suite": "dmc", "task": "dmc_walker_downhill", "render": "fast", "action_repeat": 2}
     check_recorded_alike(folder, OfflineDataset(folder, size=64).description, simulator)
@@ -132,7 +270,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared example data is not beside the repository")
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
-def test_other_programs_data_trains(name: str, tmp_path: Path):
+def test_training_on_data_of_other_programs(name: str, tmp_path: Path):
     flags = ["--envs", 0, "--size", "32,32", "--rounds", 1, "--pretrain_steps", 5, "--warmup_rounds", 0]
     arguments = co_training(
         SHARED / name, tmp_path / "run", *flags, "--video_every", 0, "--dataset_cache", tmp_path / "c"
@@ -142,7 +280,7 @@ def test_other_programs_data_trains(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_collection_that_is_stopped_keeps_its_whole_episodes(number: int, tmp_path: Path):
+def test_a_stopped_collection_keeps_its_complete_episodes(number: int, tmp_path: Path):
     arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 100_000, "--time_limit", 5]
     command = [sys.executable, "collect.py", *map(str, arguments), "--configs", "defaults", "dmc", "--size", "32,32"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -6,7 +6,7 @@ import torch
 
 from training.collector import Collector, episode_seed
 from training.evaluator import evaluate
-from training.policies import Policy, RandomPolicy
+from training.policies import Policy, RandomPolicy, noisy
 from wrappers import make_env
 from wrappers.shared.vector import SyncEnv, make_envs
 
@@ -26,7 +26,7 @@ def collected(env, steps: int, policy: Policy | None = None) -> list[dict]:
     return episodes
 
 
-def test_row_t_holds_the_action_that_led_to_image_t(env):
+def test_row_t_has_the_action_that_led_to_image_t(env):
     (episode,) = collected(env, 5)
     assert {len(v) for v in episode.values()} == {6}
     assert not episode["action"][0].any() and episode["reward"][0] == 0
@@ -47,7 +47,7 @@ def test_episodes_differ_and_are_reproducible(env):
         np.testing.assert_array_equal(one["action"], other["action"])
 
 
-def test_a_policy_gets_its_state_and_where_episodes_begin(env):
+def test_a_policy_gets_its_last_state_and_a_flag_where_episodes_begin(env):
     calls = []
 
     def policy(observation, state, first):
@@ -60,7 +60,7 @@ def test_a_policy_gets_its_state_and_where_episodes_begin(env):
     assert [state for _, _, state in calls] == [None, 1, 2, 3, 4, 5, 6]
 
 
-def test_a_collector_continues_in_the_middle_of_an_episode(env):
+def test_a_restored_collector_continues_in_the_middle_of_an_episode(env):
     whole: list[dict] = []
     collector = Collector([SyncEnv(env)], whole.append, seed=3)
     for _ in range(3):
@@ -78,8 +78,25 @@ def test_a_collector_continues_in_the_middle_of_an_episode(env):
             np.testing.assert_array_equal(one[key], two[key])
 
 
-def test_simulators_in_processes_collect_what_one_in_this_process_does(env):
-    """Three side by side begin episodes 0, 1, 2; each is the same as when collected alone."""
+def test_without_action_noise_no_noise_is_drawn(env):
+    collector = Collector([SyncEnv(env)], lambda episode: None, seed=3, action_noise=0.0)
+    before = collector.noise_rng.bit_generator.state
+    for _ in range(3):
+        collector.step()
+    assert collector.noise_rng.bit_generator.state == before
+
+
+def test_the_state_of_a_policy_with_noise_has_the_executed_action():
+    def policy(observation, state, first):
+        return np.full((2, 3), 0.5, np.float32), {"deter": torch.ones(2, 4), "action": torch.full((2, 3), 0.5)}
+
+    action, state = noisy(policy, 0.4, np.random.default_rng(0))({}, None, np.array([True, True]))
+    assert (action != 0.5).all() and state["deter"].eq(1).all()
+    torch.testing.assert_close(state["action"], torch.from_numpy(action))
+
+
+def test_simulators_in_processes_collect_the_same_as_one_in_this_process(env):
+    """Three simulators run episodes 0, 1 and 2, one each; the single one runs them one after the other."""
     alone = collected(env, 15, lambda observation, state, first: (np.full((1, 6), 0.3, np.float32), None))
     envs = make_envs("walker_walk", 3, size=16, time_limit=5)
     together: list[dict] = []
@@ -95,13 +112,13 @@ def test_simulators_in_processes_collect_what_one_in_this_process_does(env):
         np.testing.assert_array_equal(one["reward"], other["reward"])
 
 
-def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):
-    def noisy(observation, state, first):
+def test_an_evaluation_is_reproducible_and_changes_no_rng_state(env):
+    def random(observation, state, first):
         return torch.rand(1, 6).numpy() * 2 - 1, state
 
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one, two, other = (evaluate(noisy, [SyncEnv(env)], 2, seed) for seed in (1, 1, 2))
+    one, two, other = (evaluate(random, [SyncEnv(env)], 2, seed) for seed in (1, 1, 2))
     assert one.returns == two.returns != other.returns
     assert torch.equal(torch.get_rng_state(), before)
     assert one.frames.shape == (6, 16, 16, 3)
@@ -109,8 +126,8 @@ def test_an_evaluation_is_reproducible_and_changes_no_random_state(env):
     assert (one.mean, one.std) == pytest.approx((np.mean(one.returns), np.std(one.returns)))
 
 
-def test_episodes_side_by_side_are_those_one_after_the_other(env):
-    """For a deterministic policy; three episodes in two simulators, so the last one runs alone."""
+def test_parallel_evaluation_equals_sequential_evaluation(env):
+    """With a deterministic policy. Two simulators run three episodes, so the third runs alone."""
 
     def policy(observation, state, first):
         state = np.where(first, 0.0, 0.0 if state is None else state) + observation["image"].mean((1, 2, 3)) / 255
@@ -127,7 +144,7 @@ def test_episodes_side_by_side_are_those_one_after_the_other(env):
     assert sum(steps) == 15
 
 
-def test_an_episode_that_ends_early_waits_for_the_others(env):
+def test_a_finished_episode_is_not_stepped_while_others_run(env):
     class Short(SyncEnv):
         def reset_async(self, seed=None):
             super().reset_async(seed=seed)

@@ -1,4 +1,4 @@
-"""configs.yaml and the flags: order, types, and what is refused."""
+"""configs.yaml and the flags: order, types, and invalid values."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ import config as settings
 from co_training import algorithm_1
 from tools import BadInput
 from training.methods import METHODS
-from wrappers import SUITES
+from wrappers import SUITES, Suite
 
 
 def merged(*names: str, **flags: str) -> dict:
@@ -62,7 +62,7 @@ def test_the_papers_values():
     assert (dmc["model_lr"], dmc["actor_lr"], dmc["value_lr"], dmc["discount"]) == (2e-4, 4e-5, 1e-4, 0.995)
 
 
-def test_flags_take_the_type_of_the_default():
+def test_flags_have_the_type_of_the_default():
     config = parsed("--configs", "defaults", "dmc", "--batch_size", "1e1", "--model_lr=3e-4", "--size", "32,32",
                     "--pred_discount", "true", "--source_task", "walker_walk")  # fmt: skip
     assert (config.batch_size, config.model_lr, config.size) == (10, 3e-4, [32, 32])
@@ -90,10 +90,10 @@ def test_flags_take_the_type_of_the_default():
         (["--seed"], "expected one argument"),
     ],
 )
-def test_bad_settings_are_refused_in_one_line(arguments: list[str], message: str):
-    with pytest.raises(BadInput, match=re.escape(message)) as refused:
+def test_bad_settings_raise_bad_input_with_one_line(arguments: list[str], message: str):
+    with pytest.raises(BadInput, match=re.escape(message)) as error:
         parsed(*arguments)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,84 @@ def test_bad_settings_are_refused_in_one_line(arguments: list[str], message: str
         ("defaults:\n  batch_size: 3\ndmc: 4\n", "block dmc"),
     ],
 )
-def test_an_edited_file_is_checked(text: str, message: str, tmp_path: Path):
+def test_a_bad_settings_file_raises_bad_input(text: str, message: str, tmp_path: Path):
     path = tmp_path / "configs.yaml"
     path.write_text(text)
     with pytest.raises(BadInput, match=message):
         settings.read_blocks(path)
 
 
-def test_the_written_settings_can_be_put_back(tmp_path: Path):
+def test_written_settings_can_be_read_again(tmp_path: Path):
     config = parsed("--configs", "defaults", "dmc", "debug", "--model_lr", "1e-5")
     path = tmp_path / "configs.yaml"
     path.write_text("defaults:\n" + "".join(f"  {line}\n" for line in settings.to_yaml(config).splitlines()))
     again = settings.merge(settings.read_blocks(path), [], {})
     assert again == {k: v for k, v in vars(config).items() if k != "configs"}
+
+
+RUN = ("--source_task", "walker-walk", "--target_task", "walker_downhill", "--offline_traindir")
+
+
+def default_logdir(*arguments: str) -> str:
+    config = parsed(*arguments)
+    resolved, _ = settings.resolve(config, METHODS[config.method], lambda config: algorithm_1(config))
+    return resolved.logdir.removeprefix("runs/").replace("dmc_walker_walk-to-dmc_walker_downhill", "PAIR")
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (("data/walker_downhill", "--configs", "defaults", "dmc"), "PAIR-dmc-seed0"),
+        (("/data/walker_downhill/", "--device", "cpu", "--rounds", "9", "--seed", "3"), "PAIR-seed3"),
+        (("data/expert", "--configs", "defaults", "dmc"), "PAIR-dmc-data=expert-seed0"),
+        (
+            ("walker_downhill", "--configs", "defaults", "dmc", "--state_alignment", "False"),
+            "PAIR-dmc-state_alignment=False-seed0",
+        ),
+        (
+            ("walker_downhill", "--size=32,32", "--configs", "defaults", "dmc", "--background", "a/b c"),
+            "PAIR-dmc-size=32x32-background=a_b_c-seed0",
+        ),
+        (("walker_downhill", "--size", "32,32", "--configs", "defaults", "small"), "PAIR-small-seed0"),
+        (
+            ("walker_downhill", "--method", "offline_dv2", "--ensemble", "3"),
+            "offline_dv2-dmc_walker_downhill-ensemble=3-seed0",
+        ),
+    ],
+)
+def test_the_default_directory_is_named_by_what_differs_from_the_blocks(flags: tuple[str, ...], name: str):
+    assert default_logdir(*RUN, *flags) == name
+
+
+def test_a_long_default_directory_ends_with_a_hash():
+    many = [part for key in ("units", "batch_size", "batch_length", "cnn_depth", "dyn_deter", "dyn_hidden", "dyn_stoch",
+            "dyn_discrete", "actor_layers", "value_layers", "state_layers") for part in (f"--{key}", "7")]  # fmt: skip
+    one, same, other = (default_logdir(*RUN, "expert", *many, *more) for more in ((), (), ("--units", "9")))
+    assert one == same != other and one.startswith("PAIR-data=expert-batch_size=7-")
+    assert re.fullmatch(r"PAIR-.*-[0-9a-f]{8}-seed0", one) and len(one) < 160
+
+
+@pytest.mark.parametrize(
+    ("blocks", "target", "right"),
+    [
+        (["metaworld", "small"], "walker_downhill", "defaults dmc small"),
+        ([], "walker_downhill", "defaults dmc"),
+        (["small"], "robodesk_push_green", "defaults robodesk small"),
+        (["release", "metaworld"], "walker_downhill", "defaults release"),
+        (["dmc", "metaworld"], "walker_downhill", "defaults dmc"),
+        (["dmc"], "walker_downhill", None),
+        (["metaworld", "dmc"], "walker_downhill", None),
+        (["release", "small"], "door-close", None),
+    ],
+)
+def test_a_suite_block_that_does_not_fit_the_target_gives_a_warning(blocks: list, target: str, right: str | None):
+    warning = settings.block_warning(blocks, target)
+    assert warning is None if right is None else warning.endswith(f"give --configs {right}") and "\n" not in warning
+
+
+def test_a_suite_without_a_block_gives_no_warning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SUITES, "dots", Suite(name="dots", title="Dots", tasks=("middle",), make=None))
+    assert settings.block_warning(["dmc"], "dots_middle") is None
 
 
 def test_settings_are_read_only():
@@ -132,7 +197,7 @@ def test_settings_are_read_only():
     assert (config.seed, changed.seed) == (0, 3) and changed.replace(seed=0) == config
 
 
-def test_resolve_computes_what_depends_on_the_schedule():
+def test_resolve_computes_derived_settings():
     flags = ("--source_task", "walker-walk", "--target_task", "walker_downhill", "--configs", "defaults", "dmc")
     config = parsed(*flags)
     method = METHODS["coworld"]

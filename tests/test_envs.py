@@ -349,20 +349,45 @@ def test_dataset_must_have_been_recorded_alike(dots, tmp_path, capsys):
             check_recorded_alike(tmp_path, {**simulator, key: "other"}, simulator)
     with pytest.raises(BadInput, match="background clips, evaluation would use none: give --background clips"):
         check_recorded_alike(tmp_path, {**simulator, "background": "clips"}, simulator)
+    with pytest.raises(BadInput, match="background none, evaluation would use clips: give --background ''"):
+        check_recorded_alike(tmp_path, simulator, {**simulator, "background": "clips"})
     check_recorded_alike(tmp_path, {"task": "dots_move_corner"}, simulator)
     notes = capsys.readouterr().err
     assert "evaluation uses action_repeat 3 (--dots_action_repeat), flip True (--dots_flip)" in notes
     assert f"{tmp_path} contains dots_move_corner, the target is dots_move-middle" in notes
+    assert "background" not in notes
+    del simulator["background"]
+    check_recorded_alike(tmp_path, simulator, {**simulator, "background": "clips"})
+    assert "evaluation uses background clips (--background)" in capsys.readouterr().err
+
+
+def test_smaller_images_than_the_simulators_give_a_warning(tmp_path, capsys):
+    simulator = make_env("walker_walk", size=64).get_wrapper_attr("description")
+    for size in (64, 84):
+        check_recorded_alike(tmp_path, {**simulator, "size": size}, simulator)
+    assert capsys.readouterr().err == ""
+    check_recorded_alike(tmp_path, {**simulator, "size": 32}, simulator)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and line.endswith("give --size 32,32")
 
 
 def test_agent_must_have_been_trained_alike(dots, tmp_path):
-    check_trained_alike(tmp_path, settings(), settings(dots_flip=True), "move-middle")
+    check_trained_alike(tmp_path, settings(), "source", settings(dots_flip=True), "move-middle")
     with pytest.raises(BadInput, match="trained with dots_flip False: give --dots_flip False"):
-        check_trained_alike(tmp_path, settings(dots_flip=False), settings(), "move-middle")
+        check_trained_alike(tmp_path, settings(dots_flip=False), "source", settings(), "move-middle")
     full = settings()
     full.render = "full"
     with pytest.raises(BadInput, match=rf"--checkpoint {tmp_path}: .* trained with render full: give --render full"):
-        check_trained_alike(tmp_path, full, settings(), "move-middle")
+        check_trained_alike(tmp_path, full, "source", settings(), "move-middle")
+    behind, plain = settings(), settings()
+    behind.background = "clips"
+    check_trained_alike(tmp_path, behind, "source", plain, "walker_walk")  # a source has no background
+    for role in ("target", "collect"):
+        check_trained_alike(tmp_path, behind, role, behind, "walker_walk")
+        with pytest.raises(BadInput, match="trained with background clips: give --background clips"):
+            check_trained_alike(tmp_path, behind, role, plain, "walker_walk")
+    with pytest.raises(BadInput, match="trained with background none: give --background ''"):
+        check_trained_alike(tmp_path, behind, "source", behind, "walker_walk")
 
 
 def test_every_spelling_means_one_task():

@@ -38,14 +38,17 @@ def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path):
         ["dataset", "info", "data/dots"],
         ["co_training", "--method", "plain_offline", *target, *debug],
         ["co_training", "--source_task", "to_left", *target, "--dots_action_repeat", 1, *debug],
-        ["evaluate", "--logdir", "runs/plain_offline-dots_to_right-debug-seed0", "--episodes", 1],
+        ["evaluate", "--logdir", "runs/plain_offline-dots_to_right-debug-data=dots-size=32x32-seed0", "--episodes", 1],
         ["report", "runs"],
     ):
         done = run(project, *arguments)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
     assert "plain_offline" in done.stdout and "Dots" in done.stdout
     runs = {folder.name: folder for folder in (project / "runs").iterdir()}
-    assert set(runs) == {"plain_offline-dots_to_right-debug-seed0", "dots_to_left-to-dots_to_right-debug-seed0"}
+    assert set(runs) == {
+        "plain_offline-dots_to_right-debug-data=dots-size=32x32-seed0",
+        "dots_to_left-to-dots_to_right-debug-data=dots-size=32x32-seed0",
+    }
     for folder in runs.values():
         with (folder / "scores.csv").open() as file:
             last = list(csv.DictReader(file))[-1]

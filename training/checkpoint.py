@@ -6,6 +6,8 @@ of the replay's episodes, running episodes), the selector's counts, torch's RNG 
 """
 
 import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,13 @@ import gymnasium
 import torch
 
 from agents.agent import Agent
-from config import Config, task_names
+from config import LENGTHS, RESUMABLE_CHANGES, Config, aligned_steps, task_names
 from tools import BadInput, one_line, write_atomically
-from training.methods import COLLECTION, AgentBuilder, Phase, find_method
+from training.methods import COLLECTION, EVALUATIONS, ONLINE, SELECTED, AgentBuilder, Phase, find_method
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
 VERSION = 3  # of a checkpoint's contents
-
-RESUMABLE_CHANGES = set(  # settings that may differ when a run is resumed; phases and data are checked separately
-    "configs logdir device offline_traindir dataset_format dataset_cache replay_size eta_steps pretrain_steps "
-    "warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every eval_episodes "
-    "log_every video_every video_size checkpoint_minutes eval_envs compile".split()
-)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -58,33 +54,103 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def read_resumable(
-    logdir: Path, config: Config, phases: list[Phase], dataset: list[float] | None
-) -> dict[str, Any] | None:
-    """The checkpoint of a run directory, or None. Raises BadInput if it is of another run.
+    logdir: Path, config: Config, schedule: Callable[[Config], Sequence[Phase]], dataset: list[float] | None
+) -> tuple[Config, dict[str, Any] | None]:
+    """The settings and the checkpoint with which the run in ``logdir`` continues; None if there is no run.
 
-    ``dataset`` is `dataset_figures` of the data.
+    The checkpoint's progress is where the phases of ``config`` continue, see `resume_point`. If reward alignment has
+    begun, the settings keep the run's ``eta_steps``.
+
+    Args:
+        schedule: makes the phases of settings.
+        dataset: `dataset_figures` of the data.
+
+    Raises:
+        BadInput: the run has other settings or data, or finished phases that are not those of ``config``.
     """
     if not (logdir / CHECKPOINT).exists():
-        return None
+        return config, None
     saved = load_checkpoint(logdir / CHECKPOINT)
-    old, new = with_full_names(saved["config"]), with_full_names(vars(config))
-    for key in sorted((old.keys() & new.keys()) - RESUMABLE_CHANGES):
+    run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
+    compared = (saved["config"].keys() & vars(config).keys()) - RESUMABLE_CHANGES
+    if not saved["progress"]["aligned_steps"]:
+        compared -= {"eta_steps"}
+    elif config.eta_steps == aligned_steps(phases):
+        config = config.replace(eta_steps=run.eta_steps)
+    old, new = with_full_names(vars(run)), with_full_names(vars(config))
+    for key in sorted(compared):
         if old[key] != new[key]:
             raise BadInput(
                 f"{logdir} holds a run with {key} {old[key]}, not {new[key]}: "
                 f"give the old value to resume it, or another --logdir"
             )
-    if saved["phases"] != [str(phase.kind) for phase in phases[: len(saved["phases"])]]:
-        raise BadInput(
-            f"{logdir} has finished the phases {', '.join(saved['phases'])}, with which these settings do not begin: "
-            f"give the old number of warm-up rounds and rounds to resume it, or another --logdir"
-        )
+    saved["progress"] |= continued_progress(logdir, saved, run, config, schedule)
     if saved["dataset"] != dataset:
         raise BadInput(
             f"{logdir} holds a run on other data than {config.offline_traindir} (episodes, steps and "
             f"returns were {saved['dataset']}): give the old --offline_traindir, or another --logdir"
         )
-    return saved
+    return config, saved
+
+
+def continued_progress(
+    logdir: Path, saved: dict[str, Any], run: Config, config: Config, schedule: Callable[[Config], Sequence[Phase]]
+) -> dict[str, int]:
+    """The counters ``phase`` and ``iteration`` with which the phases of ``config`` continue those of ``run``.
+
+    Raises BadInput, with the settings to give, if they cannot.
+    """
+    phases, phase, iteration = schedule(run), saved["progress"]["phase"], saved["progress"]["iteration"]
+    if [str(p.kind) for p in phases[: len(saved["phases"])]] != saved["phases"]:
+        raise BadInput(f"{logdir} holds a run of another version of this program; give another --logdir")
+    point = resume_point(phases, schedule(config), phase, iteration, max(config.envs, 1))
+    if point is None:
+        changed = {key: getattr(run, key) for key in LENGTHS if getattr(run, key, None) != getattr(config, key, None)}
+        running = f" and {iteration} iterations of {phases[phase].kind}" if iteration else ""
+        given = " ".join(f"--{key} {getattr(config, key)}" for key in changed)
+        more = schedule(run.replace(rounds=run.rounds + 1))
+        longer = "target_iterations" in changed and resume_point(phases, more, phase, iteration, max(config.envs, 1))
+        raise BadInput(
+            f"{logdir} has finished {phase} phases{running}, which {given} would change: "
+            f"give {' '.join(f'--{key} {value}' for key, value in changed.items())}"
+            f"{' (or a larger --rounds, to train longer)' if longer else ''}, or another --logdir"
+        )
+    return {"phase": point[0], "iteration": point[1]}
+
+
+def resume_point(
+    old: Sequence[Phase], new: Sequence[Phase], phase: int, iteration: int, stride: int
+) -> tuple[int, int] | None:
+    """Where the phases ``new`` continue a run of the phases ``old``: (finished phases, iterations of the next one).
+
+    None if a finished phase would be another one, or the running one shorter than what is done. The last training
+    phase that is finished may have become longer, and evaluations after it may be others: they are repeated.
+
+    Args:
+        phase, iteration: finished phases of the run, and iterations of the running one.
+        stride: iterations of an online phase are a multiple of it.
+    """
+    same = next((i for i in range(phase) if i >= len(new) or new[i] != old[i]), phase)
+    if same == phase:
+        if not iteration:
+            return phase, 0
+        fits = same < len(new) and same_but_length(old[same], new[same]) and iteration <= new[same].iterations
+        return (phase, iteration) if fits else None
+    trained_after = any(p.kind not in EVALUATIONS for p in old[same + 1 : phase])
+    if same == len(new) or iteration or trained_after:
+        return None
+    if old[same].kind in EVALUATIONS:
+        return same, 0
+    if not same_but_length(old[same], new[same]) or old[same].iterations > new[same].iterations:
+        return None
+    if old[same].kind in ONLINE and old[same].source == SELECTED:
+        return None  # the selector has begun its next round
+    steps = stride if old[same].kind in ONLINE and old[same].kind != "pretrain_source" else 1
+    return same, -(-old[same].iterations // steps) * steps
+
+
+def same_but_length(one: Phase, other: Phase) -> bool:
+    return replace(one, iterations=0) == replace(other, iterations=0)
 
 
 def with_full_names(settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from config import Config, resolve
+from config import Config, resolve, run_directory
 from replay import save_episode
 from tools import BadInput, StopRequest, progress_bar
-from training.checkpoint import check_fits, load_agent
+from training.checkpoint import agent_role, check_fits, load_agent
 from training.collector import Collector
 from training.device import pick_device, seed_everything
 from training.logger import read_scores
 from training.methods import COLLECTION, Phase, PhaseKind
 from training.online import ONLINE_LOOPS
-from training.policies import Policy, agent_policy, noisy
+from training.policies import Policy, agent_policy
 from training.runs import open_trainer, run_to_completion
 from training.trainer import Trainer
 from wrappers import max_return, parse_task
@@ -36,12 +36,13 @@ def score_to_reach(task: str, quality: str | None, max_score: float | None) -> f
     return SHARE_OF_MAXIMUM[quality] * max_score
 
 
-def learning_phases(config: Config, episodes: int) -> list[Phase]:
-    """DreamerV2 online for ``episodes`` episodes, evaluated every ``eval_every`` steps."""
-    left = episodes * config.time_limit - config.prefill
+def learning_phases(config: Config) -> list[Phase]:
+    """DreamerV2 online for ``config.episodes`` episodes, evaluated every ``eval_every`` steps."""
+    left = config.episodes * config.time_limit - config.prefill
     if left < 0:
         raise BadInput(
-            f"--episodes {episodes} is fewer than the random steps at the start; lower --prefill {config.prefill}"
+            f"--episodes {config.episodes} is fewer than the random steps at the start: "
+            f"lower --prefill {config.prefill}"
         )
     phases = [
         Phase(PhaseKind.EVALUATE_RANDOM, domain="source"),
@@ -64,7 +65,8 @@ def collect_from_learner(config: Config, args: argparse.Namespace, folder: Path)
     config = config.replace(
         source_task=args.task,
         target_task="",
-        logdir=config.logdir or f"runs/collect-{parse_task(args.task)}-{kind}-seed{config.seed}",
+        logdir=config.logdir or str(run_directory(config, "collect", str(parse_task(args.task)), kind)),
+        episodes=args.episodes,  # the length of the run, so that its checkpoint has it
         replay_size=max(config.replay_size, args.episodes * config.time_limit),
     )
     wanted = score_to_reach(args.task, args.quality, args.max_score)
@@ -72,8 +74,8 @@ def collect_from_learner(config: Config, args: argparse.Namespace, folder: Path)
     def reached(trainer: Trainer) -> bool:
         return trainer.progress.last_score is not None and trainer.progress.last_score >= wanted
 
-    config, phases = resolve(config, COLLECTION, lambda config: learning_phases(config, args.episodes))
-    with open_trainer(config, COLLECTION, phases) as trainer:
+    config, _ = resolve(config, COLLECTION, learning_phases)
+    with open_trainer(config, COLLECTION, learning_phases) as trainer:
         run_to_completion(trainer, ONLINE_LOOPS, until=reached)
         if args.quality and not reached(trainer):
             score = trainer.progress.last_score
@@ -87,6 +89,7 @@ def collect_from_learner(config: Config, args: argparse.Namespace, folder: Path)
             "steps": sum(replay.lengths[: args.episodes]),
             "evaluations": [{"steps": int(row["source_steps"]), "mean": float(row["mean"])} for row in scores],
             "score_to_reach": wanted if args.quality else None,
+            "action_noise": config.action_noise,
         }
 
 
@@ -113,9 +116,7 @@ def collect_from_policy(config: Config, args: argparse.Namespace, folder: Path, 
             check_fits(agent, envs[0], args.task)
         seed_everything(config.seed)
         episodes = EpisodeSaver(folder, config.seed, args.episodes)
-        collector = Collector(envs, episodes.save, config.seed)
-        noise_rng = np.random.default_rng([config.seed, 1])
-        policy = noisy(policy or collector.random_policy, config.action_noise, noise_rng)
+        collector = Collector(envs, episodes.save, config.seed, config.action_noise)
         collect_episodes(collector, policy, episodes, stop)
         description = envs[0].get_wrapper_attr("description")
     finally:
@@ -130,7 +131,10 @@ def load_policy(config: Config, args: argparse.Namespace) -> tuple[Config, Any, 
     if args.checkpoint is None:
         raise BadInput("--checkpoint is missing: give the run directory of the agent")
     agent, trained = load_agent(args.checkpoint, args.agent, pick_device(config.device))
-    check_trained_alike(args.checkpoint, trained, config, args.task)
+    if "size" in args.changed and config.size != trained.size:
+        observes = f"the agent of --checkpoint observes {trained.size[0]} pixels"
+        raise BadInput(f"--size {config.size[0]}: {observes}; remove it")
+    check_trained_alike(args.checkpoint, trained, agent_role(trained, args.agent), config, args.task)
     return config.replace(size=trained.size), agent, agent_policy(agent, sample=True)
 
 
@@ -153,8 +157,8 @@ class EpisodeSaver:
         self.lengths.append(len(episode["reward"]) - 1)
 
 
-def collect_episodes(collector: Collector, policy: Policy, episodes: EpisodeSaver, stop: StopRequest) -> None:
-    """Step the collector until all episodes are saved, or until Ctrl-C or SIGTERM."""
+def collect_episodes(collector: Collector, policy: Policy | None, episodes: EpisodeSaver, stop: StopRequest) -> None:
+    """Step the collector until all episodes are saved, or until Ctrl-C or SIGTERM. Without a policy, at random."""
     with stop.listening(), progress_bar(episodes.limit, "episodes") as bar:
         while len(episodes.returns) < episodes.limit and stop.signal is None:
             collector.step(policy)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from training.device import generator_state, restore_generator
-from training.policies import Policy, RandomPolicy
+from training.policies import Policy, RandomPolicy, noisy
 
 
 @dataclass
@@ -58,12 +58,20 @@ class Collector:
     Args:
         envs: simulators of one task, `ProcessEnv` or `SyncEnv` of wrappers/shared/vector.py.
         on_episode: called with each finished episode, a dict of arrays.
-        seed: determines all episodes and the random policy.
+        seed: determines all episodes, the random policy and the noise.
+        action_noise: weight w of the noise that is added to every action (see `policies.noisy`).
     """
 
-    def __init__(self, envs: list[Any], on_episode: Callable[[dict[str, np.ndarray]], None], seed: int):
+    def __init__(
+        self,
+        envs: list[Any],
+        on_episode: Callable[[dict[str, np.ndarray]], None],
+        seed: int,
+        action_noise: float = 0.0,
+    ):
         self.slots, self.on_episode, self.seed = [EnvSlot(env) for env in envs], on_episode, seed
         self.random_policy = RandomPolicy(envs[0].action_space, np.random.default_rng([seed, 0]))
+        self.action_noise, self.noise_rng = action_noise, np.random.default_rng([seed, 0, 2])
         self.episodes_begun = 0
         self.policy_state: Any = None
         self._actions: np.ndarray | None = None  # of the running step
@@ -77,12 +85,13 @@ class Collector:
         self.finish()
 
     def start(self, policy: Policy | None = None) -> None:
-        """Begin new episodes if needed; send each simulator an action of ``policy``, or a random one."""
+        """Begin new episodes if needed; send each simulator an action of ``policy``, or a random one, with noise."""
         first = np.array([slot.builder is None for slot in self.slots])
         self._begin_episodes([slot for slot in self.slots if slot.builder is None])
         keys = self.slots[0].env.observation_space
         observation = {key: np.stack([slot.builder.rows[key][-1] for slot in self.slots]) for key in keys}
-        self._actions, state = (policy or self.random_policy)(observation, self.policy_state, first)
+        act = noisy(policy or self.random_policy, self.action_noise, self.noise_rng)
+        self._actions, state = act(observation, self.policy_state, first)
         self.policy_state = None if policy is None else state
         for slot, action in zip(self.slots, self._actions, strict=True):
             slot.env.step_async(action)
@@ -123,8 +132,8 @@ class Collector:
         for slot in self.slots:
             actions = slot.builder and torch.from_numpy(np.stack(slot.builder.rows["action"])[1:])
             slots.append({"index": slot.index, "actions": actions})
-        rng = generator_state(self.random_policy.rng)
-        return {"slots": slots, "episodes": self.episodes_begun, "policy_state": self.policy_state, "rng": rng}
+        rngs = {"rng": generator_state(self.random_policy.rng), "noise_rng": generator_state(self.noise_rng)}
+        return {"slots": slots, "episodes": self.episodes_begun, "policy_state": self.policy_state, **rngs}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Restore the state that `state_dict` returned. The number of simulators must be the same."""
@@ -132,6 +141,8 @@ class Collector:
         self.policy_state = policy_state and {k: v.to(device) for k, v in policy_state.items()}
         self.episodes_begun = state["episodes"]
         restore_generator(self.random_policy.rng, state["rng"])
+        if "noise_rng" in state:  # not in older checkpoints
+            restore_generator(self.noise_rng, state["noise_rng"])
         for slot, saved in zip(self.slots, state["slots"], strict=True):
             slot.index, slot.builder = saved["index"], None
             if saved["actions"] is not None:

@@ -13,15 +13,19 @@ from tools import BadInput
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. Raises BadInput if this machine has none of the kind."""
+    """The device of ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. Raises BadInput if it is another, or not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise BadInput(f"device {name!r} is not known; give auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(f"device {name!r} is not supported; give auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"device {name}: torch {torch.__version__} finds no GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device {name}: this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
     return device
 
 

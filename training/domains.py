@@ -1,6 +1,7 @@
 """The domains of a run: each has a task, data, an agent and batches; an `OnlineDomain` has simulators too."""
 
-from contextlib import ExitStack
+import json
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,19 @@ class Domain:
 
 
 class OnlineDomain(Domain):
-    """A domain whose agent learns in a simulator. ``seed`` is that of its episodes."""
+    """A domain whose agent learns in a simulator.
+
+    ``seed`` is that of its episodes, ``action_noise`` the weight of the noise in its actions.
+    """
 
     store: OnlineReplay
 
     def __init__(
         self, name: str, task: str, store: OnlineReplay, agent: Agent, config: Config, rng: np.random.Generator,
-        *, envs: list[Any], seed: int, logger: Logger,
+        *, envs: list[Any], seed: int, action_noise: float, logger: Logger,
     ):  # fmt: skip
         super().__init__(name, task, store, agent, config, rng)
-        self.collector, self.logger = Collector(envs, self._add_episode, seed), logger
+        self.collector, self.logger = Collector(envs, self._add_episode, seed, action_noise), logger
 
     @property
     def policy(self) -> Policy:
@@ -186,8 +190,10 @@ def build_domains(
         replay = OnlineReplay(Path(config.logdir).expanduser() / f"{name}_replay", capacity=config.replay_size)
         # Stream 1 of the run's RNG samples the first online domain's batches, 2 the dataset's, then the others'.
         rng = np.random.default_rng([config.seed, 1 if index == 0 else 2 + index])
-        simulators = {"envs": envs[name], "seed": source_seed(config.seed, index), "logger": logger}
-        domains[name] = OnlineDomain(name, tasks[name][0], replay, agents[name], config, rng, **simulators)
+        task, role = tasks[name]
+        noise = config.action_noise if role == "collect" else 0.0
+        collecting = {"envs": envs[name], "seed": source_seed(config.seed, index), "action_noise": noise}
+        domains[name] = OnlineDomain(name, task, replay, agents[name], config, rng, **collecting, logger=logger)
     if dataset is not None:
         rng = np.random.default_rng([config.seed, 2])
         domains["target"] = Domain("target", tasks["target"][0], dataset, agents["target"], config, rng)
@@ -202,4 +208,15 @@ def check_dataset(dataset: OfflineDataset, evaluator: Evaluator, config: Config)
             f"--offline_traindir {config.offline_traindir}: its actions have {found} dimensions, those of "
             f"{evaluator.tasks['target'][0]} have {expected}; give that task's dataset"
         )
-    check_recorded_alike(dataset.directory, dataset.description, evaluator.description("target"))
+    check_recorded_alike(dataset.directory, recorded_settings(dataset), evaluator.description("target"))
+
+
+def recorded_settings(dataset: OfflineDataset) -> dict[str, Any]:
+    """The dataset's description. ``background`` is None if dataset.json has null for it: recorded without one.
+
+    `OfflineDataset.description` leaves null values out.
+    """
+    with suppress(OSError, ValueError):
+        written = json.loads((dataset.directory / "dataset.json").read_text())
+        return {"background": None, **dataset.description} if "background" in written else dataset.description
+    return dataset.description

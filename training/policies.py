@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
+import torch
 
 from agents.agent import Agent
 
@@ -36,10 +37,21 @@ def agent_policy(agent: Agent, sample: bool) -> Policy:
 
 
 def noisy(policy: Policy, w: float, rng: np.random.Generator) -> Policy:
-    """``policy`` with action a + w n, n ~ N(0, 1), clipped to [-1, 1] (Table 10)."""
+    """``policy`` with action a + w n, n ~ N(0, 1), clipped to [-1, 1] (Table 10); ``policy`` itself if ``w`` is 0.
+
+    An agent's state gets this action, the executed one, so that its next posterior uses it.
+    """
 
     def act(observation: Observation, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
         action, state = policy(observation, state, first)
-        return np.clip(action + w * rng.standard_normal(action.shape), -1, 1).astype(np.float32), state
+        executed = np.clip(action + w * rng.standard_normal(action.shape), -1, 1).astype(np.float32)
+        return executed, with_executed_action(state, executed)
 
     return act if w else policy
+
+
+def with_executed_action(state: Any, action: np.ndarray) -> Any:
+    """A policy's state with another last action (N, A). The state of a policy without memory is returned as it is."""
+    if not isinstance(state, dict) or "action" not in state:
+        return state
+    return {**state, "action": torch.as_tensor(action).to(state["action"])}

@@ -1,7 +1,7 @@
 """Opening a run: building or resuming its parts, running it to its end, and closing them."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -35,10 +35,10 @@ def dataset_figures(dataset: OfflineDataset | None) -> list[float] | None:
 
 
 @contextmanager
-def open_trainer(config: Config, method: Method, phases: list[Phase]) -> Iterator[Trainer]:
+def open_trainer(config: Config, method: Method, schedule: Callable[[Config], Sequence[Phase]]) -> Iterator[Trainer]:
     """Build a run, or resume the one in ``config.logdir``; simulators, records and lock are closed at the end.
 
-    ``config`` and ``phases`` are those of `config.resolve`.
+    ``config`` is that of `config.resolve`; ``schedule`` makes the phases of settings.
     """
     device = pick_device(config.device)
     keep_freed_memory()
@@ -48,7 +48,8 @@ def open_trainer(config: Config, method: Method, phases: list[Phase]) -> Iterato
     with ExitStack() as resources:
         resources.enter_context(lock_directory(logdir))  # first, so that it is released last
         figures = dataset_figures(dataset)
-        saved = read_resumable(logdir, config, phases, figures)
+        config, saved = read_resumable(logdir, config, schedule, figures)
+        phases = list(schedule(config))
         progress = Progress(**saved["progress"]) if saved else Progress()
         for leftover in logdir.glob(f".{CHECKPOINT}.*tmp"):
             leftover.unlink()
@@ -71,7 +72,8 @@ def open_trainer(config: Config, method: Method, phases: list[Phase]) -> Iterato
         else:
             for source in trainer.sources:
                 source.clear()
-        write_text(logdir / "config.yaml", to_yaml(config))
+        if progress.phase < len(phases):  # else the record of the finished run stays
+            write_text(logdir / "config.yaml", to_yaml(config))
         yield trainer
 
 
@@ -107,10 +109,12 @@ def summary(trainer: Trainer) -> str:
     """The scores of a finished run as a short table; with several sources, how often each was selected."""
     config, tasks = trainer.config, [domain.task for domain in trainer.domains.values()]
     rows = [row for row in read_scores(trainer.logdir) if row["domain"] == "target"]
-    labels = [
-        "random policy" if row["phase"] == "evaluate_random" else f"{config.method}, before round {row['round']}"
-        for row in rows
-    ]
+    labels = []
+    for row in rows:
+        before = f"{config.method}, before round {row['round']}"
+        repeated = before in labels  # by a run that was made longer
+        earlier = f"{config.method}, at an earlier end" if repeated else before
+        labels.append("random policy" if row["phase"] == "evaluate_random" else earlier)
     if rows[-1]["phase"] == "evaluate":
         labels[-1] = f"{config.method}, at the end"
     width = max(map(len, [*labels, *tasks])) + 10

@@ -14,6 +14,8 @@ from tools import BadInput
 from wrappers import SUITES, make_env, parse_task
 from wrappers.shared.vector import ProcessEnv, SyncEnv, make_envs
 
+BACKGROUND_ROLES = ("target", "collect")
+
 
 def suite_settings(config: Any, suite: str) -> dict[str, Any]:
     """Values of the suite's settings (`Suite.settings`) in ``config``, or their defaults if it does not have them."""
@@ -26,7 +28,7 @@ def env_settings(config: Any, task: str, role: str) -> dict[str, Any]:
     settings |= suite_settings(config, parse_task(task).suite)
     if role in ("source", "collect"):
         settings["sparse_reward"] = config.sparse_reward
-    if role in ("target", "collect"):
+    if role in BACKGROUND_ROLES:
         settings["background"] = config.background or None
     return settings
 
@@ -63,8 +65,10 @@ def check_recorded_alike(directory: Path, recorded: dict[str, Any], simulator: d
 
     directory: the dataset's folder, for messages.
     recorded: the dataset's description, which may lack any key. For the ones it lacks, a note is printed.
+        ``background`` None is a dataset without one. Of two backgrounds the folders are not compared.
     simulator: the description of the simulator.
 
+    A warning is printed if the images are smaller than the simulator's.
     Raises BadInput if a setting differs; the message names the flag to give.
     """
     flags = _flags(simulator["suite"])
@@ -74,22 +78,33 @@ def check_recorded_alike(directory: Path, recorded: dict[str, Any], simulator: d
                 f"{directory} was recorded with {key} {recorded[key]}, evaluation would use {simulator[key]}: "
                 f"give {flag} {recorded[key]}"
             )
-    if "background" in recorded and bool(recorded["background"]) != bool(simulator.get("background")):
-        flag_value = recorded["background"] or "''"
-        raise BadInput(
-            f"{directory} was recorded with background {flag_value}, evaluation would use "
-            f"{simulator.get('background') or 'none'}: give --background {flag_value}"
+    size, simulated = recorded.get("size"), simulator.get("size")
+    if isinstance(size, int) and isinstance(simulated, int) and size < simulated:
+        print(
+            f"warning: {directory} has images of {size} pixels, the agent's have {simulated}: those of the data are "
+            f"enlarged, those of evaluations are sharp: give --size {size},{size}",
+            file=sys.stderr,
         )
-    missing = [key for key in flags if recorded.get(key) is None]
+    background = simulator.get("background")
+    if "background" in recorded and bool(recorded["background"]) != bool(background):
+        raise BadInput(
+            f"{directory} was recorded with background {recorded['background'] or 'none'}, evaluation would use "
+            f"{background or 'none'}: give --background {recorded['background'] or repr('')}"
+        )
+    missing = {key: f"{simulator[key]} ({flag})" for key, flag in flags.items() if recorded.get(key) is None}
+    if background and "background" not in recorded:
+        missing["background"] = f"{background} (--background)"
     if missing:
-        values = ", ".join(f"{key} {simulator[key]} ({flags[key]})" for key in missing)
+        values = ", ".join(f"{key} {value}" for key, value in missing.items())
         print(f"note: {directory} does not say how it was recorded; evaluation uses {values}", file=sys.stderr)
     if recorded.get("task", simulator["task"]) != simulator["task"]:
         print(f"note: {directory} contains {recorded['task']}, the target is {simulator['task']}", file=sys.stderr)
 
 
-def check_trained_alike(checkpoint_dir: Path, trained_config: Any, config: Any, task: str) -> None:
+def check_trained_alike(checkpoint_dir: Path, trained_config: Any, trained_role: str, config: Any, task: str) -> None:
     """Check that the agent of a checkpoint was trained with the simulator settings that ``config`` has for ``task``.
+
+    trained_role: the role of the agent's simulator in its run. The task's role is ``collect``.
 
     Raises BadInput if a setting differs; the message names the flag to give.
     """
@@ -101,3 +116,9 @@ def check_trained_alike(checkpoint_dir: Path, trained_config: Any, config: Any, 
     for key, was in trained.items():
         if was != current[key]:
             raise BadInput(f"--checkpoint {checkpoint_dir}: its agent was trained with {key} {was}: give --{key} {was}")
+    behind = trained_config.background if trained_role in BACKGROUND_ROLES else ""
+    if SUITES[suite].has_sky and bool(behind) != bool(config.background):
+        raise BadInput(
+            f"--checkpoint {checkpoint_dir}: its agent was trained with background {behind or 'none'}: "
+            f"give --background {behind or repr('')}"
+        )

@@ -24,12 +24,12 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., Any], parameters: Sequence[Tensor], graphs: bool):
-        self.function, self.parameters, self.checked = function, parameters, False
+        self.function, self.parameters, self.compared = function, parameters, False
         mode = "reduce-overhead" if graphs else None
         self.compiled = torch.compile(function, dynamic=False, mode=mode)
 
     def __call__(self, *inputs: Any) -> Any:
-        if self.compiled is not None and not self.checked:
+        if self.compiled is not None and not self.compared:
             self._check(inputs)
         if self.compiled is None:
             return self.function(*inputs)
@@ -40,7 +40,7 @@ class Compiled:
         return outputs
 
     def _check(self, inputs: tuple) -> None:
-        self.checked = True
+        self.compared = True
         try:
             expected = self._values(self.function, inputs)
             found = self._values(self.compiled, inputs)

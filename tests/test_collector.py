@@ -97,7 +97,7 @@ def test_the_state_of_a_policy_with_noise_has_the_executed_action():
 
 def test_simulators_in_processes_collect_the_same_as_one_in_this_process(env):
     """Three simulators run episodes 0, 1 and 2, one each; the single one runs them one after the other."""
-    alone = collected(env, 15, lambda observation, state, first: (np.full((1, 6), 0.3, np.float32), None))
+    separate = collected(env, 15, lambda observation, state, first: (np.full((1, 6), 0.3, np.float32), None))
     envs = make_envs("walker_walk", 3, size=16, time_limit=5)
     together: list[dict] = []
     collector = Collector(envs, together.append, seed=3)
@@ -107,7 +107,7 @@ def test_simulators_in_processes_collect_the_same_as_one_in_this_process(env):
     for process in envs:
         process.close()
     assert len(collector) == len(together) == 3
-    for one, other in zip(alone, together, strict=True):
+    for one, other in zip(separate, together, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
         np.testing.assert_array_equal(one["reward"], other["reward"])
 

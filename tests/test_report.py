@@ -175,30 +175,30 @@ def test_a_run_is_finished_after_the_last_evaluation_of_its_schedule(method: str
 def test_a_registered_suite_and_method_are_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     suite = Suite("farm", "Farm World", ("sow", "reap", "dig"), make=dict, max_returns={"reap": 90})
     monkeypatch.setitem(SUITES, "farm", suite)
-    monkeypatch.setitem(METHODS, "tied", Method(dict, online="sources", aligned_with_sources=True))
+    monkeypatch.setitem(METHODS, "aligned", Method(dict, online="sources", aligned_with_sources=True))
     monkeypatch.setitem(METHODS, "lonely", Method(dict, online=""))
     root, tasks = tmp_path / "runs", {"source_task": "farm_sow", "target_task": "farm_reap"}
     for seed in (0, 1):
-        write_run(root / f"tied{seed}", [20, 50 + 10 * seed], method="tied", seed=seed, **tasks)
+        write_run(root / f"aligned{seed}", [20, 50 + 10 * seed], method="aligned", seed=seed, **tasks)
         write_run(root / f"lonely{seed}", [20, 30], method="lonely", seed=seed, **tasks)  # the source has no effect
-    write_run(root / "ablation", [20, 40], method="tied", state_alignment=False, **tasks)
-    write_run(root / "dig", [20, 30], method="tied", source_task="sow", target_task="dig")
+    write_run(root / "ablation", [20, 40], method="aligned", state_alignment=False, **tasks)
+    write_run(root / "dig", [20, 30], method="aligned", source_task="sow", target_task="dig")
     write_run(root / "coworld", [20, 35], **tasks)
     out = run_report(root)
     returns = table(out, "Farm World: return")
     pair, dig = "sow -> reap", "sow -> dig"
-    assert list(returns) == ["random policy", "coworld", "tied", "tied, state_alignment False", "lonely"]
-    assert list(returns["tied"]) == [pair, dig, "average"]  # as in the suite
-    assert returns["tied"][pair] == "55.0 +- 7.1 (2)" and returns["tied"][dig] == "30.0 (1)"
+    assert list(returns) == ["random policy", "coworld", "aligned", "aligned, state_alignment False", "lonely"]
+    assert list(returns["aligned"]) == [pair, dig, "average"]  # as in the suite
+    assert returns["aligned"][pair] == "55.0 +- 7.1 (2)" and returns["aligned"][dig] == "30.0 (1)"
     assert returns["lonely"] == {pair: "30.0 +- 0.0 (2)", dig: "-", "average": "30.0 (1 of 2 tasks)"}
     iqm = table(out, "Normalised score")
-    assert (iqm["tied"]["IQM"], iqm["tied"]["runs"]) == ("0.562", "2")  # (50 - 10) / 80 and (60 - 10) / 80
+    assert (iqm["aligned"]["IQM"], iqm["aligned"]["runs"]) == ("0.562", "2")  # (50 - 10) / 80 and (60 - 10) / 80
     notes = listed(out, "Notes")
     assert len(notes) == 1 and notes[0].startswith("farm_dig: not in the normalised scores")
     assert "--max_score farm_dig=RETURN" in notes[0]
     assert {path.name for path in out.glob("*.png")} == {"curves-farm_reap.png", "curves-farm_dig.png"}
     out = run_report(root, "--max_score", "farm_dig=110")
-    assert not listed(out, "Notes") and table(out, "Normalised score")["tied"]["runs"] == "3"
+    assert not listed(out, "Notes") and table(out, "Normalised score")["aligned"]["runs"] == "3"
     out = run_report(root / "dig")  # no target has a maximum
     assert "Normalised score" not in (out / "table.md").read_text()
     assert lines(out / "cells.csv")[0]["normalised"] == ""

@@ -50,7 +50,7 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "eta": "Share of source data in the source's reward loss (Eq. 5).",
         "value_constraint": "Mean of max(target value, source value) on imagined states (Eq. 6).",
         "distance_source": "Alignment KL to this source, on the batches of the target's updates.",
-        "follows_source": "Share of the target's updates that followed this source.",
+        "follows_source": "Share of the target's updates that selected this source.",
     },
     "eval": {
         "return": "Mean return of the evaluation episodes, with the mode of the policy.",

@@ -40,6 +40,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--device", "mps"], "device 'mps' is not supported; give auto, cpu or cuda"),
         (["--action_noise", "0.1"], "--action_noise has no effect in co_training.py; remove it"),
         (["--eval_every", "7"], "--eval_every has no effect in co_training.py; remove it"),
+        (["--source_observation", "state", "--grad_accum", "2"], "give --grad_accum 1"),
         (["--prefill", "3"], "prefill 3 is shorter than an episode"),
         (["--envs", "3"], "of each of 3 simulators"),
         (["--envs", "100000"], "processor cores"),

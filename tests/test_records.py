@@ -133,3 +133,10 @@ def test_a_damaged_checkpoint_gives_a_one_line_error(content: object, tmp_path: 
     with pytest.raises(BadInput, match="cannot be read") as refused:
         load_checkpoint(path)
     assert "()" not in str(refused.value) and len(str(refused.value)) < 200 + len(str(path))
+
+
+def test_a_record_that_is_shorter_than_the_checkpoint_says_is_not_extended(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    Logger(tmp_path, {"metrics.jsonl": 500, "scores.csv": 500}, step=1).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert (tmp_path / "scores.csv").read_text().startswith("step,domain")

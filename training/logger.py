@@ -104,7 +104,7 @@ class Logger:
         self.videos.mkdir(exist_ok=True)
         for file in self._files():
             with file.open("ab") as handle:
-                handle.truncate((sizes or {}).get(file.name, 0))
+                handle.truncate(min((sizes or {}).get(file.name, 0), file.stat().st_size))  # never longer than it is
         if not self.choices_file.stat().st_size:
             self.choices_file.unlink()
         if not self.scores_file.stat().st_size:

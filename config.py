@@ -288,6 +288,8 @@ def resolve(config: Config, method: Any, schedule: Callable[[Config], Sequence[A
     """
     if not method.uses_sources:
         config = config.replace(source_task="", source_observation="image")
+    if "," not in config.source_task:
+        config = config.replace(select="nearest")  # one source leaves nothing to select
     config = config.replace(logdir=config.logdir or str(default_logdir(config, method)))
     phases = list(schedule(config))
     if config.eta_steps == 0:

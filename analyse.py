@@ -16,6 +16,9 @@ embeddings.png: t-SNE of the target's images in the encoders of target and sourc
 frames.png: frames of an episode.
 """
 
+# First: with it, Ctrl-C during the other imports prints one line too.
+from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
+
 import argparse
 import sys
 from pathlib import Path
@@ -24,7 +27,6 @@ from analysis.embeddings import alignment_table, compute_panels, embeddings_pict
 from analysis.episodes import evaluate_run, run_labels
 from analysis.frames import frames_picture
 from analysis.values import short_episode_notes, values_table, write_values
-from tools import BadInput, Parser, exit_on_bad_input
 from training.checkpoint import CHECKPOINT
 from training.device import pick_device
 

@@ -10,6 +10,9 @@ Offline phases train the target agent, online phases the source agent. Three tie
 `algorithm_1` lists the phases, `LOOPS` has the loop of each. A and B are in agents/coworld.py, C in agents/agent.py.
 """
 
+# First: with it, Ctrl-C during the other imports prints one line too.
+from tools import BadInput, exit_on_bad_input, multiples_crossed  # isort: skip
+
 import sys
 from dataclasses import replace
 
@@ -18,11 +21,10 @@ from torch import nn
 import config as settings
 from agents.agent import Batch
 from config import Config
-from tools import BadInput, exit_on_bad_input, multiples_crossed
 from training import online
 from training.checkpoint import BEFORE_ALIGNMENT
-from training.domains import OnlineDomain
-from training.methods import SELECTED, Method, Phase, PhaseKind, find_method
+from training.domains import OnlineDomain, domain_tasks
+from training.methods import SELECTED, Method, Phase, PhaseKind, find_method, unused_settings, unused_suite_settings
 from training.runs import open_trainer, run_to_completion, summary
 from training.trainer import Trainer
 
@@ -147,21 +149,29 @@ LOOPS = {
 # The command
 
 
-def check_given(config: Config, method: Method) -> None:
-    """Raises BadInput if a setting that ``method`` needs is not given; a note if a source task has no effect."""
+OF_COLLECT = dict.fromkeys(("action_noise", "eval_every"), "in co_training.py")
+
+
+def check_given(config: Config, method: Method, given: list[str]) -> None:
+    """Raises BadInput if a setting that ``method`` needs is not given, or one of ``given``, the flags, has no effect.
+
+    A source task without effect gives a note only, so that one command can be repeated with several methods.
+    """
     needed = [("source_task", method.uses_sources), ("target_task", True), ("offline_traindir", method.dataset)]
     for key in (key for key, is_needed in needed if is_needed):
         if not getattr(config, key):
             raise BadInput(f"--{key} is missing (see --help)")
     if config.source_task and not method.uses_sources:
         print(f"note: {config.method} has no source; --source_task {config.source_task} is not used", file=sys.stderr)
+    tasks = [task for task, _ in domain_tasks(config, method).values()]
+    unused = unused_settings(config, method, f"with method {config.method}") | unused_suite_settings(tasks)
+    settings.refuse_without_effect(given, OF_COLLECT | unused)
 
 
 def main(arguments: list[str] | None = None) -> None:
     config, args = settings.parse(settings.parser(__doc__), arguments)
-    settings.refuse_without_effect(args.changed, "action_noise eval_every", "in co_training.py")
     method = find_method(config.method)
-    check_given(config, method)
+    check_given(config, method, args.given)
 
     def schedule(config: Config) -> list[Phase]:
         return method.schedule(algorithm_1(config), config)

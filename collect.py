@@ -4,6 +4,9 @@ python collect.py --task walker_downhill --out data/walker_downhill --quality me
     --configs defaults dmc
 """
 
+# First: with it, Ctrl-C during the other imports prints one line too.
+from tools import BadInput, StopRequest, directory_when_complete, exit_on_bad_input, write_text  # isort: skip
+
 import argparse
 import json
 import sys
@@ -11,11 +14,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import config as settings
-from tools import BadInput, StopRequest, directory_when_complete, exit_on_bad_input, write_text
+from config import Config
 from training.collecting import SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
+from training.methods import COLLECTION, unused_settings, unused_suite_settings
 
 POLICIES = ("random", "checkpoint", "dreamer")
-OF_CO_TRAINING = "method source_task target_task select offline_traindir dataset_format dataset_cache"
+OF_CO_TRAINING = (
+    "method source_task target_task pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations "
+    "source_iterations"
+).split()
+WITHOUT_LEARNING = (  # all that a random policy and a checkpoint's agent use
+    "seed device envs size time_limit render sparse_reward background action_noise"
+).split()
 QUALITIES = {"random": "random", "expert": "checkpoint", "medium-replay": "dreamer", "medium-expert": "dreamer"}
 
 
@@ -43,7 +53,7 @@ def command() -> argparse.ArgumentParser:
     return parser
 
 
-def check(args: argparse.Namespace) -> None:
+def check(config: Config, args: argparse.Namespace) -> None:
     """Sets ``args.policy``. Raises BadInput on arguments that do not fit together, or that would have no effect."""
     if args.episodes < 1:
         raise BadInput(f"--episodes {args.episodes}: give 1 or more")
@@ -51,19 +61,27 @@ def check(args: argparse.Namespace) -> None:
     args.policy = QUALITIES.get(args.quality, policy or "random")
     if policy not in (None, args.policy):
         raise BadInput(f"--policy {policy} does not fit --quality {args.quality}; give one of the two")
-    settings.refuse_without_effect(args.changed, OF_CO_TRAINING, "in collect.py")
     given = [name for name, default in (("checkpoint", None), ("agent", "target")) if getattr(args, name) != default]
     if args.policy != "checkpoint":
-        settings.refuse_without_effect(given, "checkpoint agent", f"with --policy {args.policy}")
-    if args.policy != "dreamer":
-        settings.refuse_without_effect(args.changed, "logdir eval_every", f"with --policy {args.policy}")
+        settings.refuse_without_effect(given, dict.fromkeys(given, f"with --policy {args.policy}"))
+    settings.refuse_without_effect(args.given, unused(config, args))
     if args.max_score is not None and args.quality not in SHARE_OF_MAXIMUM:
         raise BadInput(f"--max_score has no effect without --quality {' or '.join(SHARE_OF_MAXIMUM)}; remove it")
 
 
+def unused(config: Config, args: argparse.Namespace) -> dict[str, str]:
+    """The settings that have no effect on this collection, with the reason."""
+    others = dict.fromkeys(OF_CO_TRAINING, "in collect.py") | unused_settings(config, COLLECTION, "in collect.py")
+    others |= unused_suite_settings([args.task])
+    if args.policy == "dreamer":
+        return others
+    of_learning = vars(config).keys() - set(WITHOUT_LEARNING) - unused_suite_settings([]).keys()
+    return dict.fromkeys(of_learning, f"with --policy {args.policy}") | others
+
+
 def main(arguments: list[str] | None = None) -> None:
     config, args = settings.parse(command(), arguments)
-    check(args)
+    check(config, args)
     stop = StopRequest()
     with directory_when_complete(args.out) as folder:
         if args.policy == "dreamer":

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
     """(settings, the command's own arguments) of a command line. Raises BadInput on anything unknown or invalid.
 
-    The arguments have one more, ``changed``: the settings that a flag gave another value than their default.
+    The arguments have one more, ``given``: the settings that were given as flags.
     """
     blocks = read_blocks()
     command.add_argument(
@@ -230,16 +230,14 @@ def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) 
     flags = {key: args.pop(key) for key in list(args) if key in blocks["defaults"]}
     names = args.pop("configs")
     config = Config(**merge(blocks, names, flags), configs=[n for n in names if n != "defaults"])
-    defaults = merge(blocks, [], {})
-    changed = [key for key in flags if getattr(config, key) != defaults[key]]
-    return config, argparse.Namespace(**args, changed=changed)
+    return config, argparse.Namespace(**args, given=list(flags))
 
 
-def refuse_without_effect(changed: Iterable[str], keys: str, where: str) -> None:
-    """Raises BadInput if one of ``changed``, the options given, is one of ``keys``, names separated by spaces."""
-    for key in changed:
-        if key in keys.split():
-            raise BadInput(f"--{key} has no effect {where}; remove it")
+def refuse_without_effect(given: Iterable[str], unused: Mapping[str, str]) -> None:
+    """Raises BadInput if one of ``given``, the options on the command line, is in ``unused``: options -> the reason."""
+    for key in given:
+        if key in unused:
+            raise BadInput(f"--{key} has no effect {unused[key]}; remove it")
 
 
 def comment(block: CommentedMap, key: str) -> str:
@@ -311,10 +309,26 @@ def default_logdir(config: Config, method: Any) -> Path:
         parts += [config.select] if len(sources) > 1 and config.select != "nearest" else []
         parts += ["+".join(sources), "to"]
     target = task_names(config, "target_task")[0]
-    folder = config.offline_traindir if method.dataset else ""
-    data = folder and Path(folder).expanduser().resolve().name
-    settings = [f"data={data}"] if data not in ("", parse_task(target).name) else []
-    return run_directory(config, *parts, target, settings=settings)
+    if not (method.dataset and config.offline_traindir):
+        return run_directory(config, *parts, target)
+    data = Path(config.offline_traindir).expanduser().resolve()
+    own = [] if data.name == parse_task(target).name else [f"data={data.name}"]
+    digest = hashlib.blake2b(str(data).encode(), digest_size=4).hexdigest()
+    more = [[f"data={data.parent.name}+{data.name}"], [f"data={data.name}-{digest}"]]  # for equal names of folders
+    places = [run_directory(config, *parts, target, settings=settings) for settings in (own, *more)]
+    found = [data_of_run(place) for place in places]
+    its_own = [place for place, other in zip(places, found, strict=True) if other == data]
+    free = [place for place, other in zip(places, found, strict=True) if other is None or not other.exists()]
+    return [*its_own, *free, *places][0]  # a run on data that is gone may be on this data, moved
+
+
+def data_of_run(logdir: Path) -> Path | None:
+    """The folder of the dataset of the run in a directory; None if there is no run."""
+    try:
+        folder = YAML(typ="safe").load((logdir / "config.yaml").read_text())["offline_traindir"]
+        return Path(folder).expanduser().resolve()
+    except (OSError, ValueError, TypeError, KeyError, YAMLError):
+        return None
 
 
 def run_directory(config: Config, *parts: str, settings: Sequence[str] = ()) -> Path:

@@ -5,6 +5,9 @@ python dataset.py check DIR                names every bad file; exit status 1 i
 python dataset.py convert IN OUT --to npz  the same episodes in another format, images lossless
 """
 
+# First: with it, Ctrl-C during the other imports prints one line too.
+from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
+
 import argparse
 import sys
 from pathlib import Path
@@ -15,7 +18,6 @@ from replay.check import describe, find_problems
 from replay.convert import convert
 from replay.data_files import find_data_files
 from replay.summary import Summary, summarize
-from tools import BadInput, Parser, exit_on_bad_input
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,7 +93,7 @@ def run_convert(args: argparse.Namespace) -> int:
     files = find_data_files(args.directory, args.dataset_format)
     if args.out.resolve().is_relative_to(args.directory.resolve()):
         raise BadInput(f"{args.out}: lies within the dataset to convert; give a folder outside {args.directory}")
-    count = convert(files, args.out, args.to, describe(args.directory, files))
+    count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True))
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if usage := FORMATS[args.to].usage:
         print(usage.format(folder=args.out.parent, name=args.out.name))

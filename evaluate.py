@@ -3,10 +3,12 @@
 python evaluate.py --logdir RUN --episodes 10
 """
 
+# First: with it, Ctrl-C during the other imports prints one line too.
+from tools import BadInput, Parser, exit_on_bad_input, progress_bar  # isort: skip
+
 import argparse
 from pathlib import Path
 
-from tools import BadInput, Parser, exit_on_bad_input, progress_bar
 from training.checkpoint import agent_role, agent_task, check_fits, load_agent
 from training.device import pick_device
 from training.evaluator import EVALUATION_SEED, evaluate
@@ -49,6 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     check(args)
     agent, config = load_agent(args.logdir, args.agent, pick_device(args.device))
     task = parse_task(args.task or agent_task(config, args.agent))
+    video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{task}.gif"
+    check_video_path(video)
     envs = evaluation_envs(config, str(task), agent_role(config, args.agent), args.episodes)
     try:
         check_fits(agent, envs[0], str(task))
@@ -58,10 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         for env in envs:
             env.close()
-    video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{task}.gif"
-    save_video(video, enlarge(result.frames, args.video_size), fps=20)
     success = "" if result.success is None else f", success {result.success:.0%}"
-    print(f"{task}: return {result.mean:.1f} +- {result.std:.1f}{success} over {args.episodes} episodes; video {video}")
+    score = f"{task}: return {result.mean:.1f} +- {result.std:.1f}{success} over {args.episodes} episodes"
+    print(score, flush=True)  # before the video, so that a full disk does not lose it
+    save_video(video, enlarge(result.frames, args.video_size), fps=20)
+    print(f"video {video}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from config import Config
 from networks import (
@@ -40,9 +39,10 @@ Constraint = Callable[[Tensor, Tensor], Tensor]  # (value, feat) -> Eq. 6's alph
 def image_nll(mean: Tensor, image: Tensor) -> Tensor:
     """-ln p(o_t | h_t, z_t) of Eq. 2, unit variance, without its constant.
 
-    mean (B, T, H, W, 3) in the scale of `scale_image`, image uint8 of the same shape -> (B, T).
+    mean (B, T, H, W, 3) in the scale of `scale_image`, image uint8 of the same shape -> the mean over B and T.
     """
-    return 0.5 * (mean.float() - scale_image(image)).square().sum((-3, -2, -1))
+    steps = image.shape[0] * image.shape[1]
+    return F.mse_loss(mean.float(), scale_image(image), reduction="sum") / (2 * steps)
 
 
 def scalar_nll(mean: Tensor, value: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ def balanced_kl(rssm: RSSM, post: State, prior: State, balance: float, free_nats
     at least ``free_nats`` nats. Returns (loss, the unclipped mean KL), both scalars.
     """
     detached = [{k: v.detach() for k, v in state.items()} for state in (post, prior)]
-    to_prior = kl_divergence(rssm.dist(detached[0]), rssm.dist(prior)).mean()
-    to_post = kl_divergence(rssm.dist(post), rssm.dist(detached[1])).mean()
+    to_prior = rssm.kl(detached[0], prior).mean()
+    to_post = rssm.kl(post, detached[1]).mean()
     loss = balance * to_prior.clamp(min=free_nats) + (1 - balance) * to_post.clamp(min=free_nats)
     return loss, to_prior.detach()
 
@@ -240,7 +240,7 @@ class WorldModel(nn.Module):
 
     def _observation_nll(self, feat: Tensor, batch: dict[str, Tensor]) -> Tensor:
         if self.state:
-            return scalar_nll(self.decoder(feat).float(), self._observation(batch)).sum(-1)
+            return scalar_nll(self.decoder(feat).float(), self._observation(batch)).sum(-1).mean()
         return image_nll(self.decoder(feat), batch["image"])
 
     def losses(
@@ -249,7 +249,7 @@ class WorldModel(nn.Module):
         """The terms of Eq. 2, each a scalar mean over B and T, and the unclipped KL for the log."""
         kl, plain_kl = balanced_kl(self.rssm, output.post, output.prior, config.kl_balance, config.kl_free)
         losses = {
-            "state" if self.state else "image": self._observation_nll(output.feat, batch).mean(),
+            "state" if self.state else "image": self._observation_nll(output.feat, batch),
             "reward": scalar_nll(self.reward(output.feat), batch["reward"]).mean(),
             "kl": kl,
         }

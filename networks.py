@@ -5,24 +5,19 @@ D deterministic units, E embedding, A actions (padded to the larger domain), F =
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough
+from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough, kl_divergence
+
+import ops
 
 Distribution.set_default_validate_args(False)  # the checks read every tensor back from the device
 
 State = dict[str, Tensor]  # deter, stoch, and the parameters of the distribution of stoch
-
-
-def no_autocast(device: torch.device) -> AbstractContextManager:
-    """Switches autocast off, on devices that have it."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 class Float32Linear(nn.Linear):
@@ -32,8 +27,13 @@ class Float32Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        with no_autocast(x.device):
+        with ops.no_autocast(x.device):
             return F.linear(x.float(), self.weight, self.bias)
+
+
+def activation(name: str) -> nn.Module:
+    """The class of torch.nn named ``name``; ELU in place, since its gradient needs its result only."""
+    return nn.ELU(inplace=True) if name == "ELU" else getattr(nn, name)()
 
 
 def mlp(
@@ -41,13 +41,27 @@ def mlp(
 ) -> nn.Sequential:
     """``layers`` hidden layers of ``units`` with the activation named ``act``, and a linear output of type ``last``."""
     sizes = [inputs] + [units] * layers
-    hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), getattr(nn, act)())]
+    hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), activation(act))]
     return nn.Sequential(*hidden, last(sizes[-1], outputs))
 
 
 def scale_image(image: Tensor) -> Tensor:
     """uint8 (..., H, W, 3) in 0..255 to float (..., H, W, 3) in -0.5..0.5."""
     return image.to(torch.float32) / 255.0 - 0.5
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution of stride 2, in the form that is fastest on the device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution of stride 2, in the form that is fastest on the device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv_transpose2d(x, self.weight, self.bias)
 
 
 class ConvEncoder(nn.Module):
@@ -61,7 +75,7 @@ class ConvEncoder(nn.Module):
         layers, channels = [], 3
         while size >= 4:
             width = depth * 2 ** (len(layers) // 2)
-            layers += [nn.Conv2d(channels, width, 4, stride=2), getattr(nn, act)()]
+            layers += [Conv2d(channels, width, 4, stride=2), activation(act)]
             channels, size = width, (size - 4) // 2 + 1
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # the images' layout: 5 % faster
         self.embed = channels * size * size
@@ -109,7 +123,7 @@ class ConvDecoder(nn.Module):
         self.shape = (widths[0], first, first)
         layers = []
         for (kernel, _), a, b in zip(stages, widths[:-1], widths[1:], strict=True):
-            layers += [getattr(nn, act)(), nn.ConvTranspose2d(a, b, kernel, stride=2)]
+            layers += [activation(act), ConvTranspose2d(a, b, kernel, stride=2)]
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, feat: Tensor) -> Tensor:
@@ -123,18 +137,12 @@ class ConvDecoder(nn.Module):
 
 
 class NormGRUCell(nn.Module):
-    """The GRU of DreamerV2: one layer norm over the three gates, and a bias of -1 on the update gate."""
+    """Weights of DreamerV2's GRU: one layer norm over the three gates. `ops.step` computes it."""
 
     def __init__(self, inputs: int, deter: int):
         super().__init__()
         self.gates = nn.Linear(inputs + deter, 3 * deter, bias=False)
         self.norm = nn.LayerNorm(3 * deter)
-
-    def forward(self, x: Tensor, deter: Tensor) -> Tensor:
-        """x (N, I), deter (N, D) -> the next deter (N, D)."""
-        reset, cand, update = self.norm(self.gates(torch.cat([x, deter], -1)).float()).chunk(3, -1)
-        cand = torch.tanh(torch.sigmoid(reset) * cand)
-        return torch.lerp(deter, cand, torch.sigmoid(update - 1))
 
 
 class RSSM(nn.Module):
@@ -158,11 +166,12 @@ class RSSM(nn.Module):
         act: str,
     ):
         super().__init__()
-        self.stoch, self.deter, self.discrete, self.min_std = stoch, deter, discrete, min_std
+        self.stoch, self.deter, self.discrete = stoch, deter, discrete
+        self.latent = ops.Latent(stoch, discrete, min_std)
         self.stoch_size = stoch * (discrete or 1)
         self.feat_size = self.stoch_size + deter
         stats = stoch * (discrete or 2)
-        self.act = getattr(nn, act)()
+        self.act = ops.ACTIVATIONS[act]
         self.action_in = nn.Linear(action, hidden)
         self.stoch_in = nn.Linear(self.stoch_size, hidden, bias=False)
         self.cell = NormGRUCell(hidden, deter)
@@ -176,13 +185,12 @@ class RSSM(nn.Module):
         return {"stoch": zeros(batch, self.stoch_size), "deter": zeros(batch, self.deter)}
 
     def noise(self, batch: int, steps: int) -> Tensor:
-        """Random numbers for ``steps`` latents of ``batch`` sequences: (B, T, S, K) of Exp(1), or (B, T, S) of N(0, 1).
+        """Random numbers for ``steps`` latents of ``batch`` sequences (B, T, S): uniform, or normal if Gaussian.
 
         Drawn up front, so the update can be compiled or split into micro-batches.
         """
-        shape = (steps, batch, self.stoch, *([self.discrete] if self.discrete else []))
-        empty = self.action_in.weight.new_empty(shape)
-        return (empty.exponential_() if self.discrete else empty.normal_()).transpose(0, 1)
+        empty = self.action_in.weight.new_empty(batch, steps, self.stoch)
+        return empty.uniform_() if self.discrete else empty.normal_()
 
     def observe(
         self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
@@ -201,16 +209,21 @@ class RSSM(nn.Module):
         """`observe` without the prior, which acting does not need."""
         state = state or self.initial(embed.shape[0])
         noise = self.noise(*embed.shape[:2]) if noise is None else noise
-        stoch, deter = state["stoch"], state["deter"]
-        action_part, embed_part = self.action_in(action).unbind(1), self.post_embed(embed).unbind(1)
-        deters, stats, stochs = [], [], []
-        for a, e, n in zip(action_part, embed_part, noise.unbind(1), strict=True):
-            deter = self.cell(self.act(a + self.stoch_in(stoch)), deter)
-            stat = self.post_out(self.act(self.post_deter(deter) + e))
-            stoch = self.sample(self.split(stat), n)
-            deters.append(deter), stats.append(stat), stochs.append(stoch)
-        deter = torch.stack(deters, 1)
-        return {"deter": deter, "stoch": torch.stack(stochs, 1), **self.split(torch.stack(stats, 1))}
+        weights = self._step_weights(self.post_deter.weight, self.post_out.weight, self.post_out.bias)
+        stoch, deter, stat = self._scan(weights, action, self.post_embed(embed), noise, state)
+        return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
+
+    def _step_weights(self, hidden: Tensor, out: Tensor, out_bias: Tensor) -> ops.StepWeights:
+        norm = self.cell.norm
+        return ops.StepWeights(
+            self.stoch_in.weight, self.cell.gates.weight, norm.weight, norm.bias, hidden, out, out_bias
+        )
+
+    def _scan(
+        self, weights: ops.StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        initial = state["stoch"], state["deter"]
+        return ops.scan(weights, self.latent, self.act, self.action_in(action), given, noise, initial)
 
     def draw_members(self, steps: int) -> tuple[Tensor | None, ...]:
         """Which member of an ensemble of priors each of ``steps`` imagined steps uses; None without an ensemble."""
@@ -225,9 +238,14 @@ class RSSM(nn.Module):
         """
         noise = self.noise(len(action), 1)[:, 0] if noise is None else noise
         (member,) = self.draw_members(1) if member is None else (member,)
-        deter = self.cell(self.act(self.action_in(action) + self.stoch_in(state["stoch"])), state["deter"])
-        prior = self.prior(deter, member)
-        return {"deter": deter, "stoch": self.sample(prior, noise), **prior}
+        hidden, given, *out = self.prior_weights(member)
+        columns = self._scan(self._step_weights(hidden, *out), action[:, None], given, noise[:, None], state)
+        stoch, deter, stat = (column.squeeze(1) for column in columns)
+        return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
+
+    def prior_weights(self, member: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of the prior's two layers."""
+        return self.prior_hidden.weight, self.prior_hidden.bias, self.prior_out.weight, self.prior_out.bias
 
     def dist(self, state: State) -> Distribution:
         """The latent's distribution: event (S, K) one-hot for a categorical latent, (S,) for a Gaussian one."""
@@ -235,35 +253,22 @@ class RSSM(nn.Module):
             return Independent(OneHotCategoricalStraightThrough(logits=state["logit"], validate_args=False), 1)
         return Independent(Normal(state["mean"], state["std"], validate_args=False), 1)
 
+    def kl(self, p: State, q: State) -> Tensor:
+        """KL[p || q] of the latents of two states, (...)."""
+        if not self.discrete:
+            return kl_divergence(self.dist(p), self.dist(q))
+        log_q, log_p = (state["logit"].log_softmax(-1) for state in (q, p))
+        return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum((-2, -1))  # faster than torch's classes
+
     @staticmethod
     def feat(state: State) -> Tensor:
-        """The input of every head, (..., F)."""
-        return torch.cat([state["stoch"], state["deter"]], -1)
+        """The input of every head, (..., F), in the dtype of `ops.compute_dtype`."""
+        dtype = ops.compute_dtype(state["deter"].device)
+        return torch.cat([state["stoch"].to(dtype), state["deter"].to(dtype)], -1)
 
     def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
         """Parameters of p(z_t | h_t), (..., D) -> (..., S, K) or (..., S)."""
-        return self.split(self.prior_out(self.act(self.prior_hidden(deter))))
-
-    def split(self, stat: Tensor) -> State:
-        """A layer's output (..., stats) to the parameters of the latent's distribution."""
-        stat = stat.float()  # distributions stay in float32 under autocast
-        if self.discrete:
-            return {"logit": stat.unflatten(-1, (self.stoch, self.discrete))}
-        mean, std = stat.chunk(2, -1)
-        return {"mean": mean, "std": 2 * torch.sigmoid(std / 2) + self.min_std}
-
-    def sample(self, parameters: State, noise: Tensor) -> Tensor:
-        """A sample (..., S * K) of the latent's distribution (..., S, K), given ``noise``; straight-through gradients.
-
-        Categorical: the class with the largest probability / Exp(1) number, as in torch.multinomial, which would draw
-        its own numbers and read them back from the device.
-        """
-        if not self.discrete:
-            return parameters["mean"] + parameters["std"] * noise
-        probs = parameters["logit"].softmax(-1)
-        index = (probs.detach() / noise).argmax(-1, keepdim=True)
-        one_hot = torch.zeros_like(probs).scatter_(-1, index, 1.0)
-        return (one_hot + (probs - probs.detach())).flatten(-2)
+        return self.latent.parameters(self.prior_out(self.act.function(self.prior_hidden(deter))))
 
 
 class EnsembleLinear(nn.Module):
@@ -279,8 +284,11 @@ class EnsembleLinear(nn.Module):
         """All members: x (K, N, I) -> (K, N, O). One ``member``, a scalar index: x (..., I) -> (..., O)."""
         if member is None:
             return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
-        weight, bias = (p.index_select(0, member.reshape(1)).squeeze(0) for p in (self.weight, self.bias))
-        return F.linear(x, weight, bias)  # index_select does not read the index back from the device
+        return F.linear(x, *self.member(member))
+
+    def member(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight (O, I) and bias (O,) of one member. index_select does not read the index back from the device."""
+        return tuple(p.index_select(0, index.reshape(1)).squeeze(0) for p in (self.weight, self.bias))
 
 
 class EnsembleRSSM(RSSM):
@@ -299,10 +307,14 @@ class EnsembleRSSM(RSSM):
     def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
         """As `RSSM.prior` of one ``member``; of all members with a first dimension K: (K, ..., S, C) or (K, ..., S)."""
         if member is not None:
-            return self.split(self.prior_out(self.act(self.prior_hidden(deter, member)), member))
+            hidden = self.act.function(self.prior_hidden(deter, member))
+            return self.latent.parameters(self.prior_out(hidden, member))
         x = deter.flatten(0, -2).expand(self.members, -1, -1)  # (K, N, D)
-        stat = self.prior_out(self.act(self.prior_hidden(x)))
-        return self.split(stat.unflatten(1, deter.shape[:-1]))
+        stat = self.prior_out(self.act.function(self.prior_hidden(x)))
+        return self.latent.parameters(stat.unflatten(1, deter.shape[:-1]))
+
+    def prior_weights(self, member: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return *self.prior_hidden.member(member), *self.prior_out.member(member)
 
 
 class TruncatedNormal(Distribution):

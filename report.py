@@ -7,6 +7,9 @@ are in the same cell of the tables. Demo and debug runs are left out, unless the
 are no others.
 """
 
+# First: with it, Ctrl-C during the other imports prints one line too.
+from tools import BadInput, Parser, exit_on_bad_input, write_csv, write_text  # isort: skip
+
 import argparse
 import sys
 from pathlib import Path
@@ -21,7 +24,6 @@ from analysis.markdown import missing_cells, report_text
 from analysis.rows import set_labels
 from analysis.runs import leave_out_short_runs, read_runs, run_folders
 from analysis.separation import separate_rows
-from tools import BadInput, Parser, exit_on_bad_input, write_csv, write_text
 
 
 def command() -> argparse.ArgumentParser:

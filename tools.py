@@ -10,6 +10,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,8 +20,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
-from filelock import FileLock, Timeout
-from tqdm import tqdm
+
+def _quiet_interrupt(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, value, trace)
+
+
+sys.excepthook = _quiet_interrupt  # before all slow imports, so that Ctrl-C during them prints one line too
+
+from filelock import FileLock, Timeout  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 DIVERGED = "training has diverged; lower --model_lr, --actor_lr or --value_lr and start a new run"
 
@@ -68,16 +79,6 @@ def exit_on_bad_input(main: Callable[[], object]) -> None:
         sys.exit(2)
 
 
-def _quiet_interrupt(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, value, trace)
-
-
-sys.excepthook = _quiet_interrupt  # Ctrl-C during imports prints one line too
-
-
 # Files
 
 
@@ -122,10 +123,13 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def lock_directory(folder: Path) -> Iterator[None]:
     """Make ``folder`` and keep other processes out of it, if its file system has locks.
 
+    Temporary files that a killed process left in it are deleted. If the folder is new and still empty at the end, it is
+    removed, with those above it that were made for it.
     Raises BadInput if another process has the lock, or if the folder cannot be written.
     """
     # A killed process releases this lock. The soft lock of filelock, a file, would remain and prevent resuming.
     lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(NotImplementedError):
@@ -135,9 +139,39 @@ def lock_directory(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}; choose another place") from None
     try:
+        if lock.is_locked:
+            delete_temporary_files(folder)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if new and {path.name for path in folder.iterdir()} == {".lock"}:
+                (folder / ".lock").unlink()
+                for path in new:
+                    path.rmdir()
         lock.release()
+
+
+def delete_temporary_files(folder: Path) -> None:
+    """Delete what killed processes left of `write_atomically` in ``folder``, of which the caller has the lock.
+
+    Folders directly in it are included. Files of processes that are still running stay: evaluate.py writes its video
+    without the lock.
+    """
+    for path in [*folder.glob(".*.tmp"), *folder.glob("[!.]*/.*.tmp")]:
+        number = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+        if number and (int(number[1]) == os.getpid() or not _is_running(int(number[1]))):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import models
 from agents import compilation
-from agents.optim import Optimizer, Tree, frozen, micro_batches
+from agents.optim import Optimizer, Tree, cast_weights, frozen, micro_batches
 from config import Config
 from models import ActorCritic, RolloutNoise, WorldModel
 from networks import State, pad_action
@@ -51,6 +51,8 @@ class Agent:
         self.world = world or self.world_model_class(config, model_action_dim, state).to(device)
         self.behavior = ActorCritic(config, self.world.rssm.feat_size, action_dim, actor_dim).to(device)
         self.frozen_world, self.frozen_critic = frozen(self.world), frozen(self.behavior.critic)
+        bfloat16 = config.precision == "bfloat16"
+        self.cast_weights = cast_weights(self.frozen_world.rssm, torch.bfloat16) if bfloat16 else []
         self.model_opt = model_opt or Optimizer([self.world], config.model_lr, config)
         self.actor_opt = Optimizer([self.behavior.actor], config.actor_lr, config)
         self.critic_opt = Optimizer([self.behavior.critic], config.value_lr, config)
@@ -183,7 +185,12 @@ class Agent:
         return self._optimize(self._behavior_loss, optimizers, *self._imagination_inputs(post), source_critic)[0]
 
     def _imagination_inputs(self, post: State) -> tuple[int, State, RolloutNoise]:
-        """How many states imagination starts from, these states (N, ...), and the random numbers of the rollout."""
+        """How many states imagination starts from, these states (N, ...), and the random numbers of the rollout.
+
+        Also brings the frozen world model's cast weights up to date.
+        """
+        for cast, original in self.cast_weights:
+            cast.copy_(original)
         start = models.start_states(post, self.config.imag_starts)
         count = len(start["deter"])
         return count, start, self.behavior.noise(self.world, count, self.config.imag_horizon)
@@ -194,7 +201,9 @@ class Agent:
         """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...)."""
         config, behavior, world = self.config, self.behavior, self.frozen_world
         trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
-        reward, reward_metrics = self.imagined_reward(trajectory.feat[:-1])  # (H, N)
+        # All states, then all but the last: a slice of the features would copy them once more in the backward pass.
+        reward, reward_metrics = self.imagined_reward(trajectory.feat)  # (H + 1, N)
+        reward = reward[:-1]
         discount = world.predicted_discount(trajectory.feat[:-1], config.discount)
         slow_value = behavior.slow_critic(trajectory.feat)  # (H + 1, N)
         returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)

@@ -64,6 +64,23 @@ def frozen(module: nn.Module) -> nn.Module:
     return view
 
 
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Give the layers of a `frozen` view weights of their own in ``dtype``; layer norms stay as they are.
+
+    Autocast casts a weight without gradient again at every use, such as at each imagined step. Returns pairs of a cast
+    weight and the weight that it has to be copied from before use.
+    """
+    pairs = []
+    for layer in module.modules():
+        if isinstance(layer, nn.LayerNorm):
+            continue
+        for parameter in layer.parameters(recurse=False):
+            original = parameter.data
+            parameter.data = original.to(dtype)
+            pairs.append((parameter.data, original))
+    return pairs
+
+
 def micro_batches(count: int, size: int, *inputs: Tree) -> Iterator[tuple[float, tuple[Tree, ...]]]:
     """Split ``inputs`` into ``count`` parts along the first dimension of their tensors, which has ``size`` rows.
 

@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from analysis.rows import ABLATIONS, SETUPS, group_by, pair_of
 from analysis.runs import RunResult
 from analysis.separation import LENGTHS
+from config import Config
 from tools import BadInput
-from wrappers import SUITES
+from training.methods import unused_settings, unused_suite_settings
 
 MANY = 8  # settings in a line of the notes; of more, it has only the names
 
@@ -20,19 +22,6 @@ WITHOUT_EFFECT = set(  # on results: the place and the pace of the computation, 
 NAMED = {  # by a row's label, by a column, or as the seed
     *("method", "seed", "source_task", "target_task", "offline_traindir", *LENGTHS, *ABLATIONS, *SETUPS)
 }
-OF_SOME_RUNS = {  # settings -> whether they have an effect on a run; see `Method`
-    "ensemble disagreement_scale": lambda run: run.settings["method"] == "offline_dv2",
-    "ewc_scale ewc_batches": lambda run: run.method.elastic_weights,
-    "state_alignment_scale": lambda run: run.method.aligned_with_sources and run.settings["state_alignment"],
-    "target_informed_factor eta_start eta_end eta_steps": (
-        lambda run: run.method.aligned_with_sources and run.settings["reward_alignment"]
-    ),
-    "value_constraint_scale": (
-        lambda run: run.method.aligned_with_sources and run.settings["value_constraint"] != "off"
-    ),
-    "prefill pretrain replay_size": lambda run: run.method.online,
-    "pretrain_steps warmup_steps source_iterations": lambda run: run.method.uses_sources,
-}
 
 
 def compared_settings(run: RunResult) -> dict[str, str]:
@@ -41,13 +30,19 @@ def compared_settings(run: RunResult) -> dict[str, str]:
     A method of another version of the program is assumed to use all settings.
     """
     keys = run.settings.keys() - WITHOUT_EFFECT - NAMED
-    for words, have_effect in OF_SOME_RUNS.items():
-        if run.method and not have_effect(run):
-            keys -= set(words.split())
-    suites = {task.suite for task in (run.target, *run.sources)}
-    others = {suite for suite in SUITES if suite not in suites}
-    keys -= {f"{suite}_{key}" for suite in others for key in SUITES[suite].settings}
-    return {key: str(run.settings[key]) for key in keys}
+    if run.method:
+        keys -= unused_settings(Config(**run.settings), run.method).keys()
+    keys -= unused_suite_settings([run.target, *run.sources]).keys()
+    settings = dict(run.settings)
+    if settings["eta_steps"] == stage_b_steps(settings):
+        settings["eta_steps"] = 0  # as given: computed from lengths, which are compared or named by the rows
+    return {key: str(settings[key]) for key in keys}
+
+
+def stage_b_steps(settings: dict[str, Any]) -> int:
+    """Source agent steps with reward alignment in Algorithm 1, which ``eta_steps`` is if it is not given."""
+    rounds = max(settings["rounds"] - 1, 0)
+    return settings["warmup_rounds"] * settings["warmup_steps"] + rounds * settings["source_iterations"]
 
 
 def choose_runs(runs: list[RunResult], unfinished: bool) -> tuple[list[RunResult], list[str]]:

@@ -27,7 +27,7 @@ def distribution(world: WorldModel, stat: Tensor) -> Independent:
         logits = stat.reshape(*stat.shape[:-1], rssm.stoch, rssm.discrete)
         return Independent(OneHotCategoricalStraightThrough(logits=logits), 1)
     mean, std = torch.chunk(stat, 2, -1)
-    return Independent(Normal(mean, 2 * torch.sigmoid(std / 2) + rssm.min_std), 1)
+    return Independent(Normal(mean, 2 * torch.sigmoid(std / 2) + rssm.latent.min_std), 1)
 
 
 def detached(world: WorldModel, dist: Independent) -> Independent:
@@ -42,7 +42,8 @@ def sample(world: WorldModel, dist: Independent, noise: Tensor) -> Tensor:
     if not world.rssm.discrete:
         return dist.base_dist.mean + dist.base_dist.stddev * noise
     probs = dist.base_dist.probs
-    one_hot = F.one_hot((probs / noise).argmax(-1), world.rssm.discrete)
+    index = torch.searchsorted(probs.detach().cumsum(-1), noise[..., None], right=True)[..., 0]
+    one_hot = F.one_hot(index.clamp(max=world.rssm.discrete - 1), world.rssm.discrete)
     return (one_hot + (probs - probs.detach())).flatten(-2)
 
 
@@ -50,7 +51,7 @@ def recur(world: WorldModel, stoch: Tensor, deter: Tensor, action: Tensor) -> Te
     """The next deter (B, D) after an action (B, A)."""
     r = world.rssm
     weight = torch.cat([r.action_in.weight, r.stoch_in.weight], 1)
-    x = r.act(F.linear(torch.cat([action, stoch], -1), weight, r.action_in.bias))
+    x = r.act.function(F.linear(torch.cat([action, stoch], -1), weight, r.action_in.bias))
     gates = F.layer_norm(r.cell.gates(torch.cat([x, deter], -1)), (3 * r.deter,), r.cell.norm.weight, r.cell.norm.bias)
     reset, candidate, update = torch.chunk(gates, 3, -1)
     update = torch.sigmoid(update - 1)
@@ -59,13 +60,13 @@ def recur(world: WorldModel, stoch: Tensor, deter: Tensor, action: Tensor) -> Te
 
 def prior_of(world: WorldModel, deter: Tensor) -> Independent:
     r = world.rssm
-    return distribution(world, r.prior_out(r.act(r.prior_hidden(deter))))
+    return distribution(world, r.prior_out(r.act.function(r.prior_hidden(deter))))
 
 
 def posterior_of(world: WorldModel, deter: Tensor, embed: Tensor) -> Independent:
     r = world.rssm
     weight = torch.cat([r.post_deter.weight, r.post_embed.weight], 1)
-    return distribution(world, r.post_out(r.act(F.linear(torch.cat([deter, embed], -1), weight, r.post_embed.bias))))
+    return distribution(world, r.post_out(r.act.function(F.linear(torch.cat([deter, embed], -1), weight, r.post_embed.bias))))
 
 
 def encode(world: WorldModel, image: Tensor) -> Tensor:

@@ -14,15 +14,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
 from replay import reader_process
 from replay.data_files import DataFile
-from replay.episode import KEYS, resize_images
+from replay.episode import KEYS, episode_digest, resize_images
 from replay.npz_files import write_npz
 from replay.stored_episode import ArrayLocation, StoredEpisode, locate_arrays
-from tools import BadInput, progress_bar, write_text
+from tools import BadInput, delete_temporary_files, progress_bar, write_text
 
 VERSION = 3
 FOLDER = ".coworld-cache"
@@ -81,7 +82,8 @@ class Cache:
         arrays = {
             key: ArrayLocation(offset, dtype, tuple(shape)) for key, (offset, dtype, shape) in episode["arrays"].items()
         }
-        return StoredEpisode(self.folder / episode["file"], episode["rows"], arrays, episode["total_reward"], origin)
+        path, total, digest = self.folder / episode["file"], episode["total_reward"], episode.get("digest", "")
+        return StoredEpisode(path, episode["rows"], arrays, total, origin, digest)
 
     def _update(self, files: list[DataFile]) -> list[Entry]:
         """Entries of all files, in order. New and changed files are read, copies of deleted ones are deleted."""
@@ -91,12 +93,14 @@ class Cache:
         for name in known.keys() - fresh.keys():
             self._remove(known[name])
         changed = [file for file in files if file.name not in fresh]
+        added = 0
         try:
             self._read_files(changed, stats, fresh)
+            added = self._add_digests([fresh[file.name] for file in files])
         finally:
             reader_process.stop()
             # Also after Ctrl-C or on a full disk, so that finished files are not read again.
-            if changed or known.keys() != fresh.keys():
+            if changed or added or known.keys() != fresh.keys():
                 with contextlib.suppress(BadInput):
                     self._save_index(fresh)
         return [fresh[file.name] for file in files]
@@ -139,7 +143,22 @@ class Cache:
         write_npz(self.folder / name, episode, compress=False)
         rows, arrays = locate_arrays(self.folder / name)
         total = float(episode["reward"].sum(dtype="float64"))
-        entry.episodes.append({"file": name, "rows": rows, "arrays": arrays, "total_reward": total})
+        digest = episode_digest(episode)
+        entry.episodes.append({"file": name, "rows": rows, "arrays": arrays, "total_reward": total, "digest": digest})
+
+    def _add_digests(self, entries: list[Entry]) -> int:
+        """Add the digests that an index of an earlier version lacks, from the copies; return how many."""
+        without = [episode for entry in entries for episode in entry.episodes if "digest" not in episode]
+        with progress_bar(len(without), "hashing data", unit="episode", disable=not without) as bar:
+            for episode in without:
+                stored, arrays = self._stored_episode(episode, ""), {}
+                for key in KEYS:
+                    location = stored.arrays[key]
+                    arrays[key] = np.empty((stored.rows, *location.shape), location.dtype)
+                stored.read_rows(0, arrays)
+                episode["digest"] = episode_digest(arrays)
+                bar.update()
+        return len(without)
 
     def _is_fresh(self, known: dict[str, Entry], file: DataFile, stat: os.stat_result) -> bool:
         entry = known.get(file.name)
@@ -190,12 +209,17 @@ def _digest(text: str) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Lock a file. Another process waits here, without a time limit, until the data is prepared."""
+    """Lock a file. Another process waits here, without a time limit, until the data is prepared.
+
+    Temporary files that a killed process left beside it are deleted.
+    """
     lock = FileLock(path, fallback_to_soft=False)
     # Some network file systems have no locks. There, two processes write the same files, each file atomically.
     with contextlib.suppress(OSError, NotImplementedError):
         lock.acquire()
     try:
+        if lock.is_locked:
+            delete_temporary_files(path.parent)
         yield
     finally:
         lock.release()

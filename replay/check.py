@@ -44,12 +44,13 @@ def find_problems(directory: Path, files: list[DataFile]) -> tuple[int, list[str
             except BadInput as error:
                 problems.append(str(error))
             bar.update()
-    return len(sizes), problems + unusual_action_sizes(sizes)
+    unusual = unusual_action_sizes(sizes)
+    return len(sizes) - len(unusual), problems + unusual
 
 
-def describe(directory: Path, files: list[DataFile]) -> dict:
+def describe(directory: Path, files: list[DataFile], nulls: bool = False) -> dict:
     """The dataset's description, which is in its folder or beside its first file; see `read_description`."""
-    return read_description(directory) or read_description(files[0].path)
+    return read_description(directory, nulls) or read_description(files[0].path, nulls)
 
 
 def unusual_action_sizes(sizes: dict[str, int]) -> list[str]:

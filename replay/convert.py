@@ -44,7 +44,7 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict) -> int
         if count == 0:
             raise BadInput("no usable episode to convert; see the warnings above")
         if description:
-            write_text(folder / FILENAME, json.dumps(description, indent=2))
+            write_text(folder / FILENAME, json.dumps(description, indent=2) + "\n")
     return count
 
 

@@ -8,14 +8,15 @@ from tools import BadInput
 FILENAME = "dataset.json"
 
 
-def read_description(place: Path) -> dict:
+def read_description(place: Path, nulls: bool = False) -> dict:
     """A dataset's ``dataset.json`` (task, render setting, ...), or {} if there is none.
 
     Args:
         place: the dataset's folder, or one of its files. For a file, its folder and the one above are searched.
+        nulls: include null values. A null ``background`` says that the dataset was recorded without one.
 
     Returns:
-        The names and values of the file, without null values.
+        The names and values of the file; without ``nulls``, those that are not null.
 
     Raises:
         BadInput: the file cannot be read, is not JSON, or is not a JSON object.
@@ -33,5 +34,5 @@ def read_description(place: Path) -> dict:
             raise BadInput(f"{path}: not JSON ({str(error)[:120]}); correct or remove it") from error
         if not isinstance(description, dict):
             raise BadInput(f'{path}: not a JSON object such as {{"task": ...}}; correct or remove it')
-        return {key: value for key, value in description.items() if value is not None}
+        return {key: value for key, value in description.items() if nulls or value is not None}
     return {}

@@ -5,6 +5,8 @@ reward. Row t has the action that LED to image t and the reward that came with i
 and the CoWorld release).
 """
 
+import hashlib
+
 import numpy as np
 from PIL import Image
 
@@ -60,6 +62,15 @@ def resize_images(image: np.ndarray, size: int) -> np.ndarray:
         return image
     frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in image]
     return np.stack([np.asarray(frame) for frame in frames])
+
+
+def episode_digest(episode: dict) -> str:
+    """A hash of the four standard arrays: their types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key in KEYS:
+        digest.update(f"{key} {episode[key].dtype.str} {episode[key].shape}".encode())
+        digest.update(np.ascontiguousarray(episode[key]))
+    return digest.hexdigest()
 
 
 def _image(image: np.ndarray, where: object) -> np.ndarray:

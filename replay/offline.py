@@ -1,5 +1,6 @@
 """The offline dataset."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class OfflineDataset(SequenceStore):
 
     Attributes:
         problems: one line for each file or episode that was left out.
+        digest: a hash of the contents of all episodes, in order, at the images' size.
 
     Raises:
         BadInput: the directory is missing or empty, all its files are bad, actions differ in size between
@@ -49,6 +51,8 @@ class OfflineDataset(SequenceStore):
         cache = Cache(self.directory, files, size, cache_dir)
         self.problems = cache.problems
         self._set_episodes(cache.episodes)
+        digests = "".join(episode.digest for episode in cache.episodes)
+        self.digest = hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
         if not self.stored:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             raise BadInput(f"{self.directory}: no usable episode: {self.problems[0]}{more}")

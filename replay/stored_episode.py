@@ -32,6 +32,7 @@ class StoredEpisode:
         arrays: location of each array, by its name.
         total_reward: sum of the rewards.
         origin: name, in the dataset, of the file that this is a copy of; "" if it is no copy.
+        digest: `episode_digest` of the arrays; "" if it is no copy.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class StoredEpisode:
     arrays: dict[str, ArrayLocation]
     total_reward: float
     origin: str = ""
+    digest: str = ""
 
     @classmethod
     def open(cls, path: Path) -> "StoredEpisode":

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import co_training, command, tiny
+from test_layout import COMMANDS
 
 import co_training as program
 import collect
 import evaluate
 import tools
 from tools import exit_on_bad_input
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.methods import METHODS, USED_IF
 
 SHORT = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
 
@@ -53,7 +55,79 @@ def test_bad_flags_of_co_training(
     flags: list[str], message: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     assert message in refused(program.main, [*co_training(dataset, tmp_path / "run"), *flags], capsys)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "where"),
+    [
+        ("coworld", "--ensemble 3", "with method coworld"),
+        ("coworld", "--ewc_scale 1000", "with method coworld"),  # the default value too
+        ("dv2_finetune", "--ewc_batches 3", "with method dv2_finetune"),
+        ("dv2_finetune", "--select first", "with method dv2_finetune"),
+        ("multitask_dv2", "--value_constraint off", "with method multitask_dv2"),
+        ("online_dv2", "--dataset_cache folder", "with method online_dv2"),
+        ("online_dv2", "--sparse_reward True", "with method online_dv2"),
+        ("offline_dv2", "--state_alignment False", "with method offline_dv2"),
+        ("offline_dv2", "--eta_end 0.2", "with method offline_dv2"),
+        ("offline_dv2", "--sparse_reward True", "with method offline_dv2"),
+        ("offline_dv2", "--source_observation state", "with method offline_dv2"),
+        ("offline_dv2", "--prefill 100", "with method offline_dv2"),
+        ("offline_dv2", "--replay_size 9000", "with method offline_dv2"),
+        ("offline_dv2", "--metaworld_flip False --source_task door-close", "without a Meta-World task"),
+        ("coworld", "--state_alignment_scale 2 --state_alignment False", "without state_alignment"),
+        ("coworld", "--value_constraint_scale 2 --value_constraint off", "without value_constraint"),
+        ("coworld", "--actor_grad_mix 0.2", "without actor_grad both"),
+        ("coworld", "--metaworld_camera nonsense", "without a Meta-World task"),
+        ("coworld", "--robodesk_action_repeat 2", "without a RoboDesk task"),
+    ],
+)
+def test_flags_without_effect_are_refused(method: str, flags: str, where: str, tmp_path: Path, capsys):
+    """Values of blocks are not refused: `debug` has several that most methods do not use."""
+    arguments = co_training(tmp_path / "none", tmp_path / "run", "--method", method, *flags.split())
+    line = refused(program.main, arguments, capsys)
+    assert line.endswith(f"{flags.split()[0]} has no effect {where}; remove it")
+
+
+@pytest.mark.parametrize(
+    ("method", "flag"),
+    [("online_dv2", "--offline_traindir"), ("offline_dv2", "--envs"), ("offline_dv2", "--pretrain_steps")],
+)
+def test_flags_that_other_tests_leave_out_are_refused(method: str, flag: str, tmp_path: Path, capsys):
+    arguments = [*co_training(tmp_path, tmp_path / "run", "--method", method), flag, "3"]
+    assert f"{flag} has no effect with method {method}; remove it" in refused(program.main, arguments, capsys)
+
+
+def test_the_names_of_settings_without_effect_are_settings():
+    known = vars(tiny()).keys()
+    assert {key for keys, *_ in USED_IF for key in keys.split()} <= known
+    assert {key for method in METHODS.values() for key in method.settings.split()} <= known
+
+
+@pytest.mark.parametrize(
+    ("policy", "flags", "message"),
+    [
+        ("random", ["--model_lr", 1e-3], "--model_lr has no effect with --policy random"),
+        ("random", ["--prefill", 100], "--prefill has no effect with --policy random"),
+        ("random", ["--robodesk_action_repeat", 2], "--robodesk_action_repeat has no effect without a RoboDesk task"),
+        ("checkpoint", ["--eval_every", 3], "--eval_every has no effect with --policy checkpoint"),
+        ("dreamer", ["--rounds", 3], "--rounds has no effect in collect.py"),
+        ("dreamer", ["--ensemble", 3], "--ensemble has no effect in collect.py"),
+        ("dreamer", ["--state_alignment", False], "--state_alignment has no effect in collect.py"),
+    ],
+)  # fmt: skip
+def test_flags_without_effect_on_a_collection(policy: str, flags: list, message: str, tmp_path: Path, capsys):
+    arguments = ["--task", "walker_walk", "--out", tmp_path / "out", "--policy", policy, *flags]
+    assert message in refused(collect.main, arguments, capsys)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_ctrl_c_during_the_imports_prints_one_line(name: str, tmp_path: Path):
+    for package in ("torch", "numpy"):  # dataset.py needs no torch
+        (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
+    result = command(f"{name}.py", "--help", PYTHONPATH=str(tmp_path))
+    assert (result.stdout, result.stderr) == ("", "interrupted\n")
+    assert result.returncode != 0
 
 
 def test_an_empty_dataset_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -118,6 +192,24 @@ def test_resuming_with_other_settings_or_data_changes_nothing(
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_resuming_with_other_images_but_equal_returns(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    data, logdir = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(dataset, data, ignore=shutil.ignore_patterns(".*"))
+    arguments = [str(a) for a in [*co_training(data, logdir), *SHORT, "--size", "32,32"]]
+    program.main(arguments)
+    path = sorted(data.glob("*.npz"))[0]
+    with np.load(path) as arrays:
+        episode = dict(arrays)
+    episode["image"][5, 10, 10] ^= 255
+    np.savez_compressed(path, **episode)
+    assert "are equal, but not the images, actions or rewards" in refused(program.main, arguments, capsys)
+    saved = load_checkpoint(logdir / "checkpoint.pt")
+    del saved["dataset_digest"]  # as in a checkpoint of an earlier version
+    save_checkpoint(logdir / "checkpoint.pt", saved)
+    program.main(arguments)
+    assert "resuming" in capsys.readouterr().err
+
+
 def test_an_ablation_right_after_the_plain_run_has_its_own_directory(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -174,6 +266,8 @@ def test_an_experts_dataset_needs_the_settings_of_its_training(dataset: Path, tm
     ]
     line = refused(collect.main, [*arguments, "--render", "full", "--envs", 0], capsys)
     assert line.endswith("give --render fast")
+    line = refused(collect.main, [*arguments, "--size", "64,64", "--envs", 0], capsys)  # the default, but given
+    assert line.endswith("--size 64: the agent of --checkpoint observes 32 pixels; remove it")
 
 
 class Malicious:

@@ -182,6 +182,24 @@ def test_an_agent_of_a_collection_is_evaluated_with_its_background(clips: Path, 
     assert made == [str(clips)]
 
 
+def test_a_video_that_cannot_be_written_does_not_lose_the_score(tmp_path: Path, monkeypatch, capsys):
+    collected(tmp_path, "--policy", "dreamer", "--episodes", 3)
+    arguments = ["--logdir", tmp_path / "run", "--agent", "source", "--episodes", "1"]
+    (tmp_path / "folder.gif").mkdir()
+    (tmp_path / "file").touch()
+    for video, message in (("folder.gif", "is a folder"), ("file/a.gif", "is not a folder that can be written")):
+        assert message in refused(evaluate.main, [*arguments, "--video", tmp_path / video], capsys)
+
+    def full(*_, **__):
+        raise BadInput("no space")
+
+    monkeypatch.setattr(evaluate, "save_video", full)
+    capsys.readouterr()
+    with pytest.raises(BadInput, match="no space"):
+        evaluate.main([str(a) for a in arguments])
+    assert "dmc_walker_walk: return " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_an_experts_dataset_needs_the_background_of_its_training(trained: bool, clips: Path, tmp_path: Path, capsys):
     background = ["--background", clips]

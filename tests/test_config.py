@@ -156,6 +156,30 @@ def test_the_default_directory_is_named_by_what_differs_from_the_blocks(flags: t
     assert default_logdir(*RUN, *flags) == name
 
 
+def test_datasets_with_equal_folder_names_have_different_default_directories(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def place(data: str) -> str:
+        return default_logdir(*RUN, data)
+
+    def train(data: str) -> str:
+        """What a run leaves, in short."""
+        (tmp_path / data).mkdir(parents=True)
+        logdir = tmp_path / "runs" / place(data).replace("PAIR", "dmc_walker_walk-to-dmc_walker_downhill")
+        logdir.mkdir(parents=True)
+        (logdir / "config.yaml").write_text(f"offline_traindir: {data}\n")
+        return place(data)
+
+    names = [train(data) for data in ("a/expert", "b/expert", "c/b/expert", "a/walker_downhill", "b/walker_downhill")]
+    assert names[:2] == ["PAIR-data=expert-seed0", "PAIR-data=b+expert-seed0"]
+    assert re.fullmatch(r"PAIR-data=expert-[0-9a-f]{8}-seed0", names[2])
+    assert names[3:] == ["PAIR-seed0", "PAIR-data=b+walker_downhill-seed0"]
+    (tmp_path / "a" / "expert").rename(tmp_path / "moved")
+    (tmp_path / "c" / "expert").mkdir()
+    assert place("c/expert") == names[0]  # the data of the first run is gone: it may be here now
+    assert place("b/expert") == names[1]  # an existing run keeps its directory
+
+
 def test_a_long_default_directory_ends_with_a_hash():
     many = [part for key in ("units", "batch_size", "batch_length", "cnn_depth", "dyn_deter", "dyn_hidden", "dyn_stoch",
             "dyn_discrete", "actor_layers", "value_layers", "state_layers") for part in (f"--{key}", "7")]  # fmt: skip
@@ -207,3 +231,12 @@ def test_resolve_computes_derived_settings():
     assert settings.resolve(config.replace(eta_steps=7), method, algorithm_1)[0].eta_steps == 7
     offline = settings.resolve(config.replace(source_observation="state"), METHODS["offline_dv2"], algorithm_1)[0]
     assert (offline.source_task, offline.source_observation) == ("", "image")  # the method has no source
+
+
+def test_one_source_leaves_nothing_to_select():
+    """The same run is found and resumed, whatever ``select`` is."""
+    config, method = parsed(*RUN, "walker_downhill", "--select", "relative"), METHODS["coworld"]
+    one, _ = settings.resolve(config, method, algorithm_1)
+    assert one.select == "nearest" and one == settings.resolve(config.replace(select="nearest"), method, algorithm_1)[0]
+    two, _ = settings.resolve(config.replace(source_task="walker_walk,cheetah_run"), method, algorithm_1)
+    assert two.select == "relative" and two.logdir.startswith("runs/relative-")

@@ -99,7 +99,7 @@ def test_info_of_files_of_other_programs(tmp_path, capsys, name):
 
 def test_convert_there_and_back(tmp_path, capsys):
     fill(tmp_path / "a", [9, 12])
-    (tmp_path / "a" / "dataset.json").write_text('{"task": "dmc_walker_walk"}')
+    (tmp_path / "a" / "dataset.json").write_text('{"task": "dmc_walker_walk", "background": null}')
     dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b-v0"), "--to", "minari"])
     dataset.main(["convert", str(tmp_path / "b-v0"), str(tmp_path / "c"), "--to", "npz"])
     first, last = (sorted((tmp_path / name).glob("*.npz")) for name in "ac")
@@ -110,6 +110,8 @@ def test_convert_there_and_back(tmp_path, capsys):
             assert all(before[key].tobytes() == after[key].tobytes() for key in before)
     for name in ("b-v0", "c"):
         assert OfflineDataset(tmp_path / name, size=16).description == {"task": "dmc_walker_walk"}
+        written = (tmp_path / name / "dataset.json").read_text()
+        assert json.loads(written) == {"task": "dmc_walker_walk", "background": None} and written.endswith("}\n")
 
 
 def test_convert_names_bad_files_and_overwrites_nothing(tmp_path, capsys):
@@ -200,7 +202,38 @@ def test_check_names_every_bad_file(tmp_path, capsys):
     assert len(bad) == 4 and any("dataset.json" in line for line in bad)
     for name, reason in [("x.npz", "not a readable npz"), ("y.npz", "NaN"), (odd.name, "actions of size 4")]:
         assert any(name in line and reason in line for line in bad)
-    assert lines[-1].endswith("6 file(s), 4 good episode(s), 4 problem(s)")
+    assert lines[-1].endswith("6 file(s), 3 good episode(s), 4 problem(s)")
+
+
+def test_the_digest_of_a_dataset_is_that_of_its_contents(tmp_path):
+    """Not of its file names, its format or its cache; an index of an earlier version gets the digests it lacks."""
+    episodes = fill(tmp_path / "a", [9, 12])
+    digest = OfflineDataset(tmp_path / "a", size=16).digest
+    dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b-v0"), "--to", "minari"])
+    assert OfflineDataset(tmp_path / "b-v0", size=16).digest == digest
+    path = tmp_path / "a" / ".coworld-cache" / "16px" / "index.json"
+    index = json.loads(path.read_text())
+    for entry in index["files"].values():
+        for episode in entry["episodes"]:
+            del episode["digest"]
+    path.write_text(json.dumps(index))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (path.parent / f".half.npz.{ended.pid}.tmp").touch()  # of a killed process
+    assert OfflineDataset(tmp_path / "a", size=16).digest == digest
+    assert not list(path.parent.glob(".*.tmp"))
+    assert path.read_text().count('"digest"') == 2
+    found = {digest}
+    for key in ("image", "action", "reward", "discount", "order"):
+        changed = [{name: array.copy() for name, array in episode.items()} for episode in episodes]
+        if key == "order":
+            changed.reverse()
+        else:
+            changed[1][key].flat[-1] = 0 if key != "image" else changed[1][key].flat[-1] ^ 1
+        for number, episode in enumerate(changed):
+            save_episode(tmp_path / key, episode, id=f"{number:04d}")
+        found.add(OfflineDataset(tmp_path / key, size=16).digest)
+    assert len(found) == 6
 
 
 def test_the_command_line(tmp_path):

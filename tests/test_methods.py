@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import co_training, tiny
 from test_agents import CPU, batch, changed, weights
 from test_co_training import assert_same_results, scores, train
 from torch import Tensor, nn
@@ -293,7 +293,7 @@ def test_the_multitask_actor_critics_are_separate_and_share_the_world_model():
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_every_method_runs_and_resumes(method: str, dataset: Path, tmp_path: Path):
-    flags = ("--method", method, "--envs", "0", "--size", "32,32")
+    flags = ("--method", method)
     train(dataset, tmp_path / "whole", *flags)
     with pytest.raises(SystemExit):
         train(dataset, tmp_path / "parts", *flags, stop_at=40 if method != "offline_dv2" else 17)
@@ -318,9 +318,8 @@ def pushes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", ["offline_dv2", "dv2_finetune_ewc", "multitask_dv2", "online_dv2"])
 def test_every_method_runs_from_metaworld_to_robodesk(method: str, pushes: Path, tmp_path: Path):
     tasks = ["--source_task", "metaworld_button-press", "--target_task", "robodesk_push_green"]
-    folders = ["--offline_traindir", str(pushes), "--logdir", str(tmp_path)]
-    short = ["--size", "32,32", "--envs", "0", "--rounds", "1", "--video_every", "0"]
-    program.main(["--method", method, *tasks, *folders, "--configs", "defaults", "robodesk", "debug", *short])
+    flags = ["--method", method, *tasks, "--size", "32,32", "--envs", "0", "--rounds", "1", "--video_every", "0"]
+    program.main(co_training(pushes, tmp_path, *flags, blocks=("robodesk", "debug")))
     assert scores(tmp_path)[-1]["success"] == "0.0"
 
 

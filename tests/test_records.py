@@ -1,6 +1,9 @@
 """Records: atomic checkpoints, curves, locks, videos."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -13,7 +16,7 @@ import tools
 from tools import BadInput
 from training.checkpoint import VERSION, load_checkpoint, save_checkpoint
 from training.device import generator_state, restore_generator, restore_torch_rng, torch_rng_state
-from training.logger import Logger
+from training.logger import Logger, read_scores
 from training.visuals import save_video
 
 
@@ -88,6 +91,53 @@ def test_one_process_at_a_time_can_lock_a_folder(tmp_path: Path):
         tools.lock_directory(tmp_path).__enter__()
     with tools.lock_directory(tmp_path):
         pass
+
+
+def test_a_lock_leaves_nothing_in_a_new_folder_and_keeps_what_was_written(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError), tools.lock_directory(tmp_path / "runs" / "new"):
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+    with tools.lock_directory(tmp_path / "runs" / "new"):
+        (tmp_path / "runs" / "new" / "file").touch()
+    assert (tmp_path / "runs" / "new" / "file").exists()
+    (tmp_path / "old").mkdir()
+    with tools.lock_directory(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").exists()
+
+
+def test_temporary_files_of_killed_processes_are_deleted_under_the_lock(tmp_path: Path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "videos").mkdir()
+    left = [tmp_path / name for name in (f".a.gif.{ended.pid}.tmp", f"videos/.b.gif.{ended.pid}.tmp")]
+    running = tmp_path / "videos" / f".c.gif.{os.getppid()}.tmp"
+    kept = [running, tmp_path / ".mine.tmp", tmp_path / f"a.{ended.pid}.tmp"]
+    for path in (*left, *kept):
+        path.touch()
+    with tools.lock_directory(tmp_path):
+        assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
+        left[0].touch()
+        with pytest.raises(BadInput):
+            tools.lock_directory(tmp_path).__enter__()
+        assert left[0].exists()
+
+
+def test_an_evaluation_at_the_same_step_replaces_the_one_of_an_earlier_end(tmp_path: Path):
+    logger = Logger(tmp_path)
+    row = {"domain": "target", "phase": "evaluate", "source_steps": 3, "target_updates": 2, "mean": 1.0, "std": 0.0}
+    for step, number in ((5, 0), (5, 1), (9, 1), (9, 1), (9, 2)):
+        logger.score(**row, step=step, round=number, episodes=2, success="")
+    logger.close()
+    assert [(line["step"], line["round"]) for line in read_scores(tmp_path)] == [("5", "1"), ("9", "1"), ("9", "2")]
+
+
+def test_a_file_of_scores_that_was_removed_is_named_so(tmp_path: Path):
+    Logger(tmp_path).close()
+    with pytest.raises(BadInput, match="let the run reach its first evaluation"):
+        read_scores(tmp_path)
+    with pytest.raises(BadInput, match=r"scores.csv was removed or emptied after the run wrote it; restore it"):
+        read_scores(tmp_path, evaluated=True)
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path):

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny
 from test_bad_input import refused
 from test_report import DOWNHILL, UPHILL, lines, listed, run_report, table, write_run
 
 import report
+from analysis.conditions import stage_b_steps
+from co_training import algorithm_1
+from config import aligned_steps
 
 COLUMN = "walker_walk -> walker_downhill"
 RETURN = "DeepMind Control: return"
@@ -173,6 +177,21 @@ def test_notes_stay_short_with_many_rows_or_settings(tmp_path: Path):
     names = ", ".join(["batch_size", *keys])
     expected = f"{place}9 settings ({names}) between offline_dv2; online_dv2"
     assert listed(run_report(tmp_path / "more"), "Notes") == [expected]
+
+
+def test_the_steps_of_eta_are_noted_only_if_they_were_given(tmp_path: Path):
+    """Not given, they follow from lengths, as here from the number of rounds, which is in the rows' labels."""
+    for rounds in (0, 1, 2, 5):
+        config = tiny(rounds=rounds, warmup_rounds=2)
+        assert stage_b_steps(vars(config)) == aligned_steps(algorithm_1(config))
+    for scores in ([1, 2, 3], [1, 2, 3, 4]):
+        steps = stage_b_steps(vars(tiny(rounds=len(scores) - 1)))
+        write_run(tmp_path / "runs" / str(len(scores)), scores, eta_steps=steps)
+    assert listed(run_report(tmp_path / "runs"), "Notes") == []
+    write_run(tmp_path / "runs" / "given", [1, 2, 3], eta_steps=7, seed=1)
+    assert any(
+        "eta_steps 0 in seed 0; eta_steps 7 in seed 1" in n for n in listed(run_report(tmp_path / "runs"), "Notes")
+    )
 
 
 def test_settings_without_an_effect_on_a_row_are_not_noted(tmp_path: Path):

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import torch
@@ -17,11 +17,29 @@ import torch
 from agents.agent import Agent
 from config import LENGTHS, RESUMABLE_CHANGES, Config, aligned_steps, task_names
 from tools import BadInput, one_line, write_atomically
-from training.methods import COLLECTION, EVALUATIONS, ONLINE, SELECTED, AgentBuilder, Phase, find_method
+from training.methods import (
+    COLLECTION,
+    EVALUATIONS,
+    ONLINE,
+    SELECTED,
+    AgentBuilder,
+    Method,
+    Phase,
+    find_method,
+    unused_settings,
+    unused_suite_settings,
+)
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
 VERSION = 3  # of a checkpoint's contents
+
+
+class DatasetIdentity(NamedTuple):
+    """What tells two datasets apart: (episodes, steps, sum of returns), and `OfflineDataset.digest`."""
+
+    figures: list[float]
+    digest: str
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -54,7 +72,11 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def read_resumable(
-    logdir: Path, config: Config, schedule: Callable[[Config], Sequence[Phase]], dataset: list[float] | None
+    logdir: Path,
+    config: Config,
+    method: Method,
+    schedule: Callable[[Config], Sequence[Phase]],
+    dataset: DatasetIdentity | None,
 ) -> tuple[Config, dict[str, Any] | None]:
     """The settings and the checkpoint with which the run in ``logdir`` continues; None if there is no run.
 
@@ -63,7 +85,7 @@ def read_resumable(
 
     Args:
         schedule: makes the phases of settings.
-        dataset: `dataset_figures` of the data.
+        dataset: the identity of the data, see `check_same_dataset`.
 
     Raises:
         BadInput: the run has other settings or data, or finished phases that are not those of ``config``.
@@ -73,6 +95,8 @@ def read_resumable(
     saved = load_checkpoint(logdir / CHECKPOINT)
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
     compared = (saved["config"].keys() & vars(config).keys()) - RESUMABLE_CHANGES
+    tasks = [task for key in ("source_task", "target_task") for task in getattr(config, key).split(",") if task]
+    compared -= unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
     if not saved["progress"]["aligned_steps"]:
         compared -= {"eta_steps"}
     elif config.eta_steps == aligned_steps(phases):
@@ -85,12 +109,21 @@ def read_resumable(
                 f"give the old value to resume it, or another --logdir"
             )
     saved["progress"] |= continued_progress(logdir, saved, run, config, schedule)
-    if saved["dataset"] != dataset:
-        raise BadInput(
-            f"{logdir} holds a run on other data than {config.offline_traindir} (episodes, steps and "
-            f"returns were {saved['dataset']}): give the old --offline_traindir, or another --logdir"
-        )
+    check_same_dataset(logdir, saved, dataset, config.offline_traindir)
     return config, saved
+
+
+def check_same_dataset(logdir: Path, saved: dict[str, Any], dataset: DatasetIdentity | None, folder: str) -> None:
+    """Raises BadInput if the data is not that of the checkpoint. Older checkpoints have the figures only."""
+    found = None if dataset is None else dataset.figures
+    differ = "" if saved["dataset"] == found else f"episodes, steps and returns were {saved['dataset']}"
+    if not differ and dataset is not None and saved.get("dataset_digest") not in (None, dataset.digest):
+        differ = "episodes, steps and returns are equal, but not the images, actions or rewards, or their order"
+    if differ:
+        raise BadInput(
+            f"{logdir} holds a run on other data than {folder} ({differ}): give the old --offline_traindir, or another "
+            f"--logdir"
+        )
 
 
 def continued_progress(
@@ -103,19 +136,46 @@ def continued_progress(
     phases, phase, iteration = schedule(run), saved["progress"]["phase"], saved["progress"]["iteration"]
     if [str(p.kind) for p in phases[: len(saved["phases"])]] != saved["phases"]:
         raise BadInput(f"{logdir} holds a run of another version of this program; give another --logdir")
-    point = resume_point(phases, schedule(config), phase, iteration, max(config.envs, 1))
-    if point is None:
-        changed = {key: getattr(run, key) for key in LENGTHS if getattr(run, key, None) != getattr(config, key, None)}
-        running = f" and {iteration} iterations of {phases[phase].kind}" if iteration else ""
-        given = " ".join(f"--{key} {getattr(config, key)}" for key in changed)
-        more = schedule(run.replace(rounds=run.rounds + 1))
-        longer = "target_iterations" in changed and resume_point(phases, more, phase, iteration, max(config.envs, 1))
-        raise BadInput(
-            f"{logdir} has finished {phase} phases{running}, which {given} would change: "
-            f"give {' '.join(f'--{key} {value}' for key, value in changed.items())}"
-            f"{' (or a larger --rounds, to train longer)' if longer else ''}, or another --logdir"
-        )
-    return {"phase": point[0], "iteration": point[1]}
+
+    def point(lengths: Config) -> tuple[int, int] | None:
+        return resume_point(phases, schedule(lengths), phase, iteration, max(config.envs, 1))
+
+    if found := point(config):
+        return {"phase": found[0], "iteration": found[1]}
+    changed = [key for key in LENGTHS if getattr(run, key, None) != getattr(config, key, None)]
+    running = f" and {iteration} iterations of {phases[phase].kind}" if iteration else ""
+    given = " ".join(f"--{key} {getattr(config, key)}" for key in changed)
+    texts = [length_to_give(key, run, config, lambda lengths: point(lengths) is not None) for key in changed]
+    more = point(run.replace(rounds=run.rounds + 1))
+    reason, longer = "", ""
+    if config.rounds > run.rounds and not more:
+        reason = f" (method {config.method} runs phases of every round before the finished ones)"
+    if config.target_iterations > run.target_iterations and more:
+        longer = " (or a larger --rounds, to train longer)"
+    raise BadInput(
+        f"{logdir} has finished {phase} phases{running}, which {given} would change{reason}: "
+        f"give {' '.join(texts)}{longer}, or another --logdir"
+    )
+
+
+def length_to_give(key: str, run: Config, config: Config, resumes: Callable[[Config], bool]) -> str:
+    """The values of a length that a run accepts, as text: ``--key 3``, or ``--key 3 or more``.
+
+    It accepts its own value, and perhaps all larger ones, and smaller ones down to what is done.
+    """
+
+    def accepted(value: int) -> bool:
+        try:
+            return resumes(run.replace(**{key: value}))
+        except BadInput:  # too short for any schedule
+            return False
+
+    own = getattr(run, key)
+    low, high = min(getattr(config, key), own) - 1, own  # low is refused, high is accepted
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepted(middle) else (middle, high)
+    return f"--{key} {high}{' or more' if accepted(own + 1) else ''}"
 
 
 def resume_point(

@@ -131,7 +131,7 @@ def load_policy(config: Config, args: argparse.Namespace) -> tuple[Config, Any, 
     if args.checkpoint is None:
         raise BadInput("--checkpoint is missing: give the run directory of the agent")
     agent, trained = load_agent(args.checkpoint, args.agent, pick_device(config.device))
-    if "size" in args.changed and config.size != trained.size:
+    if "size" in args.given and config.size != trained.size:
         observes = f"the agent of --checkpoint observes {trained.size[0]} pixels"
         raise BadInput(f"--size {config.size[0]}: {observes}; remove it")
     check_trained_alike(args.checkpoint, trained, agent_role(trained, args.agent), config, args.task)

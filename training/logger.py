@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_BLOB_SEQUENCE, DATA_
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from tools import DIVERGED, BadInput, write_atomically
+from tools import DIVERGED, BadInput, write_atomically, write_text
 from training.visuals import encode_video
 
 SCORES = "step domain phase round source_steps target_updates mean std success episodes".split()
@@ -160,7 +160,12 @@ class Logger:
         self.latest.update(point)
 
     def score(self, **row: Any) -> None:
-        """One line of scores.csv and a point of the evaluation curves; ``success`` is empty if the suite has none."""
+        """One line of scores.csv and a point of the evaluation curves; ``success`` is empty if the suite has none.
+
+        If a run is made longer without a step in between, the evaluation at its old end is replaced by the one before
+        its next round, which is the same.
+        """
+        self._drop_last_score(row)
         text = io.StringIO()
         csv.DictWriter(text, SCORES, lineterminator="\n").writerow(row)
         self._append(self.scores_file, text.getvalue())
@@ -171,6 +176,16 @@ class Logger:
             self._add_point(name, row["step"], "scalars", DATA_CLASS_SCALAR, simple_value=value)
         context = {key: row[key] for key in ("step", "phase", "round", "source_steps", "target_updates")}
         self._append(self.metrics_file, json.dumps({**context, **curves}) + "\n")
+
+    def _drop_last_score(self, row: dict[str, Any]) -> None:
+        """Delete the last line of scores.csv if it is an evaluation at the same step, but of another round."""
+        lines = self.scores_file.read_text().splitlines(keepends=True)
+        if len(lines) < 2:
+            return
+        last = dict(zip(SCORES, lines[-1].strip().split(","), strict=False))
+        same = all(last.get(key) == str(row[key]) for key in ("step", "domain", "phase"))
+        if same and last.get("round") != str(row["round"]):
+            write_text(self.scores_file, "".join(lines[:-1]))
 
     def choice(self, **row: Any) -> None:
         """One line of choices.csv: the source of a target update, and the distance to each."""
@@ -227,8 +242,11 @@ class Logger:
             file.write(text)
 
 
-def read_scores(logdir: Path) -> list[dict[str, str]]:
-    """The lines of a run's scores.csv. Raises BadInput if there are none."""
+def read_scores(logdir: Path, evaluated: bool = False) -> list[dict[str, str]]:
+    """The lines of a run's scores.csv. Raises BadInput if there are none.
+
+    ``evaluated``: the run is past its first evaluation, so a file without scores is not the one that it wrote.
+    """
     path = logdir / "scores.csv"
     try:
         with path.open() as file:
@@ -238,5 +256,9 @@ def read_scores(logdir: Path) -> list[dict[str, str]]:
     if any(not row.get("phase") or not row.get("mean") for row in rows):
         raise BadInput(f"{path} is damaged: a line has no phase or mean; mend or remove that line")
     if not rows:
+        if evaluated:
+            raise BadInput(
+                f"{path} was removed or emptied after the run wrote it; restore it, or train in a new --logdir"
+            )
         raise BadInput(f"{path} has no score yet; let the run reach its first evaluation")
     return rows

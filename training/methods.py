@@ -1,9 +1,10 @@
 """CoWorld and the methods it is compared with: for each, its agents, its schedule, and what it learns from.
 
-A schedule rearranges the phases of Algorithm 1. A new method is one more entry of `METHODS`.
+A schedule rearranges the phases of Algorithm 1. A new method is one more entry of `METHODS`. `USED_IF` lists the
+settings that have an effect on some runs only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
@@ -15,6 +16,7 @@ from agents.baselines import FinetunedAgent, MultitaskSource, MultitaskTarget, O
 from agents.coworld import SourceAgent, TargetAgent
 from config import Config, task_names
 from tools import BadInput, multiples_crossed, nearest
+from wrappers import SUITES, Task, parse_task
 
 SELECTED = -1  # as `Phase.source`: the source that the selector chooses
 
@@ -102,6 +104,7 @@ class Method:
         aligned_with_sources: whether the target's updates use the source agents (the ties of CoWorld).
         shared_world_model: one world model learns from both domains' batches.
         elastic_weights: the transfer from source to target adds an EWC penalty.
+        settings: names, separated by spaces, of settings that have an effect on this method only.
     """
 
     agents: Callable[[AgentBuilder], dict[str, Agent]]
@@ -111,6 +114,7 @@ class Method:
     aligned_with_sources: bool = False
     shared_world_model: bool = False
     elastic_weights: bool = False
+    settings: str = ""
 
     @property
     def uses_sources(self) -> bool:
@@ -228,13 +232,64 @@ def source_updates(phases: list[Phase], config: Config) -> int:
 
 METHODS = {
     "coworld": Method(coworld_agents, online="sources", aligned_with_sources=True),
-    "offline_dv2": Method(offline_agents, offline_schedule, online=""),
+    "offline_dv2": Method(offline_agents, offline_schedule, online="", settings="ensemble disagreement_scale"),
     "dv2_finetune": Method(finetune_agents, finetune_schedule),
-    "dv2_finetune_ewc": Method(finetune_agents, finetune_schedule, elastic_weights=True),
+    "dv2_finetune_ewc": Method(
+        finetune_agents, finetune_schedule, elastic_weights=True, settings="ewc_scale ewc_batches"
+    ),
     "multitask_dv2": Method(multitask_agents, multitask_schedule, shared_world_model=True),
     "online_dv2": Method(online_agents, target_online_schedule, online="target", dataset=False),
 }
 COLLECTION = Method(online_agents, online="source", dataset=False)  # collect.py: DreamerV2, for its episodes
+
+
+# Settings that have an effect on some runs only: (names, whether a run uses them, the setting that they need, "" for
+# another method). All others have an effect on every run, except `Method.settings` and the settings of suites.
+USED_IF: tuple[tuple[str, Callable[[Method, Config], object], str], ...] = (
+    ("envs prefill pretrain replay_size", lambda method, config: method.online, ""),
+    ("sparse_reward source_observation", lambda method, config: method.uses_sources, ""),
+    ("pretrain_steps warmup_steps source_iterations", lambda method, config: method.uses_sources, ""),
+    ("select", lambda method, config: method.online == "sources", ""),
+    ("offline_traindir dataset_format dataset_cache", lambda method, config: method.dataset, ""),
+    (
+        "state_alignment state_alignment_scale reward_alignment target_informed_factor eta_start eta_end eta_steps "
+        "value_constraint value_constraint_scale",
+        lambda method, config: method.aligned_with_sources,
+        "",
+    ),
+    ("state_alignment_scale", lambda method, config: config.state_alignment, "state_alignment"),
+    (
+        "target_informed_factor eta_start eta_end eta_steps",
+        lambda method, config: config.reward_alignment,
+        "reward_alignment",
+    ),
+    ("value_constraint_scale", lambda method, config: config.value_constraint != "off", "value_constraint"),
+    ("state_layers", lambda method, config: config.source_observation == "state", "source_observation state"),
+    ("dyn_min_std", lambda method, config: config.dyn_discrete == 0, "dyn_discrete 0"),
+    ("discount_layers discount_scale", lambda method, config: config.pred_discount, "pred_discount True"),
+    ("actor_grad_mix", lambda method, config: config.actor_grad == "both", "actor_grad both"),
+)
+
+
+def unused_settings(config: Config, method: Method, where: str = "") -> dict[str, str]:
+    """The settings that have no effect on a run, each with the reason, which is the end of an error message.
+
+    ``where`` is the reason for settings that ``method`` does not use. For suites' see `unused_suite_settings`.
+    """
+    others = {key for other in METHODS.values() for key in other.settings.split()}
+    unused = dict.fromkeys(others - set(method.settings.split()), where)
+    for keys, used, without in USED_IF:
+        if not used(method, config):
+            for key in keys.split():
+                unused.setdefault(key, f"without {without}" if without else where)
+    return unused
+
+
+def unused_suite_settings(tasks: Iterable[str | Task]) -> dict[str, str]:
+    """The settings of suites that none of ``tasks`` belongs to, with the reason as in `unused_settings`."""
+    used = {parse_task(task).suite for task in tasks}
+    others = [suite for suite in SUITES.values() if suite.name not in used]
+    return {f"{suite.name}_{key}": f"without a {suite.title} task" for suite in others for key in suite.settings}
 
 
 def find_method(name: str) -> Method:

@@ -8,7 +8,7 @@ from pathlib import Path
 from config import Config, to_yaml
 from replay import OfflineDataset
 from tools import lock_directory, write_text
-from training.checkpoint import CHECKPOINT, read_resumable
+from training.checkpoint import DatasetIdentity, read_resumable
 from training.device import keep_freed_memory, pick_device, seed_everything
 from training.domains import (
     OnlineDomain,
@@ -27,11 +27,11 @@ from training.visuals import CONTEXT, open_loop_images, prediction_sheet, score_
 from wrappers.shared.vector import WorkerCrash
 
 
-def dataset_figures(dataset: OfflineDataset | None) -> list[float] | None:
-    """Figures that identify a dataset: episodes, steps, sum of returns."""
+def dataset_identity(dataset: OfflineDataset | None) -> DatasetIdentity | None:
     if dataset is None:
         return None
-    return [dataset.episodes, dataset.steps, round(float(sum(dataset.returns)), 3)]
+    figures = [dataset.episodes, dataset.steps, round(float(sum(dataset.returns)), 3)]
+    return DatasetIdentity(figures, dataset.digest)
 
 
 @contextmanager
@@ -47,12 +47,10 @@ def open_trainer(config: Config, method: Method, schedule: Callable[[Config], Se
     logdir = Path(config.logdir).expanduser()
     with ExitStack() as resources:
         resources.enter_context(lock_directory(logdir))  # first, so that it is released last
-        figures = dataset_figures(dataset)
-        config, saved = read_resumable(logdir, config, schedule, figures)
+        identity = dataset_identity(dataset)
+        config, saved = read_resumable(logdir, config, method, schedule, identity)
         phases = list(schedule(config))
         progress = Progress(**saved["progress"]) if saved else Progress()
-        for leftover in logdir.glob(f".{CHECKPOINT}.*tmp"):
-            leftover.unlink()
         seed_everything(config.seed)
         evaluator = Evaluator(config, tasks)
         resources.callback(evaluator.close)
@@ -65,7 +63,7 @@ def open_trainer(config: Config, method: Method, schedule: Callable[[Config], Se
             resources.callback(domain.close)
         sources = [name for name, domain in domains.items() if isinstance(domain, OnlineDomain)]
         selector = SourceSelector(config, sources)
-        trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, figures)
+        trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, identity)
         if saved:
             trainer.load_state_dict(saved)
             print(f"resuming {logdir} at step {progress.step}", file=sys.stderr)
@@ -102,18 +100,18 @@ def draw_summary(trainer: Trainer) -> None:
     if images:
         sheets = {name: (truth[0], predicted[0]) for name, (truth, predicted) in images.items()}
         prediction_sheet(sheets, CONTEXT, logdir / "predictions.png")
-    score_curve(read_scores(logdir), logdir.name, logdir / "scores.png")
+    score_curve(read_scores(logdir, evaluated=True), logdir.name, logdir / "scores.png")
 
 
 def summary(trainer: Trainer) -> str:
     """The scores of a finished run as a short table; with several sources, how often each was selected."""
     config, tasks = trainer.config, [domain.task for domain in trainer.domains.values()]
-    rows = [row for row in read_scores(trainer.logdir) if row["domain"] == "target"]
+    rows = [row for row in read_scores(trainer.logdir, evaluated=True) if row["domain"] == "target"]
     labels = []
     for row in rows:
         before = f"{config.method}, before round {row['round']}"
-        repeated = before in labels  # by a run that was made longer
-        earlier = f"{config.method}, at an earlier end" if repeated else before
+        longer = before in labels or row["round"] == "0"  # the run was made longer, perhaps from no rounds
+        earlier = f"{config.method}, at an earlier end" if longer else before
         labels.append("random policy" if row["phase"] == "evaluate_random" else earlier)
     if rows[-1]["phase"] == "evaluate":
         labels[-1] = f"{config.method}, at the end"

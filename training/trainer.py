@@ -9,7 +9,7 @@ from typing import Any
 from agents.agent import Agent
 from config import Config, to_yaml
 from tools import StopRequest, multiples_crossed, progress_bar
-from training.checkpoint import CHECKPOINT, model_state, save_checkpoint
+from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
 from training.device import restore_torch_rng, torch_rng_state
 from training.domains import Domain, OnlineDomain
 from training.evaluator import Evaluator
@@ -51,7 +51,7 @@ class Trainer:
     evaluator: Evaluator
     logger: Logger
     progress: Progress
-    dataset_figures: list[float] | None
+    dataset: DatasetIdentity | None
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
@@ -216,7 +216,8 @@ class Trainer:
             "selector": self.selector.state_dict(),
             "rng": torch_rng_state(),
             "logger": self.logger.state(),
-            "dataset": self.dataset_figures,
+            "dataset": self.dataset and self.dataset.figures,
+            "dataset_digest": self.dataset and self.dataset.digest,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Videos and pictures of a run: what its agents see and predict, and its scores."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,13 @@ def encode_video(frames: np.ndarray, fps: int, extension: str) -> bytes:
 
 
 def check_video_path(path: Path) -> None:
-    """Raises BadInput if the extension is not that of a known video format."""
+    """Raises BadInput if the extension is not that of a known video format, or if the file cannot be written."""
     if path.suffix not in VIDEO_OPTIONS:
         raise BadInput(f"video {path}: give a name that ends in {' or '.join(VIDEO_OPTIONS)}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        wrong = f"{path} is a folder" if path.is_dir() else f"{folder} is not a folder that can be written"
+        raise BadInput(f"video {path}: {wrong}; give another --video")
 
 
 def save_video(path: Path, frames: np.ndarray, fps: int) -> None:

@@ -30,8 +30,8 @@ def run(project: Path, *arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path):
-    debug = ["--size", "32,32", "--video_every", 0, "--configs", "defaults", "debug"]
-    target = ["--target_task", "to-right", "--offline_traindir", "data/dots"]
+    debug = ["--size", "32,32", "--configs", "defaults", "debug"]
+    target = ["--target_task", "to-right", "--offline_traindir", "data/dots", "--video_every", 0]
     for arguments in (
         ["collect", "--task", "dots_to_right", "--out", "data/npz", "--episodes", 3, *debug],
         ["dataset", "convert", "data/npz", "data/dots", "--to", "structured"],

@@ -23,7 +23,7 @@ from wrappers import SUITES, parse_task
 CONFIGS = Path(__file__).with_name("configs.yaml")
 
 CHOICES = {  # `method` is checked by training/methods.py, which defines the methods
-    "precision": ("float32", "bfloat16"),
+    "precision": ("auto", "float32", "bfloat16"),
     "compile": ("auto", "on", "off"),
     "select": ("nearest", "relative", "first", "round_robin"),
     "source_observation": ("image", "state"),

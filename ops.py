@@ -110,7 +110,9 @@ class StepWeights(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "StepWeights":
         """The products' weights in ``dtype``; the layer norm stays in float32."""
-        return StepWeights(*(w if n.startswith("norm") else w.to(dtype) for n, w in zip(self._fields, self, strict=True)))
+        return StepWeights(
+            *(w if n.startswith("norm") else w.to(dtype) for n, w in zip(self._fields, self, strict=True))
+        )
 
 
 class StepState(NamedTuple):
@@ -169,9 +171,8 @@ def step(
     stat = torch.addmm(w.out_bias, hidden, w.out.t()).float()
     sample, saved = latent.sample(stat, noise, dtype)
     kept = (x, hidden) if act.by_result else (x_in, hidden_in)
-    return (sample, after, stat), StepState(
-        stoch, deter, kept[0], gru_in, gates, mean, rstd, reset, raw, cand, update, deter_out, kept[1], hidden, saved, noise
-    )  # fmt: skip
+    gru = (gru_in, gates, mean, rstd, reset, raw, cand, update)
+    return (sample, after, stat), StepState(stoch, deter, kept[0], *gru, deter_out, kept[1], hidden, saved, noise)
 
 
 def step_backward(

@@ -47,6 +47,8 @@ class Agent:
         world: WorldModel | None = None,
         model_opt: Optimizer | None = None,
     ):
+        if config.precision == "auto":
+            raise ValueError("precision is auto: replace it by training.device.pick_precision's")
         self.config, self.device, self.action_dim = config, device, action_dim
         self.world = world or self.world_model_class(config, model_action_dim, state).to(device)
         self.behavior = ActorCritic(config, self.world.rssm.feat_size, action_dim, actor_dim).to(device)

@@ -66,7 +66,9 @@ def prior_of(world: WorldModel, deter: Tensor) -> Independent:
 def posterior_of(world: WorldModel, deter: Tensor, embed: Tensor) -> Independent:
     r = world.rssm
     weight = torch.cat([r.post_deter.weight, r.post_embed.weight], 1)
-    return distribution(world, r.post_out(r.act.function(F.linear(torch.cat([deter, embed], -1), weight, r.post_embed.bias))))
+    return distribution(
+        world, r.post_out(r.act.function(F.linear(torch.cat([deter, embed], -1), weight, r.post_embed.bias)))
+    )
 
 
 def encode(world: WorldModel, image: Tensor) -> Tensor:

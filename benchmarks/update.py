@@ -35,7 +35,7 @@ from benchmarks.plain import PlainTrainer
 from config import Config
 from replay import OfflineDataset, Prefetcher, save_episode
 from tools import Parser, exit_on_bad_input
-from training.device import keep_freed_memory, pick_device, to_device, to_tensors
+from training.device import keep_freed_memory, pick_device, pick_precision, to_device, to_tensors
 from training.policies import agent_policy
 
 BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"], "debug": ["dmc", "debug"]}
@@ -171,7 +171,9 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
     """Rows of the table for one setting."""
     flags = {key: str(value) for key in ("batch_size", "precision", "compile") if (value := getattr(args, key))}
     values = settings.merge(settings.read_blocks(), BLOCKS[name], {**flags, "eta_steps": "1"})
-    config, device = Config(**values, configs=BLOCKS[name]), pick_device(args.device)
+    device = pick_device(args.device)
+    config = Config(**values, configs=BLOCKS[name])
+    config = config.replace(precision=pick_precision(config.precision, device))
     torch.manual_seed(0)
     source, target = agents(config, device)
     eager = agents(config.replace(compile="off"), device)
@@ -228,7 +230,7 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=BLOCKS, default=["paper", "release", "small"])
     parser.add_argument("--batch_size", type=int, help="sequences in a batch, instead of the setting's")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--compile", choices=("auto", "on", "off"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")

@@ -31,6 +31,7 @@ from training.collector import Collector
 from training.domains import Domain
 from training.evaluator import Evaluator
 from training.logger import Logger
+from training.methods import find_method, unused_settings
 from training.selector import SourceSelector
 from training.trainer import Trainer
 
@@ -100,7 +101,10 @@ def collect(config: Config, folder: Path) -> None:
 
 
 def main() -> None:
-    arguments = [*(text for key, value in SHORT.items() for text in (f"--{key}", str(value))), *sys.argv[1:]]
+    config, _ = settings.parse(settings.parser(__doc__))
+    unused = unused_settings(config, find_method(config.method))
+    short = {key: value for key, value in SHORT.items() if key not in unused}
+    arguments = [*(text for key, value in short.items() for text in (f"--{key}", str(value))), *sys.argv[1:]]
     config, _ = settings.parse(settings.parser(__doc__), arguments)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny(*blocks: str, **flags: object) -> Config:
-    """The `debug` settings of a suite's block, with flags."""
+    """The `debug` settings of a suite's block, with flags; float32 unless these say otherwise."""
+    flags = {"precision": "float32", **flags}
     names = [*(blocks or ("dmc",)), "debug"]
     values = settings.merge(settings.read_blocks(), names, {k: str(v) for k, v in flags.items()})
     return Config(**values, configs=names)

@@ -12,7 +12,8 @@ from conftest import ROOT, command
 COMMANDS = {"co_training", "collect", "evaluate", "dataset", "report", "analyse"}
 MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "tools": set(),
-    "networks": {"tools"},
+    "ops": set(),
+    "networks": {"tools", "ops"},
     "wrappers": {"tools"},
     "replay": {"tools"},
     "config": {"tools", "wrappers", "replay"},

@@ -11,6 +11,7 @@ from conftest import tiny
 from test_agents import agents, batch, update_target
 from torch import Tensor, nn
 
+import config as settings
 import models
 from agents.coworld import SourceAgent, TargetAgent
 from benchmarks import plain
@@ -124,10 +125,11 @@ def test_if_compiling_fails_the_update_runs_eagerly_with_a_note(
     torch.testing.assert_close(fallen_back, eager, rtol=0, atol=0)
 
 
-def gradients_at_usual_values(precision: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def gradients_at_usual_values(precision: str, size: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Metrics and gradients of a target update without the step, with values near 1,480 and rewards near 7."""
     torch.manual_seed(0)
-    sizes = {"dyn_stoch": 8, "dyn_discrete": 8, "dyn_deter": 64, "dyn_hidden": 64, "units": 64, "cnn_depth": 8}
+    blocks, names = settings.read_blocks(), "dyn_stoch dyn_discrete dyn_deter dyn_hidden units cnn_depth".split()
+    sizes = {key: {**blocks["defaults"], **blocks[size]}[key] for key in names}
     source, target = agents(precision=precision, kl_free=0.0, discount=0.995, imag_horizon=10, **sizes)
     with torch.no_grad():
         target.world.reward.layers[-1].bias.fill_(7.0)
@@ -147,9 +149,10 @@ def gradients_at_usual_values(precision: str) -> tuple[dict[str, Tensor], dict[s
     return {**metrics, **more}, grads
 
 
-def test_bfloat16_losses_and_gradients_are_near_float32_at_usual_values():
+@pytest.mark.parametrize("size", ["defaults", "small"])
+def test_bfloat16_losses_and_gradients_are_near_float32_at_usual_values(size: str):
     """Nothing that bfloat16 rounds may be large: at 1,480 its numbers are 8 apart, and rewards are at most 10."""
-    exact, rounded = gradients_at_usual_values("float32"), gradients_at_usual_values("bfloat16")
+    exact, rounded = gradients_at_usual_values("float32", size), gradients_at_usual_values("bfloat16", size)
     assert all(value.dtype == torch.float32 for value in rounded[0].values())
     for name in ("imagined_return", "value", "value_constraint", "imagined_reward"):
         torch.testing.assert_close(rounded[0][name], exact[0][name], rtol=0, atol=0.05)

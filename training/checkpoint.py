@@ -81,7 +81,7 @@ def read_resumable(
     """The settings and the checkpoint with which the run in ``logdir`` continues; None if there is no run.
 
     The checkpoint's progress is where the phases of ``config`` continue, see `resume_point`. If reward alignment has
-    begun, the settings keep the run's ``eta_steps``.
+    begun, the settings keep the run's ``eta_steps``. The precision ``auto`` becomes the run's.
 
     Args:
         schedule: makes the phases of settings.
@@ -94,6 +94,8 @@ def read_resumable(
         return config, None
     saved = load_checkpoint(logdir / CHECKPOINT)
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
+    if config.precision == "auto":
+        config = config.replace(precision=run.precision)
     compared = (saved["config"].keys() & vars(config).keys()) - RESUMABLE_CHANGES
     tasks = [task for key in ("source_task", "target_task") for task in getattr(config, key).split(",") if task]
     compared -= unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()

@@ -29,6 +29,21 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_precision(name: str, device: torch.device) -> str:
+    """``name``; for ``auto``, bfloat16 if ``device`` computes it natively, else float32.
+
+    Native are a CPU's AMX or AVX512-BF16 and a GPU's compute capability 8. Where it is emulated it is slower.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        able = torch.cpu.get_capabilities()
+        native = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
+    return "bfloat16" if native else "float32"
+
+
 def keep_freed_memory(keep: bool = True) -> None:
     """Let the C library keep the memory that one update frees, for the next update.
 

@@ -9,7 +9,7 @@ from config import Config, to_yaml
 from replay import OfflineDataset
 from tools import lock_directory, write_text
 from training.checkpoint import DatasetIdentity, read_resumable
-from training.device import keep_freed_memory, pick_device, seed_everything
+from training.device import keep_freed_memory, pick_device, pick_precision, seed_everything
 from training.domains import (
     OnlineDomain,
     agent_builder,
@@ -49,6 +49,9 @@ def open_trainer(config: Config, method: Method, schedule: Callable[[Config], Se
         resources.enter_context(lock_directory(logdir))  # first, so that it is released last
         identity = dataset_identity(dataset)
         config, saved = read_resumable(logdir, config, method, schedule, identity)
+        if config.precision == "auto":
+            config = config.replace(precision=pick_precision("auto", device))
+            print(f"precision: {config.precision} on {device}", file=sys.stderr)
         phases = list(schedule(config))
         progress = Progress(**saved["progress"]) if saved else Progress()
         seed_everything(config.seed)

@@ -15,15 +15,13 @@ $(VENV)/ready: requirements.txt
 	$(BIN)/python -c "import tools, wrappers.shared.backend as b; tools.exit_on_bad_input(lambda: b.choose_backend() and None)"
 	touch $@
 
-# Collects a small dataset, then co-trains on it: pretraining, warm-up and two rounds on real simulators.
+# Co-trains on the dataset in examples/: pretraining, warm-up and two rounds on real simulators.
 # One thread: for networks this small a second one gains little, and on a busy machine threads wait for each other.
 demo: export OMP_NUM_THREADS ?= 1
 demo: setup
-	test -e $(RUN)/data/dataset.json || $(BIN)/python collect.py --task walker_downhill --out $(RUN)/data \
-		--episodes 20 --configs defaults dmc demo
-	$(BIN)/python co_training.py --source_task walker_walk --target_task walker_downhill \
-		--offline_traindir $(RUN)/data --logdir $(RUN)/run --configs defaults dmc demo
-	$(BIN)/python evaluate.py --logdir $(RUN)/run --episodes 3
+	$(BIN)/python co_training.py --source_task cheetah_run --target_task cheetah_downhill \
+		--offline_traindir examples/cheetah_downhill --logdir $(RUN) --configs defaults dmc demo
+	$(BIN)/python evaluate.py --logdir $(RUN) --episodes 3
 
 # One process a core; the tests of one file stay together, so that its fixtures are made once.
 test: setup

@@ -18,7 +18,7 @@ from training.logger import read_scores
 from training.methods import METHODS, Method, PhaseKind
 from wrappers import SUITES, Task, parse_task
 
-SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to learn a task
+SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
 PARTS_OF_A_RUN = r"videos|(source(_\d+)?|target)_replay"  # folders with many files, which are not searched
 
 
@@ -214,7 +214,7 @@ def leave_out_short_runs(runs: list[RunResult], roots: list[Path]) -> tuple[list
     if len(kept) == len(runs) or all(run.short for run in runs):
         return runs, []
     count = len(runs) - len(kept)
-    what = f"{count} demo or debug run{'s' * (count > 1)}, too short to learn a task"
+    what = f"{count} demo or debug run{'s' * (count > 1)}, too short to compare methods"
     return kept, [f"left out {what}; give a run's own directory to include it"]
 
 

@@ -247,3 +247,12 @@ def test_the_command_line(tmp_path):
     bad = subprocess.run([*run, "info", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert bad.returncode == 2
     assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"
+
+
+def test_the_demos_dataset_is_complete(tmp_path: Path):
+    folder = ROOT / "examples" / "cheetah_downhill"
+    described = json.loads((folder / "dataset.json").read_text())
+    data = OfflineDataset(folder, size=32, length=24, cache_dir=str(tmp_path))
+    assert (data.episodes, data.steps) == (described["episodes"], described["steps"]) == (80, 8000)
+    assert sorted(data.returns) == pytest.approx(sorted(described["returns"]), rel=1e-4)
+    assert sum(file.stat().st_size for file in folder.glob("*.npz")) < 5e6

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough, kl_divergence
 
 import ops
+from ops import recurrent
+from ops.convolution import conv2d, conv_transpose2d
 
 Distribution.set_default_validate_args(False)  # the checks read every tensor back from the device
 
@@ -54,14 +56,14 @@ class Conv2d(nn.Conv2d):
     """A convolution of stride 2, in the form that is fastest on the device."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias)
+        return conv2d(x, self.weight, self.bias)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution of stride 2, in the form that is fastest on the device."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv_transpose2d(x, self.weight, self.bias)
+        return conv_transpose2d(x, self.weight, self.bias)
 
 
 class ConvEncoder(nn.Module):
@@ -137,7 +139,7 @@ class ConvDecoder(nn.Module):
 
 
 class NormGRUCell(nn.Module):
-    """Weights of DreamerV2's GRU: one layer norm over the three gates. `ops.step` computes it."""
+    """Weights of DreamerV2's GRU: one layer norm over the three gates. `ops.recurrent.step` computes it."""
 
     def __init__(self, inputs: int, deter: int):
         super().__init__()
@@ -167,11 +169,11 @@ class RSSM(nn.Module):
     ):
         super().__init__()
         self.stoch, self.deter, self.discrete = stoch, deter, discrete
-        self.latent = ops.Latent(stoch, discrete, min_std)
+        self.latent = recurrent.Latent(stoch, discrete, min_std)
         self.stoch_size = stoch * (discrete or 1)
         self.feat_size = self.stoch_size + deter
         stats = stoch * (discrete or 2)
-        self.act = ops.ACTIVATIONS[act]
+        self.act = recurrent.ACTIVATIONS[act]
         self.action_in = nn.Linear(action, hidden)
         self.stoch_in = nn.Linear(self.stoch_size, hidden, bias=False)
         self.cell = NormGRUCell(hidden, deter)
@@ -213,17 +215,17 @@ class RSSM(nn.Module):
         stoch, deter, stat = self._scan(weights, action, self.post_embed(embed), noise, state)
         return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
 
-    def _step_weights(self, hidden: Tensor, out: Tensor, out_bias: Tensor) -> ops.StepWeights:
+    def _step_weights(self, hidden: Tensor, out: Tensor, out_bias: Tensor) -> recurrent.StepWeights:
         norm = self.cell.norm
-        return ops.StepWeights(
+        return recurrent.StepWeights(
             self.stoch_in.weight, self.cell.gates.weight, norm.weight, norm.bias, hidden, out, out_bias
         )
 
     def _scan(
-        self, weights: ops.StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State
+        self, weights: recurrent.StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State
     ) -> tuple[Tensor, Tensor, Tensor]:
         initial = state["stoch"], state["deter"]
-        return ops.scan(weights, self.latent, self.act, self.action_in(action), given, noise, initial)
+        return recurrent.scan(weights, self.latent, self.act, self.action_in(action), given, noise, initial)
 
     def draw_members(self, steps: int) -> tuple[Tensor | None, ...]:
         """Which member of an ensemble of priors each of ``steps`` imagined steps uses; None without an ensemble."""

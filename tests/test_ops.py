@@ -1,4 +1,4 @@
-"""ops.py against plain torch operations: values, gradients, and the frequencies of samples."""
+"""ops/ against plain torch operations: values, gradients, and the frequencies of samples."""
 
 import pytest
 import scipy.stats
@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ops
 from networks import RSSM
+from ops import recurrent
+from ops.convolution import conv2d, conv_transpose2d
 
 SIZES = {"stoch": 3, "deter": 5, "hidden": 7, "min_std": 0.1}
 
@@ -33,7 +34,7 @@ def plain_scan(rssm: RSSM, embed: Tensor, action: Tensor, noise: Tensor, sampled
     return torch.stack(deters, 1), torch.stack(stats, 1)
 
 
-@pytest.mark.parametrize("act", ops.ACTIVATIONS)
+@pytest.mark.parametrize("act", recurrent.ACTIVATIONS)
 @pytest.mark.parametrize("discrete", [0, 4])
 def test_scan_has_the_values_and_gradients_of_plain_torch(act: str, discrete: int):
     torch.manual_seed(0)
@@ -75,7 +76,7 @@ def test_scan_has_the_gradients_of_its_first_state(discrete: int):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_categorical_samples_have_the_frequencies_of_their_probabilities(dtype: torch.dtype):
     torch.manual_seed(0)
-    latent, probs, count = ops.Latent(2, 5, 0.1), torch.tensor([0.1, 0.0, 0.6, 0.05, 0.25]), 50_000
+    latent, probs, count = recurrent.Latent(2, 5, 0.1), torch.tensor([0.1, 0.0, 0.6, 0.05, 0.25]), 50_000
     stat = probs.log().clamp(min=-1e9).repeat(2).expand(count, -1)
     sample, _ = latent.sample(stat, torch.rand(count, 2), dtype)
     one_hot = sample.view(count, 2, 5).float()
@@ -90,14 +91,14 @@ def test_categorical_samples_have_the_frequencies_of_their_probabilities(dtype: 
 
 
 def test_a_uniform_number_above_the_last_sum_selects_the_last_class():
-    latent = ops.Latent(1, 3, 0.1)
+    latent = recurrent.Latent(1, 3, 0.1)
     sample, _ = latent.sample(torch.zeros(1, 3), torch.tensor([[1.0]]), torch.float32)
     assert sample.tolist() == [[0, 0, 1]]
 
 
 def test_gaussian_samples_are_drawn_from_their_distribution():
     torch.manual_seed(0)
-    latent, raw = ops.Latent(1, 0, 0.1), torch.tensor([2.0, 0.3])
+    latent, raw = recurrent.Latent(1, 0, 0.1), torch.tensor([2.0, 0.3])
     sample, std = latent.sample(raw.expand(20_000, 2), torch.randn(20_000, 1), torch.bfloat16)
     assert scipy.stats.kstest(sample[:, 0].numpy(), scipy.stats.norm(2.0, std[0].item()).cdf).pvalue > 1e-3
     assert sample.dtype == torch.float32
@@ -124,7 +125,7 @@ def test_convolutions_equal_those_of_torch(size: int):
     torch.manual_seed(0)
     x, weight = torch.randn(3, 5, size, size, requires_grad=True), torch.randn(6, 5, 4, 4, requires_grad=True)
     bias = torch.randn(6, requires_grad=True)
-    check_convolution(ops.conv2d(x, weight, bias), F.conv2d(x, weight, bias, stride=2), [x, weight, bias])
+    check_convolution(conv2d(x, weight, bias), F.conv2d(x, weight, bias, stride=2), [x, weight, bias])
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -138,4 +139,4 @@ def test_transposed_convolutions_equal_those_of_torch(size: int, kernel: int, ou
     )
     bias = torch.randn(out, requires_grad=True)
     theirs = F.conv_transpose2d(x, weight, bias, stride=2)
-    check_convolution(ops.conv_transpose2d(x, weight, bias), theirs, [x, weight, bias])
+    check_convolution(conv_transpose2d(x, weight, bias), theirs, [x, weight, bias])

@@ -1,12 +1,10 @@
-"""Autograd functions with backward passes of our own, where torch's cost much of an update's time on a CPU.
+"""The scan of a recurrent state-space model, with one product for each weight's gradient.
 
-A scan adds a weight gradient at every step; here all steps' inputs and output gradients give one product at the end.
-Its forward and backward passes are the functions `step` and `step_backward`, without autograd inside.
-tests/test_ops.py compares each function with plain torch operations.
+Autograd adds a weight's gradient at every step; here the inputs and output gradients of all steps are kept and give one
+product at the end. `step` and `step_backward` compute a step without autograd.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,22 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ops import compute_dtype, no_autocast
+
 aten = torch.ops.aten
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of matrix products here: autocast's if it is on, else float32."""
-    kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return torch.float32
-
-
-def no_autocast(device: torch.device) -> AbstractContextManager:
-    """Switches autocast off, on devices that have it."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
-
 
 # Activations -----------------------------------------------------------------------------------------------------
 
@@ -289,100 +274,3 @@ def scan(
     dtype = compute_dtype(added.device)
     with no_autocast(added.device):
         return Scan.apply(latent, act, added.to(dtype), given.to(dtype), noise, *state, *w.to(dtype))
-
-
-# Convolutions ----------------------------------------------------------------------------------------------------
-
-
-def windows(x: Tensor, kernel: int, out: int) -> Tensor:
-    """What each output of a stride-2 convolution sees: x (N, H, W, C) -> (N * out * out, kernel * kernel * C)."""
-    views = x.unfold(1, kernel, 2).unfold(2, kernel, 2)  # (N, out, out, C, kernel, kernel)
-    return views.permute(0, 1, 2, 4, 5, 3).reshape(len(x) * out * out, -1)
-
-
-class ProductConv(torch.autograd.Function):
-    """A convolution of stride 2 as a product over `windows`: faster where the output is a few pixels."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x (N, C, H, H), weight (O, C, k, k), bias (O,) -> (N * out * out, O)."""
-        kernel, side = weight.shape[-1], x.shape[-1]
-        out = (side - kernel) // 2 + 1
-        columns, matrix = windows(x.permute(0, 2, 3, 1), kernel, out), weight.permute(0, 2, 3, 1).flatten(1)
-        ctx.save_for_backward(columns, matrix)
-        ctx.sizes = x.shape, kernel, out
-        return torch.addmm(bias, columns, matrix.t())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        (columns, matrix), ((n, channels, height, width), kernel, out) = ctx.saved_tensors, ctx.sizes
-        weight = (gradient.t() @ columns).view(-1, kernel, kernel, channels).permute(0, 3, 1, 2)
-        x = None
-        if ctx.needs_input_grad[0]:
-            x = gradient.new_zeros(n, height, width, channels)
-            parts = (gradient @ matrix).view(n, out, out, kernel, kernel, channels)
-            for i in range(out):
-                for j in range(out):
-                    x[:, 2 * i : 2 * i + kernel, 2 * j : 2 * j + kernel] += parts[:, i, j]
-            x = x.permute(0, 3, 1, 2)
-        return x, weight, gradient.sum(0)
-
-
-def subpixel_kernel(weight: Tensor) -> Tensor:
-    """The kernel (4 O, C, q, q) of the convolution that gives all four pixels (i, j) of a transposed one of stride 2.
-
-    weight (C, O, k, k) -> 4 O channels in the order (i, j, O), where q is k / 2, rounded up.
-    """
-    channels, out, kernel, _ = weight.shape
-    weight = F.pad(weight, (0, kernel % 2, 0, kernel % 2))
-    q = weight.shape[-1] // 2
-    parts = weight.reshape(channels, out, q, 2, q, 2).flip(2, 4).permute(3, 5, 1, 0, 2, 4)
-    return parts.reshape(4 * out, channels, q, q).contiguous(memory_format=torch.channels_last)
-
-
-class SubpixelConvTranspose(torch.autograd.Function):
-    """A transposed convolution of stride 2 to few channels: forward as `subpixel_kernel`'s convolution."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x (N, C, H, H), weight (C, O, k, k), bias (O,) -> (N, 2 H + k - 2, 2 H + k - 2, O)."""
-        ctx.save_for_backward(x, weight)
-        kernel, n, out = subpixel_kernel(weight), len(x), weight.shape[1]
-        y = F.conv2d(x, kernel, bias.repeat(4), padding=kernel.shape[-1] - 1).permute(0, 2, 3, 1)
-        side, size = y.shape[1], 2 * x.shape[-1] + weight.shape[-1] - 2
-        y = y.reshape(n, side, side, 2, 2, out).permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * side, 2 * side, out)
-        return y if size == 2 * side else y[:, :size, :size].contiguous()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        gradient = gradient.permute(0, 3, 1, 2)
-        arguments = [2, 2], [0, 0], [1, 1], True, [0, 0], 1, [True, True, False]
-        dx, dweight, _ = aten.convolution_backward(gradient, x, weight, None, *arguments)
-        return dx, dweight, gradient.sum((0, 2, 3))
-
-
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution of stride 2, (N, C, H, W) -> (N, O, out, out), on a CPU by the fastest of its forms."""
-    out = (x.shape[-1] - weight.shape[-1]) // 2 + 1
-    if x.device.type != "cpu" or out > 2:
-        return F.conv2d(x, weight, bias, stride=2)
-    dtype = compute_dtype(x.device)
-    with no_autocast(x.device):
-        rows = ProductConv.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
-        return rows.view(len(x), out, out, -1).permute(0, 3, 1, 2)
-
-
-def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A transposed convolution of stride 2, (N, C, H, H) -> (N, O, out, out), on a CPU by the fastest of its forms."""
-    if x.device.type != "cpu":
-        return F.conv_transpose2d(x, weight, bias, stride=2)
-    dtype = compute_dtype(x.device)
-    with no_autocast(x.device):
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-        if weight.shape[1] <= 4:
-            return SubpixelConvTranspose.apply(x, weight, bias).permute(0, 3, 1, 2)
-        # With its bias inside, oneDNN's takes up to five times as long.
-        return F.conv_transpose2d(x, weight, stride=2) + bias.view(-1, 1, 1)

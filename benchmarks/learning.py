@@ -1,0 +1,95 @@
+"""Learning curves of agents that learn online (`collect.py --policy dreamer`), kept and drawn.
+
+    python benchmarks/learning.py record RUN results/small_online/bfloat16-seed0   # keep a run's scores and settings
+    python benchmarks/learning.py draw results/small_online docs/learning_curve.png
+
+A record is the run's config.yaml, and curve.csv with the columns steps, minutes, return: agent steps, minutes since the
+first evaluation, mean return of an evaluation. Curves of one precision have one colour; thick is their mean.
+"""
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from ruamel.yaml import YAML
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
+
+from tools import BadInput, Parser, exit_on_bad_input, write_atomically, write_csv, write_text
+
+Curve = dict[str, np.ndarray]  # the columns of curve.csv
+
+
+def record(run: Path, out: Path) -> None:
+    """Write the record of ``run`` to ``out``. Minutes are those of the event files, pauses included."""
+    events = EventAccumulator(str(run), {"scalars": 0})
+    events.Reload()
+    tag = "source/eval/return"
+    if not (run / "config.yaml").is_file() or tag not in events.Tags()["scalars"]:
+        raise BadInput(f"{run} has no evaluations of a source agent; give the directory of a run")
+    points = events.Scalars(tag)
+    rows = [
+        {"steps": p.step, "minutes": round((p.wall_time - points[0].wall_time) / 60, 2), "return": round(p.value, 2)}
+        for p in points
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "curve.csv", rows)
+    write_text(out / "config.yaml", (run / "config.yaml").read_text())
+    print(f"{out}: {len(rows)} evaluations, {rows[-1]['minutes']} minutes")
+
+
+def read(folder: Path) -> tuple[str, Curve]:
+    """(precision, curve) of a record."""
+    settings = YAML(typ="safe").load((folder / "config.yaml").read_text())
+    with (folder / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return settings["precision"], {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+
+
+def draw(folder: Path, out: Path) -> None:
+    """Return against steps and against minutes, of all records in ``folder``."""
+    curves = defaultdict(list)
+    for path in sorted(folder.glob("*/curve.csv")):
+        precision, curve = read(path.parent)
+        curves[precision].append(curve)
+    if not curves:
+        raise BadInput(f"{folder} has no records; make some with `learning.py record`")
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+    for color, (precision, group) in zip(("tab:blue", "tab:orange"), sorted(curves.items()), strict=False):
+        for panel, key, scale in zip(panels, ("steps", "minutes"), (1000, 1), strict=True):
+            for curve in group:
+                panel.plot(curve[key] / scale, curve["return"], color=color, alpha=0.4, linewidth=1)
+            grid = np.linspace(0, min(curve[key][-1] for curve in group), 60)
+            mean = np.mean([np.interp(grid, curve[key], curve["return"]) for curve in group], 0)
+            panel.plot(
+                grid / scale,
+                mean,
+                color=color,
+                linewidth=2.2,
+                label=f"{precision}, {len(group)} seed{'s' * (len(group) > 1)}",
+            )
+    panels[0].set(xlabel="agent steps (thousands)", ylabel="return, mean of 10 episodes", ylim=(0, None))
+    panels[1].set(xlabel="minutes")
+    panels[0].legend(frameon=False)
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    write_atomically(out, lambda file: figure.savefig(file, format="png", dpi=110))
+    print(out)
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("record", "draw"))
+    parser.add_argument("source", type=Path, help="a run, or a folder of records")
+    parser.add_argument("out", type=Path, help="the record's folder, or the picture")
+    args = parser.parse_args()
+    {"record": record, "draw": draw}[args.command](args.source, args.out)
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

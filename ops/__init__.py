@@ -1,0 +1,23 @@
+"""Autograd functions with backward passes of our own, where torch's cost much of an update's time on a CPU.
+
+`recurrent` has the scan of an RSSM, `convolution` the convolutions of stride 2. Both compute in `compute_dtype`, with
+autocast off. tests/test_ops.py compares each with plain torch operations.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of matrix products here: autocast's if it is on, else float32."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return torch.float32
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """Switches autocast off, on devices that have it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()

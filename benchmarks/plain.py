@@ -1,9 +1,10 @@
 """A plain reference implementation of the target's update, module by module and step by step.
 
-It has the weights, random numbers and equations of the fast path in models.py and agents/, but none of its code. Each
-step encodes its image, computes the prior and the posterior from concatenated inputs, and computes its own KL. The
+It has the weights, random numbers and equations of the fast path, but none of its code: torch's own operations only.
+Each step encodes its image, computes the prior and the posterior from concatenated inputs, and computes its own KL. The
 decoder begins with a transposed convolution. The world model is frozen with requires_grad while the behavior learns.
-tests/test_plain.py compares the losses and gradients of the two, benchmarks/update.py compares their times.
+The heads' activation is ELU. tests/test_plain.py compares the losses and gradients of the two, benchmarks/update.py
+compares their times.
 """
 
 import math
@@ -73,17 +74,29 @@ def posterior_of(world: WorldModel, deter: Tensor, embed: Tensor) -> Independent
 
 def encode(world: WorldModel, image: Tensor) -> Tensor:
     """uint8 images (B, H, W, 3) to embeddings (B, E)."""
-    return world.encoder.layers((image.float() / 255.0 - 0.5).permute(0, 3, 1, 2)).flatten(1)
+    x, act = (image.float() / 255.0 - 0.5).permute(0, 3, 1, 2), world.rssm.act.function
+    for layer in world.encoder.layers[::2]:  # each is followed by the activation
+        x = act(F.conv2d(x, layer.weight, layer.bias, stride=2))
+    return x.flatten(1)
 
 
 def decode(world: WorldModel, feat: Tensor) -> Tensor:
     """Features (B, F) to images (B, H, W, 3), the first layer a transposed convolution of one pixel."""
-    decoder = world.decoder
+    decoder, act = world.decoder, world.rssm.act.function
     channels, kernel, _ = decoder.shape
     x = decoder.dense(feat)[:, :, None, None]
     weight = decoder.first.weight.T.reshape(-1, channels, kernel, kernel)
     x = F.conv_transpose2d(x, weight, stride=2) + decoder.first.bias.reshape(1, channels, kernel, kernel)
-    return decoder.layers(x).permute(0, 2, 3, 1)
+    for layer in decoder.layers[1::2]:
+        x = F.conv_transpose2d(act(x), layer.weight, layer.bias, stride=2)
+    return x.permute(0, 2, 3, 1)
+
+
+def head(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """A head's output, with activations that are not in place."""
+    for layer in layers[:-1:2]:
+        x = F.elu(layer(x))
+    return layers[-1](x)
 
 
 def model_losses(
@@ -107,7 +120,7 @@ def model_losses(
         feat = torch.cat([stoch, deter], -1)
         image = batch["image"][:, t].float() / 255.0 - 0.5
         terms["image"].append(0.5 * ((decode(world, feat) - image) ** 2).sum((1, 2, 3)))
-        terms["reward"].append(0.5 * (world.reward.layers(feat)[:, 0] - batch["reward"][:, t]) ** 2)
+        terms["reward"].append(0.5 * (head(world.reward.layers, feat)[:, 0] - batch["reward"][:, t]) ** 2)
         terms["prior side"].append(kl_divergence(detached(world, post), prior))
         terms["posterior side"].append(kl_divergence(post, detached(world, prior)))
         if source is not None:
@@ -122,7 +135,7 @@ def model_losses(
 
 def act(behavior: ActorCritic, feat: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """(action, entropy): the truncated normal's sample at which its CDF is ``uniform`` (N, A)."""
-    mean, std = torch.chunk(behavior.actor.layers(feat), 2, -1)
+    mean, std = torch.chunk(head(behavior.actor.layers, feat), 2, -1)
     mean, std = torch.tanh(mean), 2 * torch.sigmoid(std / 2) + behavior.actor.min_std
     low, high, unit = (-1 - mean) / std, (1 - mean) / std, Normal(0.0, 1.0)
     below, mass = unit.cdf(low), unit.cdf(high) - unit.cdf(low)
@@ -144,21 +157,21 @@ def behavior_losses(
         deter = recur(world, stoch, deter, F.pad(action, (0, world.action_dim - action.shape[-1])))
         stoch = sample(world, prior_of(world, deter), noise[0][:, t])
         feats.append(torch.cat([stoch, deter], -1)), entropies.append(entropy)
-    returns = [behavior.slow_critic.layers(feats[-1])[:, 0]]
+    returns = [head(behavior.slow_critic.layers, feats[-1])[:, 0]]
     for feat, following in zip(feats[-2::-1], feats[:0:-1], strict=True):
-        value = behavior.slow_critic.layers(following)[:, 0]
+        value = head(behavior.slow_critic.layers, following)[:, 0]
         mixed = (1 - config.discount_lambda) * value + config.discount_lambda * returns[0]
-        returns.insert(0, world.reward.layers(feat)[:, 0] + config.discount * mixed)
+        returns.insert(0, head(world.reward.layers, feat)[:, 0] + config.discount * mixed)
     actor_loss, critic_loss = [], []
     for t, feat in enumerate(feats[:-1]):
         weight = config.discount**t
         if t < config.imag_horizon - 1:
             actor_loss.append(-weight * (config.actor_entropy * entropies[t] + returns[t + 1]))
-        value = behavior.critic.layers(feat.detach())[:, 0]
+        value = head(behavior.critic.layers, feat.detach())[:, 0]
         loss = 0.5 * (value - returns[t].detach()) ** 2
         if source_critic is not None:
             with torch.no_grad():
-                theirs = source_critic.layers(feat)[:, 0]
+                theirs = head(source_critic.layers, feat)[:, 0]
             loss = loss + config.value_constraint_scale * torch.maximum(value, theirs)
         critic_loss.append(weight * loss)
     return torch.stack(actor_loss).mean(), torch.stack(critic_loss).mean()

@@ -49,7 +49,7 @@ def mlp(
 
 def scale_image(image: Tensor) -> Tensor:
     """uint8 (..., H, W, 3) in 0..255 to float (..., H, W, 3) in -0.5..0.5."""
-    return image.to(torch.float32) / 255.0 - 0.5
+    return (image / 255.0).sub_(0.5)
 
 
 class Conv2d(nn.Conv2d):

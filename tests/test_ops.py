@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from config import CHOICES
 from networks import RSSM
 from ops import recurrent
 from ops.convolution import conv2d, conv_transpose2d
@@ -140,3 +141,7 @@ def test_transposed_convolutions_equal_those_of_torch(size: int, kernel: int, ou
     bias = torch.randn(out, requires_grad=True)
     theirs = F.conv_transpose2d(x, weight, bias, stride=2)
     check_convolution(conv_transpose2d(x, weight, bias), theirs, [x, weight, bias])
+
+
+def test_every_activation_that_the_settings_allow_has_a_gradient():
+    assert set(CHOICES["act"]) == set(recurrent.ACTIVATIONS)

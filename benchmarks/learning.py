@@ -4,7 +4,8 @@
     python benchmarks/learning.py draw results/small_online docs/learning_curve.png
 
 A record is the run's config.yaml, and curve.csv with the columns steps, minutes, return: agent steps, minutes since the
-first evaluation, mean return of an evaluation. Curves of one precision have one colour; thick is their mean.
+first evaluation, mean return of an evaluation. Minutes say something only if the run was not stopped and had the cores
+to itself; --minutes draws them too. Curves of one precision have one colour; thick is their mean.
 """
 
 import argparse
@@ -51,17 +52,22 @@ def read(folder: Path) -> tuple[str, Curve]:
     return settings["precision"], {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
 
 
-def draw(folder: Path, out: Path) -> None:
-    """Return against steps and against minutes, of all records in ``folder``."""
+def draw(folder: Path, out: Path, minutes: bool) -> None:
+    """Return against steps, and with ``minutes`` against these, of all records in ``folder``."""
     curves = defaultdict(list)
     for path in sorted(folder.glob("*/curve.csv")):
         precision, curve = read(path.parent)
         curves[precision].append(curve)
     if not curves:
         raise BadInput(f"{folder} has no records; make some with `learning.py record`")
-    figure, panels = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+    keys = [("steps", 1000, "agent steps (thousands)"), ("minutes", 1, "minutes")][: 1 + minutes]
+    figure, axes = plt.subplots(
+        1, len(keys), figsize=(1 + 5 * len(keys), 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    panels = axes[0]
     for color, (precision, group) in zip(("tab:blue", "tab:orange"), sorted(curves.items()), strict=False):
-        for panel, key, scale in zip(panels, ("steps", "minutes"), (1000, 1), strict=True):
+        for panel, (key, scale, label) in zip(panels, keys, strict=True):
+            panel.set_xlabel(label)
             for curve in group:
                 panel.plot(curve[key] / scale, curve["return"], color=color, alpha=0.4, linewidth=1)
             grid = np.linspace(0, min(curve[key][-1] for curve in group), 60)
@@ -73,8 +79,7 @@ def draw(folder: Path, out: Path) -> None:
                 linewidth=2.2,
                 label=f"{precision}, {len(group)} seed{'s' * (len(group) > 1)}",
             )
-    panels[0].set(xlabel="agent steps (thousands)", ylabel="return, mean of 10 episodes", ylim=(0, None))
-    panels[1].set(xlabel="minutes")
+    panels[0].set(ylabel="return, mean of 10 episodes", ylim=(0, None))
     panels[0].legend(frameon=False)
     for panel in panels:
         panel.grid(alpha=0.3)
@@ -87,8 +92,12 @@ def main() -> None:
     parser.add_argument("command", choices=("record", "draw"))
     parser.add_argument("source", type=Path, help="a run, or a folder of records")
     parser.add_argument("out", type=Path, help="the record's folder, or the picture")
+    parser.add_argument("--minutes", action="store_true", help="with draw: also against minutes")
     args = parser.parse_args()
-    {"record": record, "draw": draw}[args.command](args.source, args.out)
+    if args.command == "draw":
+        draw(args.source, args.out, args.minutes)
+    else:
+        record(args.source, args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ Offline phases train the target agent, online phases the source agent. Three tie
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, exit_on_bad_input, multiples_crossed  # isort: skip
 
+import argparse
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from torch import nn
@@ -25,19 +28,20 @@ from training import online
 from training.checkpoint import BEFORE_ALIGNMENT
 from training.domains import OnlineDomain, domain_tasks
 from training.methods import SELECTED, Method, Phase, PhaseKind, find_method, unused_settings, unused_suite_settings
+from training.pretraining import (
+    PRETRAINED,
+    AlreadyPretrained,
+    find_pretraining,
+    is_pretrained,
+    source_phases,
+)
 from training.runs import open_trainer, run_to_completion, summary
 from training.trainer import Trainer
 
 
 def algorithm_1(config: Config) -> list[Phase]:
     """Every source alone, then warm-up, then rounds of an offline and an online phase, with evaluations in between."""
-    phases = [Phase(PhaseKind.EVALUATE_RANDOM)]
-    for source in range(len(config.source_task.split(","))):
-        phases += [
-            Phase(PhaseKind.PREFILL, config.prefill, source=source),
-            Phase(PhaseKind.PRETRAIN_SOURCE, config.pretrain, source=source),
-            Phase(PhaseKind.TRAIN_SOURCE, config.pretrain_steps, source=source),
-        ]
+    phases = [Phase(PhaseKind.EVALUATE_RANDOM), *source_phases(config)]
     online_phase = Phase(PhaseKind.TRAIN_SOURCE, aligned=config.reward_alignment, source=SELECTED)
     for _ in range(config.warmup_rounds):
         phases.append(Phase(PhaseKind.WARM_UP_TARGET, config.warmup_updates))
@@ -152,6 +156,17 @@ LOOPS = {
 OF_COLLECT = dict.fromkeys(("action_noise", "eval_every"), "in co_training.py")
 
 
+def command() -> argparse.ArgumentParser:
+    parser = settings.parser(__doc__)
+    parser.add_argument(
+        "--pretrain_only",
+        action="store_true",
+        help="stop when the sources are pretrained; the same command without it continues, and runs with --source_from "
+        "may begin there",
+    )
+    return parser
+
+
 def check_given(config: Config, method: Method, given: list[str]) -> None:
     """Raises BadInput if a setting that ``method`` needs is not given, or one of ``given``, the flags, has no effect.
 
@@ -165,23 +180,41 @@ def check_given(config: Config, method: Method, given: list[str]) -> None:
         print(f"note: {config.method} has no source; --source_task {config.source_task} is not used", file=sys.stderr)
     tasks = [task for task, _ in domain_tasks(config, method).values()]
     unused = unused_settings(config, method, f"with method {config.method}") | unused_suite_settings(tasks)
+    if not find_pretraining(method, method.schedule(algorithm_1(config), config)):
+        none = f"with method {config.method}, which does not train its sources alone"
+        unused |= dict.fromkeys(("source_from", "pretrain_only"), none)
     settings.refuse_without_effect(given, OF_COLLECT | unused)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config, args = settings.parse(settings.parser(__doc__), arguments)
+    config, args = settings.parse(command(), arguments)
     method = find_method(config.method)
-    check_given(config, method, args.given)
+    check_given(config, method, [*args.given, *["pretrain_only"] * args.pretrain_only])
 
     def schedule(config: Config) -> list[Phase]:
         return method.schedule(algorithm_1(config), config)
 
     config, _ = settings.resolve(config, method, schedule)
+    if args.pretrain_only:
+        pretrain(config, method, schedule)
+        return
     with open_trainer(config, method, schedule) as trainer:
         if warning := settings.block_warning(config.configs, config.target_task):
             print(warning, file=sys.stderr)
         run_to_completion(trainer, LOOPS)
         print(summary(trainer))
+
+
+def pretrain(config: Config, method: Method, schedule: Callable[[Config], list[Phase]]) -> None:
+    """``--pretrain_only``: train the sources alone, and say how to go on."""
+    done = "already pretrained"
+    with suppress(AlreadyPretrained), open_trainer(config, method, schedule, pretrain_only=True) as trainer:
+        run_to_completion(trainer, LOOPS, until=is_pretrained)
+        done = "pretrained"
+    print(
+        f"{config.logdir}: sources {done}; the same command without --pretrain_only continues the run, and "
+        f"--source_from {config.logdir} begins other runs from {PRETRAINED}/"
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from training.methods import COLLECTION, unused_settings, unused_suite_settings
 
 POLICIES = ("random", "checkpoint", "dreamer")
 OF_CO_TRAINING = (
-    "method source_task target_task pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations "
-    "source_iterations"
+    "method source_task target_task source_from pretrain_steps warmup_rounds warmup_updates warmup_steps rounds "
+    "target_iterations source_iterations"
 ).split()
 WITHOUT_LEARNING = (  # all that a random policy and a checkpoint's agent use
     "seed device envs size time_limit render sparse_reward background action_noise"

@@ -54,8 +54,8 @@ LENGTHS = (  # settings that decide the phases of a run; `episodes` is collect.p
     "episodes"
 ).split()
 RESUMABLE_CHANGES = {  # settings that may differ when a run is resumed; training/checkpoint.py checks phases and data
-    *("configs logdir device compile offline_traindir dataset_format dataset_cache replay_size eval_envs".split()),
-    *("eval_episodes log_every video_every video_size checkpoint_minutes".split()),
+    *("configs logdir source_from device compile offline_traindir dataset_format dataset_cache replay_size".split()),
+    *("eval_envs eval_episodes log_every video_every video_size checkpoint_minutes".split()),
     *LENGTHS,
 }
 

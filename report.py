@@ -1,4 +1,4 @@
-r"""Tables and pictures of finished runs: returns, success rates, normalised scores, learning curves, a heat map.
+r"""Tables (Markdown, CSV, LaTeX) and pictures (PNG, PDF) of finished runs: returns, scores, comparisons, curves.
 
 python report.py runs --out report
 
@@ -8,22 +8,14 @@ are no others.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input, write_csv, write_text  # isort: skip
+from tools import Parser, exit_on_bad_input  # isort: skip
 
 import argparse
-import sys
 from pathlib import Path
 
-from analysis.cells import compute_results
-from analysis.conditions import choose_runs, condition_notes, refuse_duplicates
-from analysis.csv_rows import curve_rows, run_rows, table_rows
-from analysis.curves import AXES, draw_all_curves
-from analysis.heatmap import BASELINES, choose_baseline, draw_heatmap, heatmap_panels
-from analysis.interquartile import interquartile_means
-from analysis.markdown import missing_cells, report_text
-from analysis.rows import set_labels
-from analysis.runs import leave_out_short_runs, read_runs, run_folders
-from analysis.separation import separate_rows
+from analysis.curves import AXES
+from analysis.heatmap import BASELINES
+from analysis.report_files import write_report
 
 
 def command() -> argparse.ArgumentParser:
@@ -53,36 +45,11 @@ def command() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = command().parse_args(arguments)
-    runs, left_out = read_runs(run_folders(args.runs))
-    runs, short = leave_out_short_runs(runs, args.runs)
-    left_out += short
-    for line in left_out:
-        print(f"warning: {line}", file=sys.stderr)
-    set_labels(runs, args.by)
-    chosen, unfinished = choose_runs(runs, args.unfinished)
-    separate_rows(chosen, args.by)
-    refuse_duplicates(chosen)
-    results = compute_results(chosen, args.max_score)
-    baseline = choose_baseline(results, args.heatmap)
-    means = interquartile_means(results)
-    where = "in rows of their own" if args.unfinished else "not in the tables; --unfinished includes them"
-    notes = [*left_out, *results.notes(), *condition_notes(chosen, args.by)]
-    lists = {"Missing": missing_cells(results), f"Not finished ({where})": unfinished, "Notes": notes}
-    text = report_text(results, means, lists)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {args.out} cannot be written: {error.strerror}; choose another") from None
-    pictures = draw_all_curves(results, args.x, args.out)
-    if heatmap_panels(results, baseline):
-        draw_heatmap(results, baseline, args.out / "heatmap.png")
-        pictures.append("heatmap.png")
-    write_text(args.out / "table.md", text + "\n" + "\n".join(f"![{p}]({p})" for p in pictures) + "\n")
-    write_csv(args.out / "cells.csv", run_rows(runs, results))
-    write_csv(args.out / "curves.csv", curve_rows(runs, results))
-    write_csv(args.out / "table.csv", table_rows(results, means))
+    text = write_report(
+        args.runs, args.out, unfinished=args.unfinished, by=args.by, max_score=args.max_score, x=args.x,
+        heatmap=args.heatmap,
+    )  # fmt: skip
     print(text)
-    print("written:", *(args.out / name for name in ("table.md", "cells.csv", "curves.csv", "table.csv", *pictures)))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ sys.excepthook = _quiet_interrupt  # before all slow imports, so that Ctrl-C dur
 from filelock import FileLock, Timeout  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+LOCKED = "another process is writing"  # begins the message of a folder that is in use
 DIVERGED = "training has diverged; lower --model_lr, --actor_lr or --value_lr and start a new run"
 
 
@@ -135,7 +136,7 @@ def lock_directory(folder: Path) -> Iterator[None]:
         with contextlib.suppress(NotImplementedError):
             lock.acquire()
     except Timeout:
-        raise BadInput(f"another process is writing {folder}; wait for it, or choose another place") from None
+        raise BadInput(f"{LOCKED} {folder}; wait for it, or choose another place") from None
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}; choose another place") from None
     try:

@@ -4,11 +4,12 @@ import contextlib
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from analysis.rows import RANDOM, TaskPair, label_order, task_pairs
+from analysis.rows import RANDOM, TaskPair, group_by, label_order, task_pairs
 from analysis.runs import RunResult, task_order
 from tools import BadInput, nearest
 from wrappers import SUITES, Task, max_return, parse_task
@@ -35,7 +36,7 @@ def average(cells: list[Cell | None]) -> float | None:
 
 @dataclass
 class Results:
-    """The runs of the tables, and the two returns that normalise the scores of a target.
+    """The runs of the tables, which have their final labels, and the two returns that normalise a target's scores.
 
     Attributes:
         random: the random policy's return, of the targets that have one.
@@ -50,11 +51,16 @@ class Results:
     def targets(self) -> list[Task]:
         return sorted({run.target for run in self.runs}, key=task_order)
 
-    @property
+    @cached_property
     def columns(self) -> list[TaskPair]:
         return task_pairs(self.runs)
 
-    @property
+    @cached_property
+    def rows(self) -> dict[tuple[str, Task], list[RunResult]]:
+        """(label, target) -> the runs."""
+        return group_by(self.runs, lambda run: (run.label, run.target))
+
+    @cached_property
     def labels(self) -> list[str]:
         return sorted({run.label for run in self.runs}, key=label_order)
 
@@ -68,7 +74,7 @@ class Results:
         return sorted({run.label for run in self.runs if run.target.suite == suite}, key=label_order)
 
     def cell_runs(self, label: str, column: TaskPair) -> list[RunResult]:
-        return [run for run in self.runs if run.label == label and column.includes(run)]
+        return [run for run in self.rows.get((label, column.target), []) if column.includes(run)]
 
     def cell(self, label: str, column: TaskPair, measure: str) -> Cell | None:
         """``measure`` is mean (the return) or success. None if there is no value."""

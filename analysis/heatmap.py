@@ -7,11 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from analysis.cells import Results
+from analysis.figures import save_figure
 from analysis.markdown import number
 from analysis.rows import TaskPair
 from analysis.runs import task_order
 from tools import BadInput
-from training.visuals import plt, save_figure
+from training.visuals import plt
 from wrappers import SUITES
 
 BASELINES = ("offline_dv2", "dv2_finetune")  # for the ratio
@@ -66,8 +67,8 @@ def draw_heatmap(results: Results, baseline: str | None, path: Path) -> None:
     """
     panels = heatmap_panels(results, baseline)
     shapes = [(len({pair.target for pair in panel}), len({pair.source for pair in panel})) for panel in panels]
-    width, height = sum(1.25 * wide + 3.2 for wide, _ in shapes), max(0.6 * high + 2.2 for _, high in shapes)
-    ratios = [1.25 * wide + 2 for wide, _ in shapes]
+    width, height = sum(grid_width(wide) + 3.2 for wide, _ in shapes), max(0.6 * high + 2.2 for _, high in shapes)
+    ratios = [grid_width(wide) + 2 for wide, _ in shapes]
     figure, axes = plt.subplots(  # the title needs a width of 6 inches
         1, len(panels), figsize=(max(width, 6.0), max(height, 3.2)), squeeze=False, width_ratios=ratios
     )
@@ -81,11 +82,18 @@ def draw_heatmap(results: Results, baseline: str | None, path: Path) -> None:
     save_figure(figure, path)
 
 
+def grid_width(targets: int) -> float:
+    """Inches for a panel's columns, which are narrower if they are many."""
+    return targets * (1.25 if targets <= 8 else 0.8)
+
+
 def draw_panel(axis: Axes, values: dict[TaskPair, float], ratio: bool) -> None:
     sources, targets = (sorted({pair[i] for pair in values}, key=task_order) for i in (0, 1))
     grid = np.array([[values.get(TaskPair(s, t), np.nan) for t in targets] for s in sources])
     image = axis.imshow(grid, cmap="viridis", aspect="auto")
-    axis.figure.colorbar(image, ax=axis, label="ratio" if ratio else "return")
+    share = 1 / (grid_width(len(targets)) + 2)  # of an inch
+    bar = {"fraction": min(0.15, 0.7 * share), "pad": min(0.05, 0.3 * share)}
+    axis.figure.colorbar(image, ax=axis, label="ratio" if ratio else "return", **bar)
     low, high = np.nanmin(grid), np.nanmax(grid)
     for (row, column), value in np.ndenumerate(grid):
         corner = (column - 0.5, row - 0.5)

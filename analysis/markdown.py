@@ -2,7 +2,7 @@
 
 from analysis.cells import Cell, Results, average
 from analysis.interquartile import RESAMPLES, InterquartileMean
-from analysis.rows import RANDOM, TaskPair, group_by, label_order, pair_of
+from analysis.rows import RANDOM, TaskPair
 from wrappers import SUITES
 
 
@@ -89,27 +89,10 @@ def normalised_section(results: Results, means: dict[str, InterquartileMean]) ->
     ]
 
 
-def missing_cells(results: Results) -> list[str]:
-    """A line for each row without a run in some column, and for each cell with fewer seeds than the largest one."""
-    lines, cells = [], group_by(results.runs, lambda run: (run.label, str(pair_of(run))))
-    for suite, columns in results.suites.items():
-        for label in results.suite_labels(suite):
-            gaps = [str(column) for column in columns if not results.cell_runs(label, column)]
-            if gaps:
-                lines.append(f"{label}: no run for {', '.join(gaps)}")
-    most = max(map(len, cells.values()))
-    for (label, pair), runs in sorted(cells.items(), key=lambda item: (label_order(item[0][0]), item[0][1])):
-        if len(runs) < most:
-            seeds = ", ".join(map(str, sorted(run.seed for run in runs)))
-            lines.append(f"{label}, {pair}: {len(runs)} of {most} seeds (has {seeds})")
-    return lines
-
-
-def report_text(results: Results, means: dict[str, InterquartileMean], lists: dict[str, list[str]]) -> str:
+def report_text(runs: int, sections: list[str], lists: dict[str, list[str]]) -> str:
     """The whole report. ``lists``: title -> lines, each list a section with bullets; empty ones are left out."""
-    sections = [f"# Report on {len(results.runs)} run{'s' * (len(results.runs) > 1)}"]
-    sections += [*score_sections(results), *normalised_section(results, means)]
+    parts = [f"# Report on {runs} run{'s' * (runs > 1)}", *sections]
     for title, lines in lists.items():
         if lines:
-            sections += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
-    return "\n\n".join(sections) + "\n"
+            parts += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
+    return "\n\n".join(parts) + "\n"

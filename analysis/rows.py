@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis.runs import RunResult, defaults, task_order
+from analysis.run_settings import defaults
+from analysis.runs import RunResult, task_order
 from tools import BadInput, nearest
 from training.methods import METHODS
 from wrappers import Task

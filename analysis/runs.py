@@ -5,21 +5,18 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from config import convert, read_blocks
+from analysis.run_settings import read_settings
 from tools import BadInput
 from training.logger import read_scores
 from training.methods import METHODS, Method, PhaseKind
 from wrappers import SUITES, Task, parse_task
 
 SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
-PARTS_OF_A_RUN = r"videos|(source(_\d+)?|target)_replay"  # folders with many files, which are not searched
+PARTS_OF_A_RUN = r"videos|pretrained|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
+UNFINISHED_FOLDER = r"\..+\.partial"  # see `tools.directory_when_complete`
 
 
 @dataclass(frozen=True)
@@ -88,12 +85,6 @@ class RunResult:
         return f"last evaluation in round {self.final.round} of {self.settings['rounds']}, not the one at the end"
 
 
-@cache
-def defaults() -> dict[str, Any]:
-    """Values for settings that a run's config.yaml does not have, because the run is older than they are."""
-    return dict(read_blocks()["defaults"])
-
-
 def run_folders(roots: list[Path]) -> list[Path]:
     """Every run directory under ``roots``, each once; links are followed.
 
@@ -110,7 +101,8 @@ def run_folders(roots: list[Path]) -> list[Path]:
                 below.clear()
                 continue
             seen.add(real)
-            below[:] = sorted(b for b in below if not re.fullmatch(PARTS_OF_A_RUN, b))
+            parts = PARTS_OF_A_RUN if "config.yaml" in files else r"(?!)"  # which matches nothing
+            below[:] = sorted(b for b in below if not re.fullmatch(f"{parts}|{UNFINISHED_FOLDER}", b))
             if {"config.yaml", "scores.csv"} <= set(files):
                 found.setdefault(real, folder)
     if not found:
@@ -118,26 +110,6 @@ def run_folders(roots: list[Path]) -> list[Path]:
             f"no run under {', '.join(map(str, roots))}: none of the folders contains config.yaml and scores.csv"
         )
     return list(found.values())
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """A run's settings. Raises BadInput if config.yaml cannot be read or a value has the wrong type."""
-    path = folder / "config.yaml"
-    try:
-        text = path.read_text()
-        values = YAML().load(text)  # the "safe" loader can read `off` as False
-    except (OSError, ValueError, YAMLError) as error:
-        raise BadInput(f"{path} cannot be read: {str(error)[:120]}") from None
-    if not isinstance(values, dict) or "target_task" not in values:
-        raise BadInput(f"{path} is damaged: it has no target_task")
-    merged = {**defaults(), **values}
-    for key, default in defaults().items():
-        try:
-            merged[key] = convert(merged[key], default)
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"{path} is damaged: {key}: {merged[key]!r} {error}") from None
-    blocks = re.match(r"# --configs defaults ?(.*)", text)  # of an older run, the line may be missing
-    return {**merged, "configs": blocks[1] if blocks else ""}
 
 
 def read_evaluations(folder: Path) -> list[tuple[str, Score]]:

@@ -62,25 +62,25 @@ def scores(logdir: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def assert_equal(x: object, y: object, where: str) -> None:
+    """Two parts of checkpoints are equal bit for bit. ``where`` names them if they are not."""
+    if isinstance(x, list):
+        x, y = dict(enumerate(x)), dict(enumerate(y))
+    if isinstance(x, dict):
+        assert x.keys() == y.keys(), where
+        for key in x:
+            assert_equal(x[key], y[key], f"{where}/{key}")
+    else:
+        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, where
+
+
 def assert_same_results(one: Path, other: Path, but_scores: bool = False) -> None:
     assert but_scores or scores(one) == scores(other)
     a, b = (load_checkpoint(d / "checkpoint.pt") for d in (one, other))
     assert a["progress"] == b["progress"]
-
-    def compare(x: object, y: object, where: str) -> None:
-        if isinstance(x, dict):
-            assert x.keys() == y.keys(), where
-            for key in x:
-                compare(x[key], y[key], f"{where}/{key}")
-        elif isinstance(x, list):
-            for i, (p, q) in enumerate(zip(x, y, strict=True)):
-                compare(p, q, f"{where}/{i}")
-        else:
-            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, where
-
     a["domains"], b["domains"] = ({n: {**d, "replay": None} for n, d in s["domains"].items()} for s in (a, b))
     for part in ("agents", "domains", "rng"):  # the replay's state has file names, with the time
-        compare(a[part], b[part], part)
+        assert_equal(a[part], b[part], part)
 
 
 def test_the_phases_are_those_of_algorithm_1():

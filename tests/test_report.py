@@ -138,12 +138,15 @@ def test_each_resample_keeps_every_tasks_number_of_seeds():
 
 
 def test_what_is_missing(runs: Path):
-    missing = listed(run_report(runs), "Missing")
-    assert "offline_dv2: no run for walker_walk -> walker_uphill" in missing
-    assert "coworld, 2 sources: no run for walker_walk -> walker_uphill" in missing
-    assert "coworld, value_constraint off, walker_walk -> walker_downhill: 1 of 2 seeds (has 0)" in missing
-    assert "coworld, 2 sources, walker_downhill: 1 of 2 seeds (has 0)" in missing
-    assert not any(line.startswith("coworld:") for line in missing)
+    out = run_report(runs)
+    missing = table(out, "Missing")
+    down, up = "walker_walk -> walker_downhill", "walker_walk -> walker_uphill"
+    assert missing == {
+        "coworld, 2 sources": {down: "1/2 (has 0)", up: "0/2"},
+        "coworld, value_constraint off": {down: "1/2 (has 0)", up: "0/2"},
+        "offline_dv2": {down: "-", up: "0/2"},
+    }
+    assert "With all seeds on all 2 pairs: coworld." in (out / "table.md").read_text()
 
 
 def test_unfinished_runs_are_listed_and_left_out_unless_wanted(tmp_path: Path):
@@ -196,7 +199,10 @@ def test_a_registered_suite_and_method_are_in_the_report(tmp_path: Path, monkeyp
     notes = listed(out, "Notes")
     assert len(notes) == 1 and notes[0].startswith("farm_dig: not in the normalised scores")
     assert "--max_score farm_dig=RETURN" in notes[0]
-    assert {path.name for path in out.glob("*.png")} == {"curves-farm_reap.png", "curves-farm_dig.png"}
+    assert {path.name for path in out.glob("*.png")} == {
+        *("curves-farm_reap.png", "curves-farm_dig.png"),
+        *("profiles.png", "improvement.png"),
+    }
     out = run_report(root, "--max_score", "farm_dig=110")
     assert not listed(out, "Notes") and table(out, "Normalised score")["aligned"]["runs"] == "3"
     out = run_report(root / "dig")  # no target has a maximum
@@ -321,9 +327,11 @@ def test_flags_refused(flags: list[str], message: str, runs: Path, tmp_path: Pat
 def test_pictures(runs: Path):
     out = run_report(runs, "--x", "target_updates")
     names = {path.name for path in out.glob("*.png")}
-    assert names == {f"curves-{DOWNHILL}.png", f"curves-{UPHILL}.png", "heatmap.png"}
+    assert names == {f"curves-{DOWNHILL}.png", f"curves-{UPHILL}.png", "heatmap.png", "profiles.png", "improvement.png"}
+    assert {path.name for path in out.glob("*.pdf")} == {name.replace(".png", ".pdf") for name in names}
     for name in names:
         pixels = np.asarray(Image.open(out / name).convert("RGB"))
+        assert (out / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
         assert pixels.std() > 10 and f"![{name}]({name})" in (out / "table.md").read_text()
 
 

@@ -90,6 +90,23 @@ def test_curves_without_a_common_step_are_drawn_against_target_updates(figures: 
     assert axis.get_xlabel() == curves.AXES["step"] and "no steps in common" in axis.get_title()
 
 
+def test_many_curves_of_several_sources_have_a_panel_a_source(figures: dict[str, Figure], tmp_path: Path):
+    for scale in range(1, 6):
+        for source in ("walker_walk", "walker_run"):
+            name, flags = f"runs/{source}{scale}", {"source_task": source, "model_lr": scale}
+            write_run(tmp_path / name, [1, 2], **flags)
+    run_report(tmp_path / "runs", "--by", "model_lr")
+    assert len(figures[PICTURE].axes) == 1  # ten curves
+    write_run(tmp_path / "runs/offline", [1, 2], method="offline_dv2")
+    write_run(tmp_path / "runs/seed", [1, 3], source_task="walker_run", model_lr=5, seed=1)
+    run_report(tmp_path / "runs", "--by", "model_lr")
+    walk, run = figures[PICTURE].axes
+    assert [axis.get_title() for axis in (walk, run)] == ["from walker_walk", "from walker_run"]
+    names = [[line.get_label() for line in axis.lines] for axis in (walk, run)]
+    assert names[0] == names[1] and len(names[0]) == 7  # with the offline method and the random policy
+    assert "coworld, model_lr 5.0 (1-2 seeds)" in names[0]
+
+
 def test_a_heat_map_of_one_cell_is_left_out(tmp_path: Path):
     write_run(tmp_path / "runs/1", [1, 2])
     out = run_report(tmp_path / "runs")

@@ -52,8 +52,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         ) from None
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The contents of a checkpoint; no code in it is executed. Raises BadInput if it is missing or damaged."""
+def load_checkpoint(
+    path: Path, device: torch.device | str = "cpu", advice: str = "remove it to start the run anew"
+) -> dict[str, Any]:
+    """The contents of a checkpoint; no code in it is executed.
+
+    Raises BadInput if it is missing, or damaged; the message then ends with ``advice``.
+    """
     if not path.exists():
         raise BadInput(f"no checkpoint at {path}; train first, or give the run's directory")
     try:
@@ -67,7 +72,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             raise ValueError("another version of this program wrote it")
     except Exception as error:  # damage can surface as almost anything
         reason = one_line(error) or type(error).__name__
-        raise BadInput(f"checkpoint {path} cannot be read ({reason}); remove it to start the run anew") from None
+        raise BadInput(f"checkpoint {path} cannot be read ({reason}); {advice}") from None
     return state
 
 
@@ -81,7 +86,8 @@ def read_resumable(
     """The settings and the checkpoint with which the run in ``logdir`` continues; None if there is no run.
 
     The checkpoint's progress is where the phases of ``config`` continue, see `resume_point`. If reward alignment has
-    begun, the settings keep the run's ``eta_steps``. The precision ``auto`` becomes the run's.
+    begun, the settings keep the run's ``eta_steps``. The precision ``auto`` becomes the run's, and so does
+    ``source_from`` if it is not given.
 
     Args:
         schedule: makes the phases of settings.
@@ -96,6 +102,7 @@ def read_resumable(
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
     if config.precision == "auto":
         config = config.replace(precision=run.precision)
+    config = config.replace(source_from=resumed_source(logdir, saved["config"].get("source_from", ""), config))
     compared = (saved["config"].keys() & vars(config).keys()) - RESUMABLE_CHANGES
     tasks = [task for key in ("source_task", "target_task") for task in getattr(config, key).split(",") if task]
     compared -= unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
@@ -113,6 +120,22 @@ def read_resumable(
     saved["progress"] |= continued_progress(logdir, saved, run, config, schedule)
     check_same_dataset(logdir, saved, dataset, config.offline_traindir)
     return config, saved
+
+
+def resumed_source(logdir: Path, old: str, config: Config) -> str:
+    """The ``source_from`` of a run that had ``old``. Raises BadInput if another one is given."""
+    new = config.source_from
+    if not new or (old and Path(new).expanduser().resolve() == Path(old).expanduser().resolve()):
+        return old
+    if old:
+        raise BadInput(
+            f"{logdir} holds a run with source_from {old}, not {new}: give the old value to resume it, or another "
+            f"--logdir"
+        )
+    raise BadInput(
+        f"{logdir} holds a run that pretrains its sources itself: --source_from has no effect on it; remove it, or "
+        f"give another --logdir"
+    )
 
 
 def check_same_dataset(logdir: Path, saved: dict[str, Any], dataset: DatasetIdentity | None, folder: str) -> None:

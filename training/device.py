@@ -75,6 +75,15 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_training(seed: int) -> None:
+    """Seed torch again, after the agents are built.
+
+    The random numbers of training then do not depend on how many the weights took: two methods that differ in the
+    target's networks train equal source agents, see training/pretraining.py.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, 8]).generate_state(1, np.uint64)[0]))
+
+
 def generator_state(generator: np.random.Generator) -> str:
     """The state of a numpy generator as text, for a checkpoint."""
     return json.dumps(generator.bit_generator.state)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -91,7 +92,8 @@ def curve_name(domain: str, metric: str) -> str:
 
 
 class Logger:
-    """Writes TensorBoard events and metrics.jsonl with the same curves, scores.csv, choices.csv and videos.
+    """Writes TensorBoard events and metrics.jsonl with the same curves, scores.csv, choices.csv, status.json and
+    videos.
 
     Metrics may be tensors on any device. They are summed there, and read once, when `write` makes a point.
     """
@@ -100,6 +102,7 @@ class Logger:
         """``sizes`` and ``step`` of a checkpoint's `state` remove what a killed run wrote after the checkpoint."""
         self.metrics_file, self.scores_file = directory / "metrics.jsonl", directory / "scores.csv"
         self.choices_file = directory / "choices.csv"  # only with several sources
+        self.status_file = directory / "status.json"
         self.videos = directory / "videos"
         self.videos.mkdir(exist_ok=True)
         for file in self._files():
@@ -201,6 +204,16 @@ class Logger:
         _, height, width, _ = frames.shape
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         self._add_point(curve_name(domain, name), step, "images", DATA_CLASS_BLOB_SEQUENCE, image=image)
+
+    def status(self, **fields: Any) -> None:
+        """Replace status.json, which other programs can read at any time. It is not flushed to the disk."""
+        temporary = self.status_file.with_name(f".{self.status_file.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(fields) + "\n")
+        temporary.replace(self.status_file)
+
+    def restart_rates(self) -> None:
+        """Call when counters changed by themselves, so that no rate counts it."""
+        self.measured = None
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the sizes of the files, and the sums since the last point."""

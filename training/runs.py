@@ -9,7 +9,7 @@ from config import Config, to_yaml
 from replay import OfflineDataset
 from tools import lock_directory, write_text
 from training.checkpoint import DatasetIdentity, read_resumable
-from training.device import keep_freed_memory, pick_device, pick_precision, seed_everything
+from training.device import keep_freed_memory, pick_device, pick_precision, seed_everything, seed_training
 from training.domains import (
     OnlineDomain,
     agent_builder,
@@ -21,6 +21,13 @@ from training.domains import (
 from training.evaluator import Evaluator
 from training.logger import Logger, read_scores
 from training.methods import Method, Phase, PhaseKind
+from training.pretraining import (
+    awaits_snapshot,
+    check_networks,
+    check_pretrain_only,
+    read_snapshot,
+    share_pretraining,
+)
 from training.selector import SourceSelector
 from training.trainer import Interrupted, Progress, Trainer
 from training.visuals import CONTEXT, open_loop_images, prediction_sheet, score_curve
@@ -35,10 +42,13 @@ def dataset_identity(dataset: OfflineDataset | None) -> DatasetIdentity | None:
 
 
 @contextmanager
-def open_trainer(config: Config, method: Method, schedule: Callable[[Config], Sequence[Phase]]) -> Iterator[Trainer]:
+def open_trainer(
+    config: Config, method: Method, schedule: Callable[[Config], Sequence[Phase]], pretrain_only: bool = False
+) -> Iterator[Trainer]:
     """Build a run, or resume the one in ``config.logdir``; simulators, records and lock are closed at the end.
 
     ``config`` is that of `config.resolve`; ``schedule`` makes the phases of settings.
+    Raises `pretraining.AlreadyPretrained` before anything changes, if ``pretrain_only`` and pretraining is finished.
     """
     device = pick_device(config.device)
     keep_freed_memory()
@@ -49,16 +59,24 @@ def open_trainer(config: Config, method: Method, schedule: Callable[[Config], Se
         resources.enter_context(lock_directory(logdir))  # first, so that it is released last
         identity = dataset_identity(dataset)
         config, saved = read_resumable(logdir, config, method, schedule, identity)
-        if config.precision == "auto":
-            config = config.replace(precision=pick_precision("auto", device))
-            print(f"precision: {config.precision} on {device}", file=sys.stderr)
         phases = list(schedule(config))
         progress = Progress(**saved["progress"]) if saved else Progress()
+        if pretrain_only:
+            check_pretrain_only(config, method, phases, progress)
+        snapshot = read_snapshot(config, method, phases) if awaits_snapshot(config, method, phases, progress) else None
+        if config.precision == "auto":
+            precision = snapshot["config"]["precision"] if snapshot else pick_precision("auto", device)
+            config = config.replace(precision=precision)
+            print(f"precision: {config.precision} on {device}", file=sys.stderr)
         seed_everything(config.seed)
         evaluator = Evaluator(config, tasks)
         resources.callback(evaluator.close)
         envs = open_simulators(config, method, resources)
         agents = method.agents(agent_builder(config, device, envs, dataset, evaluator))
+        seed_training(config.seed)
+        if snapshot:
+            check_networks(config, snapshot, agents)
+            snapshot = None  # read again when its turn comes; until then its weights take no memory
         logger = Logger(logdir, saved["logger"]["sizes"], progress.step) if saved else Logger(logdir)
         resources.callback(logger.close)
         domains = build_domains(config, agents, tasks, envs, dataset, logger)
@@ -83,11 +101,19 @@ def run_to_completion(
     loops: Mapping[PhaseKind, Callable[[Trainer, Phase], None]],
     until: Callable[[Trainer], bool] = lambda trainer: False,
 ) -> None:
-    """Run the remaining phases, then draw the pictures. On Ctrl-C, SIGTERM or a crash, print how to resume and exit."""
+    """Run the remaining phases, then draw the pictures. On Ctrl-C, SIGTERM or a crash, print how to resume and exit.
+
+    Before each phase, `share_pretraining` is called; the run stops if ``until`` then holds.
+    """
     logdir = trainer.logdir
+
+    def before_phase(trainer: Trainer) -> bool:
+        share_pretraining(trainer)
+        return until(trainer)
+
     try:
         with trainer.stop.listening():
-            trainer.run(loops, until)
+            trainer.run(loops, before_phase)
             draw_summary(trainer)
     except Interrupted:
         print(f"stopped and saved; the same command continues {logdir}", file=sys.stderr)

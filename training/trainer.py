@@ -73,6 +73,17 @@ class Trainer:
         return self.sources[self.selector.online_source() if phase.source == SELECTED else phase.source]
 
     @property
+    def total_steps(self) -> int:
+        """`Progress.step` at the end of the run."""
+        stride, total = max(self.config.envs, 1), 0
+        for phase in self.phases:
+            if phase.kind in (PhaseKind.PREFILL, PhaseKind.TRAIN_SOURCE):
+                total += -(-phase.iterations // stride) * stride  # all simulators step together
+            elif phase.kind in (PhaseKind.PRETRAIN_SOURCE, *OFFLINE):
+                total += phase.iterations
+        return total
+
+    @property
     def agents(self) -> dict[str, Agent]:
         return {name: domain.agent for name, domain in self.domains.items()}
 
@@ -85,16 +96,19 @@ class Trainer:
     ) -> None:
         """Run the remaining phases, each with the loop of its kind; stop if ``until`` holds before a phase.
 
-        Raises Interrupted on Ctrl-C or SIGTERM.
+        ``until`` may change the state of the run, and so the next phase. Raises Interrupted on Ctrl-C or SIGTERM.
         """
         if self.progress.phase < len(self.phases):
             ties, step = self.method.aligned_with_sources, self.progress.step
             self.logger.describe_run(to_yaml(self.config), list(self.domains), ties=ties, step=step)
-        for phase in self.phases[self.progress.phase :]:
+        while self.progress.phase < len(self.phases):
             if until(self):
                 return
+            phase = self.phases[self.progress.phase]
+            self._write_status(phase)
             loops[phase.kind](self, phase)
             self._finish(phase)
+        self._write_status(self.phases[-1], finished=True)
 
     def steps(self, phase: Phase, stride: int = 1) -> Iterator[None]:
         """Iterate over the remaining steps of a phase, logging, saving and stopping in between.
@@ -168,6 +182,12 @@ class Trainer:
         counts = {"source_steps": p.source_steps, "target_updates": p.target_updates}
         totals = {"updates": p.source_updates + p.target_updates, "frames": p.source_steps}
         self.logger.write(p.step, totals, phase=str(phase.kind), round=phase.round, **counts)
+        self._write_status(phase)
+
+    def _write_status(self, phase: Phase, finished: bool = False) -> None:
+        p = self.progress
+        place = {"phase": self._label(phase), "step": p.step, "steps": self.total_steps}
+        self.logger.status(**place, score=p.last_score, finished=finished)
 
     def _label(self, phase: Phase) -> str:
         of_rounds = f" {phase.round}/{self.config.rounds}" if phase.round else ""

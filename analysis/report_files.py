@@ -1,0 +1,112 @@
+"""The files of a report: reads run directories, computes, and writes tables and pictures."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.cells import Results, compute_results
+from analysis.conditions import choose_runs, condition_notes, refuse_duplicates
+from analysis.csv_rows import curve_rows, run_rows, table_rows
+from analysis.curves import draw_all_curves
+from analysis.heatmap import choose_baseline, draw_heatmap, heatmap_panels
+from analysis.improvement import Improvement, draw_improvement, improvement_section, improvements
+from analysis.interquartile import interquartile_means
+from analysis.latex import comparison_tables, score_tables, write_latex
+from analysis.markdown import normalised_section, report_text, score_sections
+from analysis.missing import missing_section
+from analysis.profiles import Profile, draw_profiles, performance_profiles, profile_rows, profiles_section
+from analysis.rows import set_labels
+from analysis.runs import leave_out_short_runs, read_runs, run_folders
+from analysis.separation import separate_rows
+from tools import BadInput, write_csv, write_text
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    unfinished: bool = False,
+    by: Sequence[str] = (),
+    max_score: Sequence[str] = (),
+    x: str | None = None,
+    heatmap: str | None = None,
+) -> str:
+    """Read all runs under ``folders`` and write tables and pictures to ``out``.
+
+    Runs that cannot be read are left out, with a warning on stderr and a note in the report.
+
+    Args:
+        folders: folders that contain run directories, or run directories.
+        out: folder to write; made if it does not exist.
+        unfinished: include runs that have no last evaluation yet.
+        by: settings; runs that differ in one are in rows of their own.
+        max_score: texts ``RETURN`` or ``TASK=RETURN``, the return with the normalised score 1.
+        x: horizontal axis of the curves, a key of `curves.AXES`; None chooses it.
+        heatmap: ``return``, ``improvement`` or None, which chooses.
+
+    Returns:
+        the report as text, with the names of the files at the end.
+
+    Raises:
+        BadInput: there is no run, two runs have the same cell and seed, ``by`` or ``max_score`` is wrong, or ``out``
+            cannot be written. Nothing is written before the runs and the arguments have been checked.
+    """
+    by, max_score = list(by), list(max_score)
+    runs, left_out = read_runs(run_folders(list(folders)))
+    runs, short = leave_out_short_runs(runs, list(folders))
+    left_out += short
+    for line in left_out:
+        print(f"warning: {line}", file=sys.stderr)
+    set_labels(runs, by)
+    chosen, not_finished = choose_runs(runs, unfinished)
+    separate_rows(chosen, by)
+    refuse_duplicates(chosen)
+    results = compute_results(chosen, max_score)
+    baseline = choose_baseline(results, heatmap)
+    means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)
+    where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
+    notes = [*left_out, *results.notes(), *condition_notes(chosen, by)]
+    sections = [*score_sections(results), *normalised_section(results, means), *profiles_section(profiles, results)]
+    sections += [*improvement_section(improved), *missing_section(results)]
+    text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
+    make_folder(out)
+    pictures = draw_pictures(results, x, baseline, profiles, improved, out)
+    write_text(out / "table.md", text + "\n" + "\n".join(f"![{p}]({p})" for p in pictures) + "\n")
+    lines = {"cells": run_rows(runs, results), "curves": curve_rows(runs, results)}
+    lines |= {"table": table_rows(results, means, improved), "profiles": profile_rows(profiles)}
+    lines = {f"{name}.csv": rows for name, rows in lines.items() if rows}
+    for name, rows in lines.items():
+        write_csv(out / name, rows)
+    latex = write_latex(out, len(chosen), [*score_tables(results), *comparison_tables(means, improved)], pictures)
+    files = [out / name for name in ("table.md", *lines, *latex, *pictures)]
+    return f"{text}\nwritten, each picture as PDF too: {' '.join(map(str, files))}"
+
+
+def draw_pictures(
+    results: Results,
+    x: str | None,
+    baseline: str | None,
+    profiles: dict[str, Profile],
+    improved: dict[tuple[str, str], Improvement],
+    out: Path,
+) -> list[str]:
+    """Write the pictures that have something to show. Returns the names of the PNG files."""
+    pictures = draw_all_curves(results, x, out)
+    if heatmap_panels(results, baseline):
+        draw_heatmap(results, baseline, out / "heatmap.png")
+        pictures.append("heatmap.png")
+    if profiles:
+        draw_profiles(profiles, out / "profiles.png")
+        pictures.append("profiles.png")
+    if improved:
+        draw_improvement(improved, out / "improvement.png")
+        pictures.append("improvement.png")
+    return pictures
+
+
+def make_folder(out: Path) -> None:
+    """Raises BadInput if ``out`` cannot be a folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--out {out} cannot be written: {error.strerror}; choose another") from None

@@ -1,0 +1,133 @@
+r"""Run many experiments: every combination of a spec's task pairs, methods, seeds and settings, on Ray.
+
+python sweep.py sweeps/debug.yaml
+
+Ray runs on this machine, or on the cluster at --address. Datasets that are missing are collected first, and sources
+that runs have in common are pretrained once. The same command continues a sweep that was stopped, and skips finished
+runs.
+"""
+
+# First: with it, Ctrl-C during the other imports prints one line too.
+from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
+
+import argparse
+import sys
+from pathlib import Path
+
+import co_training
+import collect
+import config as settings
+from analysis.conditions import NAMED
+from analysis.report_files import write_report
+from config import Config
+from sweeping import cluster
+from sweeping.display import Display, failures
+from sweeping.estimate import plan_text
+from sweeping.jobs import RUN, Checks, Job, make_jobs, planned_runs
+from sweeping.scheduler import Scheduler, State, counts
+from sweeping.spec import RESOURCES, Spec, expand, read_spec
+from training.collecting import learning_phases, score_to_reach
+from training.methods import Method, Phase
+
+
+def command() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("spec", type=Path, metavar="SPEC.yaml", help="what to run (docs/sweeps.md)")
+    parser.add_argument("--out", type=Path, help="folder of the run directories (default: runs/SPEC's name)")
+    parser.add_argument("--address", help="a running Ray cluster: auto, or HOST:PORT (default: this machine alone)")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan with its hours, and start nothing")
+    parser.add_argument(
+        "--seconds_per_update", type=float, metavar="S",
+        help="for --dry_run: seconds of one update, as benchmarks/update.py prints them (default: measured here)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="change the spec: a key of its grid, or resources.gpus=1, retries=0, ...; may be repeated",
+    )  # fmt: skip
+    return parser
+
+
+def check_run(config: Config, method: Method, given: list[str]) -> tuple[Config, list[Phase]]:
+    """The settings as co_training.py resolves them, and the phases. Raises BadInput if it would refuse to start."""
+    co_training.check_given(config, method, given)
+    return settings.resolve(config, method, lambda config: method.schedule(co_training.algorithm_1(config), config))
+
+
+def check_collection(arguments: list[str]) -> bool:
+    """Whether an agent learns to collect. Raises BadInput if collect.py would refuse to start."""
+    config, args = settings.parse(collect.command(), arguments)
+    collect.check(config, args)
+    if args.policy == "dreamer":
+        score_to_reach(args.task, args.quality, args.max_score)
+        learning_phases(config.replace(episodes=args.episodes))
+    return args.policy == "dreamer"
+
+
+def run_all(spec: Spec, jobs: list[Job], resources: dict[str, float], out: Path) -> Scheduler:
+    """Run the jobs to their end, or until Ctrl-C, with a display."""
+    stop_file = out / f".stop-{cluster.platform.node()}-{cluster.os.getpid()}"
+    scheduler = Scheduler(jobs, resources, spec.retries, stop_file)
+    display = Display(scheduler, out / "sweep.csv")
+    try:
+        with scheduler.stop.listening():
+            while not scheduler.ended:
+                scheduler.step()
+                display.update()
+    finally:
+        display.update(last=True)
+        display.close()
+        stop_file.unlink(missing_ok=True)
+    return scheduler
+
+
+def finish(spec: Spec, scheduler: Scheduler, out: Path) -> None:
+    """Print what failed, write the report of the runs that are done, and exit with 1 if one failed."""
+    progress = scheduler.progress.values()
+    failed = failures(progress)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if scheduler.stop.signal is not None:
+        print(f"stopped; the same command continues {out}", file=sys.stderr)
+        sys.exit(128 + scheduler.stop.signal)
+    done = [one.job.folder for one in progress if one.job.kind == RUN and one.state == State.DONE]
+    if done:
+        with_report(spec, done, out)
+    found = {state: number for state, number in counts(progress).items() if number}
+    print(
+        f"{out}: " + ", ".join(f"{number} runs {state}" for state, number in found.items()) + f"; {out / 'sweep.csv'}"
+    )
+    if failed:
+        sys.exit(1)
+
+
+def with_report(spec: Spec, folders: list[Path], out: Path) -> None:
+    """The tables and pictures of report.py in ``out/report``."""
+    varied = {key for grid in (spec.grid, *spec.runs) for key in grid} - {"pair", *NAMED}
+    options = {"by": sorted(varied), **spec.report}
+    print(write_report(folders, out / "report", **options))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = command().parse_args(arguments)
+    spec = read_spec(args.spec, args.set)
+    out = args.out or Path("runs") / args.spec.stem
+    checks = Checks(check_run, check_collection)
+    planned = planned_runs(spec, expand(spec), out, checks)
+    jobs = make_jobs(spec, planned, out, checks)
+    resources = {**RESOURCES, **spec.resources}
+    if args.dry_run:
+        print(plan_text(planned, jobs, args.seconds_per_update))
+        return
+    if args.seconds_per_update is not None:
+        raise BadInput("--seconds_per_update has no effect without --dry_run; remove it")
+    if all(job.done for job in jobs):
+        with_report(spec, [job.folder for job in jobs], out)
+        print(f"{out}: nothing to do, all {len(planned)} runs are done")
+    else:
+        cluster.connect(args.address, resources)
+        out.mkdir(parents=True, exist_ok=True)
+        finish(spec, run_all(spec, jobs, resources, out), out)
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

@@ -1,0 +1,1 @@
+"""Many runs: a spec's runs, their jobs, and Ray, which runs them. sweep.py is the command."""

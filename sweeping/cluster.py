@@ -1,0 +1,162 @@
+"""Jobs as tasks of Ray: on this machine, or on a cluster that is running already."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import platform
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools import BadInput, one_line
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a task without GPUs sees none
+if (Path.home() / ".ray" / "auth_token").exists():  # without this, Ray uses it only on the machine of a cluster's head
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+import ray
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS_TO_CONNECT = 5
+OBJECT_STORE = 80 * 2**20  # bytes; Ray's minimum is 75 MiB, and jobs exchange files only
+STOPPED = "stopped"
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job's command ended: its exit status, or STOPPED; and the last line of its log."""
+
+    status: int | str
+    line: str = ""
+
+
+def connect(address: str | None, resources: dict[str, float]) -> None:
+    """Connect to the cluster at ``address``, or start Ray on this machine.
+
+    Raises BadInput if there is none, or if no machine of it has the resources of a run.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "num_cpus": os.cpu_count()}
+    else:
+        check_reachable(address)
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        if address is None:
+            raise BadInput(f"Ray cannot be started on this machine: {one_line(error)}") from None
+        raise BadInput(
+            f"--address {address}: no Ray cluster answers ({one_line(error)}); start one with `ray start --head`, or "
+            f"leave --address out"
+        ) from None
+    check_resources(resources)
+
+
+def check_reachable(address: str) -> None:
+    """Raises BadInput if no Ray cluster lets this machine in at HOST:PORT. `ray.init` itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise BadInput(f"--address {address}: give auto, or HOST:PORT of the cluster's head, like 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+        subprocess.run(
+            [sys.executable, "-c", f"import ray; ray.init({address!r})"],
+            check=True, capture_output=True, timeout=6 * SECONDS_TO_CONNECT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, OverflowError) as error:
+        raise BadInput(
+            f"--address {address}: nothing answers there ({one_line(error)}); start a cluster with "
+            f"`ray start --head --port {port}`, or leave --address out"
+        ) from None
+    except subprocess.SubprocessError as error:
+        kinds = ("InvalidAuthToken", "a token that this machine lacks is required")
+        reason = kinds[1] if kinds[0] in str(getattr(error, "stderr", "")) else "what answers is not a Ray cluster"
+        raise BadInput(f"--address {address}: {reason}; see docs/sweeps.md, or leave --address out") from None
+
+
+def check_resources(resources: dict[str, float]) -> None:
+    """Raises BadInput if no machine has what one run needs."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, key in (("gpus", "GPU"), ("cpus", "CPU")):
+        most = max((machine.get(key, 0) for machine in machines), default=0)
+        if resources[name] > most:
+            raise BadInput(
+                f"resources: a run needs {resources[name]:g} {name}, the largest machine has {most:g}: lower "
+                f"resources.{name} (--set resources.{name}={most:g})"
+            )
+
+
+def places(resources: dict[str, float]) -> int:
+    """How many runs fit on the cluster at once."""
+    total = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = {"cpus": node["Resources"].get("CPU", 0), "gpus": node["Resources"].get("GPU", 0)}
+            fit = [int(has[name] / amount + 1e-9) for name, amount in resources.items() if amount]
+            total += min(fit, default=1)
+    return max(total, 1)
+
+
+def start(command: tuple[str, ...], log: Path, stop_file: Path, resources: dict[str, float]) -> ray.ObjectRefGenerator:
+    """A Ray task that runs a command of this project. See `execute` for what it yields."""
+    task = ray.remote(num_cpus=resources["cpus"], num_gpus=resources["gpus"], max_retries=0)(execute)
+    return task.remote(command, Path.cwd(), log.absolute(), stop_file.absolute(), max(1, int(resources["cpus"])))
+
+
+def execute(
+    command: tuple[str, ...], folder: Path, log: Path, stop_file: Path, threads: int
+) -> Iterator[dict[str, Any] | Result]:
+    """Run ``python COMMAND`` in ``folder``, its output appended to ``log``.
+
+    Yields the machine's name when it begins, and a `Result` at the end. When ``stop_file`` appears, the command is told
+    to save and stop. If this process is killed, the command gets SIGTERM and saves too.
+    """
+    yield {"node": platform.node()}
+    arguments = [sys.executable, "-u", str(ROOT / command[0]), *command[1:]]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        output.write(f"$ {shlex.join(['python', *command])}\n".encode())
+        output.flush()
+        child = subprocess.Popen(
+            arguments, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True, preexec_fn=end_with_parent,
+        )  # fmt: skip
+    stopping, status = False, None
+    while status is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = child.wait(timeout=0.5)
+        if status is None and not stopping and stop_file.exists():
+            stopping = True
+            child.terminate()
+    yield Result(STOPPED if stopping and status else status, last_line(log))
+
+
+def end_with_parent() -> None:
+    """Linux: the process gets SIGTERM when the one that made it ends. Elsewhere it goes on, and keeps its lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def last_line(log: Path) -> str:
+    """The error line at the end of a log, or else its last line. Progress bars are left out."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 20_000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip() and "it/s" not in line]
+    errors = [line for line in lines[-3:] if line.startswith("error:")]
+    return (errors or lines or [""])[-1].removeprefix("error: ")

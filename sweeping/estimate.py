@@ -1,0 +1,144 @@
+"""The plan of a sweep: its jobs, what is shared, and its hours."""
+
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from agents.agent import Agent, Batch
+from config import Config
+from sweeping.jobs import DATA, PRETRAINING, RUN, Job, PlannedRun
+from sweeping.sharing import domain_sizes
+from tools import BadInput, multiples_crossed, progress_bar
+from training.device import pick_device, pick_precision
+from training.methods import AgentBuilder, Phase, PhaseKind
+from training.pretraining import find_pretraining
+
+DEVICES = (1, 2, 4, 8, 16)
+REPEATS = 3
+
+
+def updates(phases: Sequence[Phase], config: Config) -> int:
+    """The updates of all agents in ``phases``."""
+    found, steps, stride = 0, {"online": 0, "offline": 0}, max(config.envs, 1)
+    for phase in phases:
+        if phase.kind in (PhaseKind.PRETRAIN_SOURCE, PhaseKind.WARM_UP_TARGET):
+            found += phase.iterations
+        elif phase.kind in (PhaseKind.PREFILL, PhaseKind.TRAIN_SOURCE, PhaseKind.TRAIN_TARGET):
+            offline = phase.kind == PhaseKind.TRAIN_TARGET
+            clock, length = (
+                ("offline", phase.iterations) if offline else ("online", -(-phase.iterations // stride) * stride)
+            )
+            steps[clock] += length
+            if phase.kind != PhaseKind.PREFILL:
+                found += multiples_crossed(steps[clock], length, config.train_every)
+    return found
+
+
+def updates_of(job: Job, planned: PlannedRun) -> int:
+    """The updates of a pretraining or a run, without those that another job does for it."""
+    pretraining = find_pretraining(planned.method, planned.phases)
+    alone = updates([planned.phases[i] for i in pretraining], planned.config)
+    if job.kind == PRETRAINING:
+        return alone
+    shared = "--source_from" in job.command or any(need.startswith(PRETRAINING) for need in job.needs)
+    return updates(planned.phases, planned.config) - (alone if shared else 0)
+
+
+def seconds_per_update(planned: PlannedRun) -> float:
+    """The mean of one update of each agent of a run, on random batches, on this machine; the median of a few."""
+    config, method = planned.config, planned.method
+    device = pick_device(config.device)
+    config = config.replace(precision=pick_precision(config.precision, device), compile="off")
+    action_dims, states = domain_sizes(config, method)
+    if not method.uses_sources and method.dataset:
+        action_dims = {"target": action_dims["target"]}
+    agents = method.agents(AgentBuilder(config, device, action_dims, states))
+    means = []
+    for agent in agents.values():
+        batch = random_batch(config, agent)
+        means.append(statistics.median(timed(agent, batch, device) for _ in range(REPEATS + 1)))
+    return statistics.fmean(means)
+
+
+def timed(agent: Agent, batch: Batch, device: torch.device) -> float:
+    start = time.perf_counter()
+    agent.update(batch, step=0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def random_batch(config: Config, agent: Agent) -> Batch:
+    """image (B, T, H, W, 3) or the agent's states (B, T, N), action (B, T, A), reward and discount (B, T)."""
+    shape, size, device = (config.batch_size, config.batch_length), config.size[0], agent.device
+    observed = {key: torch.randn(*shape, width, device=device) for key, width in agent.world.state.items()}
+    image = {"image": torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, device=device)}
+    return {
+        **(observed or image),
+        "action": torch.rand(*shape, agent.action_dim, device=device) * 2 - 1,
+        "reward": torch.rand(shape, device=device),
+        "discount": torch.ones(shape, device=device),
+    }
+
+
+def measure(planned: Sequence[PlannedRun]) -> dict[str, float]:
+    """Seconds of an update by method, of the first run of each."""
+    first = {p.run.method: p for p in reversed(planned)}
+    found = {}
+    with progress_bar(len(first), "measure updates", leave=False) as bar:
+        for name, one in first.items():
+            found[name] = seconds_per_update(one)
+            bar.update()
+    return found
+
+
+def plan_text(planned: Sequence[PlannedRun], jobs: Sequence[Job], seconds: float | None) -> str:
+    """What a sweep would do, and for how long.
+
+    Args:
+        seconds: of one update; None: measured on this machine.
+
+    Raises:
+        BadInput: ``seconds`` is not positive.
+    """
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise BadInput(f"--seconds_per_update {seconds}: give a positive number of seconds")
+    by_name = {p.run.name: p for p in planned}
+    todo = [job for job in jobs if not job.done]
+    lines = [job_line(job) for job in todo]
+    kinds, runs = Counter(job.kind for job in todo), [job for job in jobs if job.kind == RUN]
+    lines.append("")
+    lines.append(f"{len(runs)} runs, {sum(job.done for job in runs)} of them done; {kinds[DATA]} datasets to collect")
+    followers = sum("--source_from" in job.command for job in todo)
+    lines.append(
+        f"{kinds[PRETRAINING]} pretrainings of sources to do for several runs; {followers} runs begin from another's"
+    )
+    trained = [job for job in todo if job.kind != DATA]
+    if not trained:
+        return "\n".join(lines)
+    cost = dict.fromkeys((p.run.method for p in planned), seconds) if seconds else measure(planned)
+    hours = Counter()
+    for job in trained:
+        run = by_name[job.name.removeprefix(f"{PRETRAINING} ")]
+        hours[run.run.method] += updates_of(job, run) * cost[run.run.method] / 3600
+    lines += hours_lines(hours, cost, "as given" if seconds else f"measured here, {os.cpu_count()} cores")
+    return "\n".join(lines)
+
+
+def job_line(job: Job) -> str:
+    begins = job.command[job.command.index("--source_from") + 1] if "--source_from" in job.command else ""
+    return job.name + (f", from the pretraining of {Path(begins).name}" if begins else "")
+
+
+def hours_lines(hours: dict[str, float], cost: dict[str, float], origin: str) -> list[str]:
+    total, width = sum(hours.values()), max(map(len, hours))
+    lines = ["", f"seconds an update ({origin}), and hours on one device:"]
+    lines += [f"  {name:{width}} {cost[name]:9.3f} {hours[name]:9.1f}" for name in hours]
+    lines.append("hours on several devices: " + ", ".join(f"{count}: {total / count:.1f}" for count in DEVICES))
+    lines.append("Simulators, evaluations and collecting are not counted: a tenth more or less (docs/performance.md).")
+    return lines

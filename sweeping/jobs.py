@@ -1,0 +1,195 @@
+"""The jobs of a sweep: datasets to collect, sources to pretrain, and runs, each a command line of this project."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.runs import read_settings
+from config import RESUMABLE_CHANGES, Config, merge, read_blocks
+from sweeping.sharing import Member, choose_leaders
+from sweeping.spec import Run, Spec, setting_text
+from tools import BadInput
+from training.checkpoint import CHECKPOINT
+from training.methods import Method, Phase, find_method, unused_settings, unused_suite_settings
+from training.pretraining import PRETRAINED
+from wrappers import parse_task
+
+DATA, PRETRAINING, RUN = "data", "pretraining", "run"
+LENGTHS = "pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations".split()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to run.
+
+    Attributes:
+        kind: DATA, PRETRAINING or RUN.
+        folder: for its log; a run's directory.
+        command: a command of this project and its arguments.
+        needs: names of the jobs that must be done before.
+        done: whether an earlier sweep has done it.
+    """
+
+    name: str
+    kind: str
+    folder: Path
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The checks of the commands that the jobs are. Each raises BadInput if its command would refuse to start.
+
+    Attributes:
+        run: (settings, method, flags given) -> settings as the run uses them, and its phases.
+        collection: arguments of collect.py -> whether an agent learns to collect.
+    """
+
+    run: Callable[[Config, Method, list[str]], tuple[Config, list[Phase]]]
+    collection: Callable[[list[str]], bool]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run with its settings and phases, as co_training.py resolves them."""
+
+    run: Run
+    config: Config
+    method: Method
+    phases: list[Phase]
+    flags: dict[str, Any]
+
+
+def planned_runs(spec: Spec, runs: Sequence[Run], out: Path, checks: Checks) -> list[PlannedRun]:
+    """Raises BadInput, with the run's name, if a run would refuse to start."""
+    blocks, planned = read_blocks(), []
+    for run in runs:
+        method = find_method(run.method)
+        flags = {"method": run.method, "source_task": ",".join(run.sources), "target_task": run.target}
+        flags |= {"seed": run.seed, "logdir": str(out / run.name), **run.settings}
+        if method.dataset:
+            flags["offline_traindir"] = data_folder(spec, run)
+        flags = {key: value for key, value in flags.items() if value != ""}
+        values = merge(blocks, spec.configs, {k: v if isinstance(v, list) else str(v) for k, v in flags.items()})
+        try:
+            config, phases = checks.run(Config(**values, configs=spec.configs), method, list(flags))
+        except BadInput as error:
+            raise spec.error(f"run {run.name}: {error}") from None
+        planned.append(PlannedRun(run, config, method, phases, flags))
+    return planned
+
+
+def data_folder(spec: Spec, run: Run) -> str:
+    """The folder of a run's dataset: ``data`` with {target}, {source} and {SETTING} replaced. Raises BadInput."""
+    if not spec.data:
+        raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
+    values = {**merge(read_blocks(), spec.configs, {}), **run.settings, "seed": run.seed}
+    values = {key: setting_text(value) for key, value in values.items()}
+    names = {"target": parse_task(run.target).name, "source": "+".join(parse_task(s).name for s in run.sources)}
+    try:
+        return spec.data.format_map({**values, **names})
+    except (KeyError, IndexError, ValueError) as error:
+        raise spec.error(f"data: {spec.data}: {error} is neither target, source nor a setting") from None
+
+
+def make_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Checks) -> list[Job]:
+    """Every job, those that others need first. Raises BadInput if a dataset is missing and cannot be collected."""
+    data = {job.name: job for job in data_jobs(spec, planned, out, checks)}
+    done = {p.run.name for p in planned if is_finished(out / p.run.name, p)}
+    members = [Member(p.run.name, out / p.run.name, p.config, p.method) for p in planned if p.run.name not in done]
+    leaders = choose_leaders(members) if spec.share_pretraining else {}
+    jobs = [*data.values(), *pretraining_jobs(spec, planned, out, leaders, data)]
+    pretraining = {job.name for job in jobs}
+    for p in planned:
+        leader, name = leaders.get(p.run.name, ""), p.run.name
+        more = ["--source_from", str(out / leader)] if leader not in ("", name) else []
+        needs = (data_name(p), f"{PRETRAINING} {leader}")
+        needs = tuple(need for need in needs if need in pretraining)
+        jobs.append(Job(name, RUN, out / name, run_command(spec, p, *more), needs, name in done))
+    return jobs
+
+
+def run_command(spec: Spec, planned: PlannedRun, *more: str) -> tuple[str, ...]:
+    flags = [text for key, value in planned.flags.items() for text in (f"--{key}", setting_text(value))]
+    return ("co_training.py", *flags, *more, "--configs", "defaults", *spec.configs)
+
+
+def pretraining_jobs(
+    spec: Spec, planned: Sequence[PlannedRun], out: Path, leaders: dict[str, str], data: dict[str, Job]
+) -> Iterator[Job]:
+    """The pretraining of every run that others begin from, unless it is done."""
+    for p in planned:
+        name, needs = p.run.name, tuple(need for need in (data_name(p),) if need in data)
+        if name in leaders.values() and not (out / name / PRETRAINED / CHECKPOINT).exists():
+            command = run_command(spec, p, "--pretrain_only")
+            yield Job(f"{PRETRAINING} {name}", PRETRAINING, out / name, command, needs)
+
+
+def data_name(planned: PlannedRun) -> str:
+    return f"{DATA} {planned.config.offline_traindir}"
+
+
+def data_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Checks) -> Iterator[Job]:
+    """The collection of every dataset that is missing."""
+    found: dict[str, PlannedRun] = {}
+    for p in planned:
+        if not p.method.dataset or (folder := p.config.offline_traindir) == "":
+            continue
+        if folder in found:
+            if found[folder].run.target != p.run.target:
+                raise spec.error(f"data: {folder} would be of two tasks; write {{target}} in it")
+            continue
+        found[folder] = p
+        if Path(folder).expanduser().exists():
+            continue
+        if not spec.collect:
+            raise spec.error(f"data: {folder} does not exist; give `collect`, which says how to make it")
+        yield data_job(spec, p, out, checks)
+
+
+def data_job(spec: Spec, planned: PlannedRun, out: Path, checks: Checks) -> Job:
+    folder, target = planned.config.offline_traindir, planned.run.target
+    place = out / "datasets" / Path(folder).name
+    given = {
+        "task": target,
+        "out": folder,
+        **{k: v for k, v in planned.run.settings.items() if f"{{{k}}}" in spec.data},
+    }
+    given |= {key: value for key, value in spec.collect.items() if key != "configs"}
+    flags = [text for key, value in given.items() for text in (f"--{key}", setting_text(value))]
+    blocks = spec.collect.get("configs", spec.configs)
+    end = ["--configs", "defaults", *(blocks.split() if isinstance(blocks, str) else map(str, blocks))]
+    try:
+        learns = checks.collection([*flags, *end])
+    except BadInput as error:
+        raise spec.error(f"collect, for {target}: {error}") from None
+    more = ["--logdir", str(place)] if learns else []
+    return Job(data_name(planned), DATA, place, ("collect.py", *flags, *more, *end))
+
+
+# What is done
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """A run's status.json: phase, step, steps, score, finished; {} if there is none."""
+    try:
+        status = json.loads((folder / "status.json").read_text())
+        return status if isinstance(status, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def is_finished(folder: Path, planned: PlannedRun) -> bool:
+    """Whether the run in ``folder`` is finished with these settings. If they differ, co_training.py has to decide."""
+    if not read_status(folder).get("finished"):
+        return False
+    saved, config = read_settings(folder), planned.config
+    ignored = RESUMABLE_CHANGES - {*LENGTHS} | {"precision"} if config.precision == "auto" else RESUMABLE_CHANGES
+    tasks = [*planned.run.sources, planned.run.target]
+    unused = unused_settings(config, planned.method).keys() | unused_suite_settings(tasks).keys()
+    keys = vars(config).keys() - ignored - unused - {"eta_steps", "configs"}
+    return all(saved.get(key) == getattr(config, key) for key in keys)

@@ -1,0 +1,339 @@
+"""`--source_from`, `--pretrain_only` and status.json: runs that continue from the pretraining of another run."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import co_training, tiny
+from test_bad_input import refused
+from test_co_training import assert_equal, assert_same_results, scores
+
+import co_training as program
+import collect
+from config import Config, run_directory
+from tools import BadInput
+from training import pretraining, trainer
+from training.checkpoint import load_agent, load_checkpoint, save_checkpoint
+from training.methods import METHODS
+from training.pretraining import find_pretraining, link_files, pretraining_identity
+
+SHORT = ["--size", "32,32", "--pretrain_steps", 8, "--video_every", 0, "--eval_episodes", 1, "--target_iterations", 10]
+SHORT += ["--replay_size", 40, "--precision", "float32"]  # three episodes
+ONE_ROUND = ["--rounds", 1, "--warmup_rounds", 0]
+END = 1 + 3  # finished phases when one source is pretrained
+
+
+def train(dataset: Path, logdir: Path, *more: object) -> None:
+    envs = [] if "--envs" in more else ["--envs", 0]
+    program.main([str(a) for a in co_training(dataset, logdir, *SHORT, *envs, *more)])
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def status(logdir: Path) -> dict:
+    return json.loads((logdir / "status.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def leader(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of CoWorld. Its replay has evicted episodes that it had when its pretraining ended."""
+    logdir = tmp_path_factory.mktemp("runs") / "leader"
+    train(dataset, logdir)
+    return logdir
+
+
+# The results
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--method", "dv2_finetune_ewc", *ONE_ROUND],
+        ["--state_alignment", False, "--value_constraint", "brute", "--log_every", 7, "--eval_episodes", 2],
+    ],
+)
+def test_a_run_that_continues_from_another_method_equals_one_that_pretrains(
+    more: list, dataset: Path, leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    train(dataset, tmp_path / "own", *more)
+    assert "continuing from" not in capsys.readouterr().err
+    train(dataset, tmp_path / "follower", *more, "--source_from", leader)
+    assert "continuing from the pretraining of" in capsys.readouterr().err
+    assert_same_results(tmp_path / "own", tmp_path / "follower")
+    assert f"source_from: {leader}" in (tmp_path / "follower" / "config.yaml").read_text()
+    first = json.loads((tmp_path / "follower" / "metrics.jsonl").read_text().splitlines()[1])
+    assert first["step"] >= 26 + 2 + 8  # points of the pretraining are in the record of the leader only
+
+
+def test_a_snapshot_has_episodes_that_its_run_has_evicted(leader: Path):
+    kept, own = ({p.name for p in (leader / f / "source_replay").glob("*.npz")} for f in ("pretrained", "."))
+    saved = load_checkpoint(leader / "pretrained" / "checkpoint.pt")
+    assert set(saved["domains"]["source"]["replay"]["episodes"]) == kept and kept - own
+    assert saved["progress"]["phase"] == END and set(saved["agents"]) == {"source"}
+    agent, _ = load_agent(leader / "pretrained", "source", torch.device("cpu"))
+    for name, tensor in agent.model_dict()["behavior"].items():
+        assert torch.equal(tensor, saved["agents"]["source"]["behavior"][name])
+
+
+def test_pretraining_does_not_depend_on_the_target(leader: Path, tmp_path: Path):
+    """The networks of a target with one action take fewer random numbers than those of one with six."""
+    data = ["--task", "cartpole_swingup", "--out", tmp_path / "data", "--episodes", 2]
+    collect.main([str(a) for a in [*data, "--envs", 0, "--configs", "defaults", "dmc", "debug"]])
+    train(tmp_path / "data", tmp_path / "run", "--target_task", "cartpole_swingup", "--pretrain_only")
+    one, other = (load_checkpoint(run / "pretrained" / "checkpoint.pt") for run in (leader, tmp_path / "run"))
+    assert one["action_dims"] == {"source": 6, "target": 6} and other["action_dims"] == {"source": 6, "target": 1}
+    for state in (one, other):
+        state["domains"]["source"]["replay"] = None  # file names, with the time
+    for part in ("agents", "domains", "rng", "progress", "selector", "pretraining", "classes"):
+        assert_equal(one[part], other[part], part)
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
+    """Interrupt the process at a call of a function of training/pretraining.py."""
+    original, calls = getattr(pretraining, name), []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(pretraining, name, fail)
+
+
+def test_two_sources_and_interruptions(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run is stopped after its pretraining, and continued. Another run, from its snapshot, is killed twice."""
+    both, one, other = ["--source_task", "walker_walk,cheetah_run", *ONE_ROUND], tmp_path / "one", tmp_path / "other"
+    train(dataset, tmp_path / "whole", *both)
+    train(dataset, one, *both, "--pretrain_only")
+    assert load_checkpoint(one / "checkpoint.pt")["progress"]["phase"] == 1 + 2 * 3
+    for name, call in (("link_files", 2), ("directory_when_complete", 1)):  # in the middle, and right after it
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            fail_at(patch, name, call)
+            train(dataset, other, *both, "--source_from", one)
+    progress = load_checkpoint(other / "checkpoint.pt")["progress"]
+    assert progress == load_checkpoint(one / "checkpoint.pt")["progress"] and not (other / "pretrained").exists()
+    train(dataset, one, *both)
+    train(dataset, other, *both)  # it keeps its --source_from
+    for logdir in (one, other):
+        assert_same_results(tmp_path / "whole", logdir)
+    assert (other / "pretrained" / "checkpoint.pt").exists()
+
+
+def test_simulators_in_processes(dataset: Path, tmp_path: Path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    short = ["--envs", 2, *ONE_ROUND]
+    train(dataset, one, *short, "--pretrain_only")
+    slots = load_checkpoint(one / "pretrained" / "checkpoint.pt")["domains"]["source"]["collector"]["slots"]
+    assert all(len(slot["actions"]) > 0 for slot in slots)  # episodes are running
+    train(dataset, other, *short, "--source_from", one)
+    train(dataset, one, *short)
+    assert_same_results(one, other)
+
+
+def test_pretrain_only_stops_and_changes_nothing_if_there_is_nothing_left(
+    dataset: Path, leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    train(dataset, tmp_path, "--pretrain_only")
+    assert f"{tmp_path}: sources pretrained; the same command without --pretrain_only" in capsys.readouterr().out
+    state = status(tmp_path)
+    assert (state["step"], state["score"], state["finished"]) == (26 + 2 + 8, None, False)
+    for logdir in (tmp_path, leader):
+        before = files(logdir)
+        train(dataset, logdir, "--pretrain_only")
+        assert "sources already pretrained; the same command without" in capsys.readouterr().out
+        assert files(logdir) == before
+    before = load_checkpoint(tmp_path / "pretrained" / "checkpoint.pt")["progress"]
+    train(dataset, tmp_path, "--pretrain_only", "--pretrain_steps", 12)  # the finished phase becomes longer
+    after = load_checkpoint(tmp_path / "pretrained" / "checkpoint.pt")["progress"]
+    assert (before["step"], after["step"]) == (26 + 2 + 8, 26 + 2 + 12)
+
+
+def test_the_default_run_directory_does_not_name_the_source():
+    assert run_directory(settings(source_from="runs/a"), "x") == run_directory(settings(), "x")
+
+
+def test_status_of_a_finished_run(leader: Path):
+    state = status(leader)
+    last = scores(leader)[-1]
+    assert state == {
+        "phase": "evaluate 2/2",
+        "step": (26 + 2 + 8) + (4 + 15) + 2 * 10 + 20,
+        "steps": state["step"],
+        "score": pytest.approx(float(last["mean"])),
+        "finished": True,
+    }
+    assert not list(leader.glob(".status*"))
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+def test_the_steps_of_a_run_are_counted_as_it_counts_them(envs: int):
+    """26 random steps and 20 steps of the agent are rounded up to 27 and 21 with three simulators."""
+    config = tiny(envs=envs, rounds=1, warmup_rounds=0)
+    run = trainer.Trainer(config, METHODS["coworld"], program.algorithm_1(config), *[None] * 6)
+    assert run.total_steps == {1: 26 + 2 + 20 + 20, 3: 27 + 2 + 21 + 20}[envs]
+
+
+# What may be shared
+
+
+def settings(method: str = "coworld", **changes: object) -> Config:
+    tasks = {"source_task": "walker_walk", "target_task": "walker_downhill"}
+    return tiny(method=method, **{**tasks, **changes})
+
+
+def identity(config: Config, source: int = 6, target: int = 6) -> str:
+    return pretraining_identity(config, METHODS[config.method], {"source": source, "target": target})
+
+
+def test_the_identity_of_pretraining():
+    own, state = identity(settings()), torch.get_rng_state()
+    same = [
+        settings("dv2_finetune"),
+        settings("dv2_finetune_ewc", ewc_scale=3),
+        settings(
+            source_task="dmc_walker_walk", target_task="cheetah_run", rounds=9, eta_end=0.3, value_constraint="off"
+        ),
+        settings(background="folder", metaworld_camera="corner2", eval_episodes=7, device="cuda", dyn_min_std=0.3),
+    ]
+    others = [{"seed": 1}, {"units": 17}, {"prefill": 30}, {"pretrain_steps": 9}, {"source_task": "walker_run"}]
+    others += [
+        {"precision": "bfloat16"},
+        {"envs": 2},
+        {"dmc_action_repeat": 1},
+        {"discount": 0.9},
+        {"sparse_reward": True},
+    ]
+    assert own and {identity(config) for config in same} == {own}
+    assert len({own, *(identity(settings(**change)) for change in others)}) == 1 + len(others)
+    assert [identity(settings(method)) for method in ("offline_dv2", "multitask_dv2", "online_dv2")] == ["", "", ""]
+    assert identity(settings(), 4, 6) != identity(settings("dv2_finetune"), 4, 6)  # its actor is larger
+    assert identity(settings(), 6, 4) == identity(settings("dv2_finetune"), 6, 4) == own
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("method", "length"), [("coworld", 6), ("dv2_finetune", 3), ("multitask_dv2", 0)])
+def test_pretraining_ends_before_the_target_is_used(method: str, length: int):
+    config = tiny(method=method, source_task="a,b" if method == "coworld" else "a")
+    phases = METHODS[method].schedule(program.algorithm_1(config), config)
+    assert find_pretraining(METHODS[method], phases) == (range(1, 1 + length) if length else range(0))
+
+
+def test_files_are_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a").write_bytes(b"episode")
+    link_files([tmp_path / "a"], tmp_path / "links")
+    assert (tmp_path / "links" / "a").samefile(tmp_path / "a")
+
+    def no_links(*paths):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(pretraining.os, "link", no_links)
+    link_files([tmp_path / "a"], tmp_path / "copies")
+    assert [p.read_bytes() for p in (tmp_path / "copies").iterdir()] == [b"episode"]
+    assert not (tmp_path / "copies" / "a").samefile(tmp_path / "a")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source_from", "nowhere"], "--source_from nowhere: there is no run; give a run's directory"),
+        (["--source_from", "RUN", "--seed", 3], "it was pretrained with seed 0, not 3"),
+        (["--source_from", "RUN", "--units", 24], "it was pretrained with units 16, not 24"),
+        (["--source_from", "RUN", "--pretrain_steps", 9], "it was pretrained with pretrain_steps 8, not 9"),
+        (["--source_from", "RUN", "--source_task", "walker_run"], "dmc_walker_walk, not dmc_walker_run"),
+        (["--source_from", "RUN", "--precision", "bfloat16"], "precision float32, not bfloat16"),
+        (["--source_from", "RUN", "--method", "multitask_dv2"], "with method multitask_dv2, which does not train its"),
+        (["--source_from", "RUN", "--method", "offline_dv2"], "--source_from has no effect with method offline_dv2"),
+        (["--pretrain_only", "--method", "online_dv2"], "--pretrain_only has no effect with method online_dv2"),
+        (["--pretrain_only", "--source_from", "RUN"], "--pretrain_only has no effect with --source_from; remove it"),
+    ],
+)
+def test_other_settings_are_refused(flags: list, message: str, dataset: Path, leader: Path, tmp_path: Path, capsys):
+    flags = [leader if flag == "RUN" else flag for flag in flags]
+    run = tmp_path / "run"
+    line = refused(program.main, co_training(dataset, run, *flags, *SHORT, "--envs", 0, *flags), capsys)
+    assert message in line and not run.exists()
+
+
+def test_networks_of_other_sizes_are_refused(leader: Path):
+    config = settings(source_from="RUN")
+    saved = load_checkpoint(leader / "pretrained" / "checkpoint.pt")
+    builder = pretraining.AgentBuilder(
+        config.replace(size=[32, 32]), torch.device("cpu"), {"source": 6, "target": 7}, {}
+    )
+    with pytest.raises(BadInput, match=re.escape("has shape [16, 6], not [16, 7] (the largest action size")):
+        pretraining.check_networks(config, saved, METHODS["coworld"].agents(builder))
+
+
+def test_runs_without_a_snapshot_are_refused(dataset: Path, leader: Path, tmp_path: Path, capsys):
+    def refusal(run: Path, logdir: Path = tmp_path / "follower") -> str:
+        line = refused(program.main, co_training(dataset, logdir, *SHORT, "--envs", 0, "--source_from", run), capsys)
+        assert line.startswith(f"error: --source_from {run}: ")
+        return line.removeprefix(f"error: --source_from {run}: ")
+
+    old = tmp_path / "old"
+    shutil.copytree(leader, old)
+    shutil.rmtree(old / "pretrained")
+    assert "an earlier version of this program pretrained it" in refusal(old)
+    saved = load_checkpoint(leader / "checkpoint.pt")
+    for changes, message in (
+        (
+            {"progress": {**saved["progress"], "phase": END - 1}},
+            "it has not finished its pretraining; continue it first",
+        ),
+        (
+            {"config": {**saved["config"], "method": "multitask_dv2"}},
+            "it is a run of method multitask_dv2, which has no",
+        ),
+        ({"config": {**saved["config"], "target_task": ""}}, "it is a run of collect.py, which has no pretraining"),
+    ):
+        save_checkpoint(old / "checkpoint.pt", {**saved, **changes})
+        assert message in refusal(old)
+    (old / "checkpoint.pt").unlink()
+    assert "it has not finished its pretraining; continue it first" in refusal(old)
+    assert "this is the run's own directory" in refusal(old, logdir=old)
+
+
+def test_damaged_snapshots_are_refused(dataset: Path, leader: Path, tmp_path: Path, capsys):
+    arguments = co_training(dataset, tmp_path / "follower", *SHORT, "--envs", 0, "--source_from", tmp_path / "bad")
+    folder = tmp_path / "bad" / "pretrained"
+    shutil.copytree(leader, tmp_path / "bad")
+    episode, checkpoint = next(iter((folder / "source_replay").iterdir())), folder / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    episode.write_bytes(episode.read_bytes()[:500])
+    assert re.search(
+        r"its pretraining is damaged .*; give another --source_from, or none", refused(program.main, arguments, capsys)
+    )
+    episode.unlink()
+    assert "this episode of the replay is gone" in refused(program.main, arguments, capsys)
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read" in (line := refused(program.main, arguments, capsys)) and line.endswith("or none")
+    shutil.copy(leader / "checkpoint.pt", checkpoint)  # a checkpoint, but not one of a snapshot
+    assert "its pretraining is damaged (classes is missing)" in refused(program.main, arguments, capsys)
+    assert not (tmp_path / "follower").exists()
+
+
+def test_a_resumed_run_keeps_its_own_source(dataset: Path, leader: Path, tmp_path: Path, capsys):
+    follower, arguments = tmp_path / "follower", [*SHORT, "--envs", 0, *ONE_ROUND]
+    train(dataset, follower, *ONE_ROUND, "--source_from", leader)
+    before = files(follower)
+    line = refused(program.main, co_training(dataset, follower, *arguments, "--source_from", tmp_path), capsys)
+    assert f"holds a run with source_from {leader}, not {tmp_path}: give the old value" in line
+    line = refused(program.main, co_training(dataset, follower, *arguments, "--pretrain_only"), capsys)
+    assert "--pretrain_only has no effect with --source_from" in line
+    line = refused(program.main, co_training(dataset, leader, *SHORT, "--envs", 0, "--source_from", follower), capsys)
+    assert "holds a run that pretrains its sources itself: --source_from has no effect" in line
+    assert files(follower) == before
+    train(dataset, follower, *ONE_ROUND, "--source_from", leader / ".." / leader.name)
+    assert "resuming" in capsys.readouterr().err
+    train(dataset, tmp_path / "third", *ONE_ROUND, "--source_from", follower, "--precision", "auto")
+    assert "precision: float32" in capsys.readouterr().err  # the one of the pretraining
+    assert_same_results(follower, tmp_path / "third")

@@ -46,7 +46,12 @@ def connect(address: str | None, resources: dict[str, float]) -> None:
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "num_cpus": os.cpu_count()}
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+            "num_cpus": os.cpu_count(),
+        }
     else:
         check_reachable(address)
         options["address"] = address

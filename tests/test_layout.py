@@ -22,7 +22,9 @@ MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "training": {"tools", "networks", "wrappers", "replay", "config", "models", "agents"},
 }
 MAY_IMPORT["analysis"] = {*MAY_IMPORT, "training"}
+MAY_IMPORT["sweeping"] = {*MAY_IMPORT, "analysis"}
 MAY_IMPORT |= {command: {*MAY_IMPORT, "analysis"} - COMMANDS for command in sorted(COMMANDS)}
+MAY_IMPORT["sweep"] = {*MAY_IMPORT, "co_training", "collect"}  # it runs these two, and checks their arguments first
 PARTS = set(MAY_IMPORT)
 
 

@@ -128,8 +128,6 @@ def collect_from_policy(config: Config, args: argparse.Namespace, folder: Path, 
 
 def load_policy(config: Config, args: argparse.Namespace) -> tuple[Config, Any, Policy]:
     """The settings with the image size of the checkpoint's agent, the agent, and its policy."""
-    if args.checkpoint is None:
-        raise BadInput("--checkpoint is missing: give the run directory of the agent")
     agent, trained = load_agent(args.checkpoint, args.agent, pick_device(config.device))
     if "size" in args.given and config.size != trained.size:
         observes = f"the agent of --checkpoint observes {trained.size[0]} pixels"

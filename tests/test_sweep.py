@@ -1,0 +1,178 @@
+"""Specs of sweeps: reading, the runs and jobs that they stand for, and what is refused before anything starts."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command
+
+import sweep
+from sweeping import estimate
+from sweeping.jobs import DATA, PRETRAINING, RUN, Checks, make_jobs, planned_runs
+from sweeping.spec import expand, read_spec
+from tools import BadInput
+
+CHECKS = Checks(sweep.check_run, sweep.check_collection)
+SPEC = """
+configs: [dmc, debug]
+collect: {quality: random, episodes: 2}
+data: DATA/{target}
+grid:
+  pair: [walker_walk -> walker_downhill]
+  method: [coworld, offline_dv2]
+  seed: [0]
+"""
+
+
+def write_spec(folder: Path, text: str = SPEC) -> Path:
+    path = folder / "spec.yaml"
+    path.write_text(text.replace("DATA", str(folder / "data")))
+    return path
+
+
+def jobs_of(folder: Path, *changes: str, text: str = SPEC) -> list:
+    spec, out = read_spec(write_spec(folder, text), changes), folder / "out"
+    return make_jobs(spec, planned_runs(spec, expand(spec), out, CHECKS), out, CHECKS)
+
+
+# Runs
+
+
+def test_a_grid_is_every_combination_once(tmp_path: Path):
+    spec = read_spec(write_spec(tmp_path), ["seed=[0,1]", "state_alignment=[True,False]"])
+    names = [run.name for run in expand(spec)]
+    pair = "dmc_walker_walk-to-dmc_walker_downhill"
+    assert names == [
+        f"coworld-{pair}-seed0",
+        f"coworld-{pair}-state_alignment=False-seed0",
+        f"coworld-{pair}-seed1",
+        f"coworld-{pair}-state_alignment=False-seed1",
+        "offline_dv2-dmc_walker_downhill-seed0",  # the setting has no effect on it
+        "offline_dv2-dmc_walker_downhill-seed1",
+    ]
+
+
+def test_a_default_value_does_not_change_names(tmp_path: Path):
+    plain, varied = (
+        {run.name for run in expand(read_spec(write_spec(tmp_path), changes))}
+        for changes in ([], ["units=[16, 24]"])  # 16 is the block's
+    )
+    assert plain < varied
+
+
+def test_runs_beside_the_grid(tmp_path: Path):
+    text = SPEC + "runs:\n  - {pair: 'walker_walk, cheetah_run -> walker_uphill', seed: [3, 4]}\n"
+    runs = expand(read_spec(write_spec(tmp_path, text)))
+    assert [run.seed for run in runs] == [0, 0, 3, 4]
+    assert runs[-1].sources == ("dmc_walker_walk", "dmc_cheetah_run")
+
+
+def test_long_names_are_cut_and_differ(tmp_path: Path):
+    values = ["units=[17, 18]", "dyn_deter=[31, 32]", "dyn_hidden=33", "cnn_depth=3", "batch_length=7", "dyn_stoch=5"]
+    names = [run.name for run in expand(read_spec(write_spec(tmp_path), [*values, "imag_horizon=5", "prefill=30"]))]
+    assert max(map(len, names)) < 170 and len(set(names)) == 8
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_project_s_own_specs(path: Path, tmp_path: Path):
+    spec = read_spec(path)
+    planned = planned_runs(spec, expand(spec), tmp_path, CHECKS)
+    assert len(planned) >= 12
+    assert len({p.run.name for p in planned}) == len(planned)
+
+
+# Jobs
+
+
+def test_datasets_come_first_and_sources_are_pretrained_once(tmp_path: Path):
+    jobs = {job.name: job for job in jobs_of(tmp_path, "method=[coworld, dv2_finetune, offline_dv2]", "seed=[0,1]")}
+    assert [job.kind for job in jobs.values()] == [DATA] + [PRETRAINING] * 2 + [RUN] * 6
+    leader = "coworld-dmc_walker_walk-to-dmc_walker_downhill-seed1"
+    follower = jobs["dv2_finetune-dmc_walker_walk-to-dmc_walker_downhill-seed1"]
+    data = f"{DATA} {tmp_path}/data/walker_downhill"
+    assert follower.needs == (data, f"{PRETRAINING} {leader}")
+    assert follower.command[follower.command.index("--source_from") + 1] == f"{tmp_path}/out/{leader}"
+    assert "--pretrain_only" in jobs[f"{PRETRAINING} {leader}"].command
+    assert jobs["offline_dv2-dmc_walker_downhill-seed1"].needs == (data,)
+
+
+@pytest.mark.parametrize(
+    "changes", [["share_pretraining=False"], ["units=[16,24]", "method=coworld"], ["train_every=[2,3]", "method=coworld"]]
+)
+def test_different_sources_are_not_shared(tmp_path: Path, changes: list[str]):
+    assert [job.name for job in jobs_of(tmp_path, *changes) if job.kind == PRETRAINING] == []
+
+
+def test_a_dataset_that_exists_is_not_collected(tmp_path: Path):
+    (tmp_path / "data" / "walker_downhill").mkdir(parents=True)
+    assert {job.kind for job in jobs_of(tmp_path, "method=offline_dv2")} == {RUN}
+
+
+def test_updates_of_the_plan_are_those_of_the_runs(tmp_path: Path):
+    """Shared pretraining is counted once. `debug`: 2 + 20/5 alone; 15/5 + 20/5 more online; 4 + 2 * 20/5 offline."""
+    spec, out = read_spec(write_spec(tmp_path), ["method=[coworld, dv2_finetune]"]), tmp_path / "out"
+    planned = planned_runs(spec, expand(spec), out, CHECKS)
+    found = {job.name: estimate.updates_of(job, planned[0]) for job in make_jobs(spec, planned, out, CHECKS)[1:]}
+    assert list(found.values()) == [6, 19, 19]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grids: {}", "unknown key 'grids'; nearest: grid"),
+        ("grid: {}", "has no runs"),
+        ("grid: {pair: walker_walk -> walker_downhill, seed: []}", "seed has no values"),
+        ("grid: {method: coworld}", "a run has no `pair`"),
+        ("grid: {pair: walker_walk}", "write it as SOURCE -> TARGET"),
+        ("grid: {pair: walker_walk -> walker_downhil}", "dmc_walker_downhill"),
+        ("grid: {pair: walker_walk -> walker_downhill, method: cowrld}", "nearest: coworld"),
+        ("grid: {pair: walker_walk -> walker_downhill, unitz: 3}", "nearest: units"),
+        ("grid: {pair: walker_walk -> walker_downhill, units: x}", "units: 'x' (the spec) is not a whole number"),
+        ("grid: {pair: walker_walk -> walker_downhill, seed: -1}", "seed -1"),
+        ("grid: {source_task: walker_walk}", "source_task is given by pair"),
+        ("grid: {pair: walker_walk -> walker_downhill}", "needs a dataset: give `data`"),
+        ("{data: nowhere, grid: {pair: walker_walk -> walker_downhill}}", "nowhere does not exist; give `collect`"),
+        ("{data: 'x/{tagret}', grid: {pair: walker_walk -> walker_downhill}}", "'tagret' is neither target"),
+        ("configs: dmcc", "nearest: dmc"),
+        ("resources: {gpu: 1}", "nearest: gpus"),
+        ("resources: {cpus: -1}", "is not a number, 0 or more"),
+        ("retries: x", "is not a whole number"),
+        ("{data: x, configs: [dmc, debug], collect: {qualty: random}, grid: {pair: walker_walk -> walker_downhill}}",
+         "unknown argument '--qualty'"),
+        ("{data: x, configs: [dmc, debug], collect: {quality: expert}, grid: {pair: walker_walk -> walker_downhill}}",
+         "--checkpoint is missing"),
+        ("just text", "is not a spec"),
+        ("grid: [", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_bad_specs_are_refused_before_anything_starts(tmp_path: Path, text: str, message: str):
+    path = write_spec(tmp_path, text)
+    with pytest.raises(BadInput) as error:
+        sweep.main([str(path), "--out", str(tmp_path / "out"), "--dry_run"])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "seed"], "write KEY=VALUE"),
+        (["--set", "units=[a"], "is not a value of YAML"),
+        (["--seconds_per_update", "1"], "has no effect without --dry_run"),
+        (["--seconds_per_update", "-1", "--dry_run"], "give a positive number"),
+        (["--address", "nowhere"], "give auto, or HOST:PORT"),
+        (["--address", "127.0.0.1:9"], "nothing answers there"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str):
+    with pytest.raises(BadInput, match=message):
+        sweep.main([str(write_spec(tmp_path)), "--out", str(tmp_path / "out"), *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_without_gpus_is_one_line(tmp_path: Path):
+    done = command("sweep.py", write_spec(tmp_path), "--out", tmp_path / "out", "--set", "resources.gpus=64")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: resources: a run needs 64 gpus") and done.stderr.count("\n") == 1

@@ -64,9 +64,9 @@ def check(config: Config, args: argparse.Namespace) -> None:
     given = [name for name, default in (("checkpoint", None), ("agent", "target")) if getattr(args, name) != default]
     if args.policy != "checkpoint":
         settings.refuse_without_effect(given, dict.fromkeys(given, f"with --policy {args.policy}"))
-    elif args.checkpoint is None:
-        raise BadInput("--checkpoint is missing: give the run directory of the agent")
     settings.refuse_without_effect(args.given, unused(config, args))
+    if args.policy == "checkpoint" and args.checkpoint is None:
+        raise BadInput("--checkpoint is missing: give the run directory of the agent")
     if args.max_score is not None and args.quality not in SHARE_OF_MAXIMUM:
         raise BadInput(f"--max_score has no effect without --quality {' or '.join(SHARE_OF_MAXIMUM)}; remove it")
 

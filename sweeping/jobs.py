@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs import read_settings
-from config import RESUMABLE_CHANGES, Config, merge, read_blocks
+from config import RESUMABLE_CHANGES, Config, merge
 from sweeping.sharing import Member, choose_leaders
-from sweeping.spec import Run, Spec, setting_text
+from sweeping.spec import Run, Spec, blocks, setting_text
 from tools import BadInput
 from training.checkpoint import CHECKPOINT
 from training.methods import Method, Phase, find_method, unused_settings, unused_suite_settings
@@ -66,7 +66,7 @@ class PlannedRun:
 
 def planned_runs(spec: Spec, runs: Sequence[Run], out: Path, checks: Checks) -> list[PlannedRun]:
     """Raises BadInput, with the run's name, if a run would refuse to start."""
-    blocks, planned = read_blocks(), []
+    planned = []
     for run in runs:
         method = find_method(run.method)
         flags = {"method": run.method, "source_task": ",".join(run.sources), "target_task": run.target}
@@ -74,7 +74,7 @@ def planned_runs(spec: Spec, runs: Sequence[Run], out: Path, checks: Checks) -> 
         if method.dataset:
             flags["offline_traindir"] = data_folder(spec, run)
         flags = {key: value for key, value in flags.items() if value != ""}
-        values = merge(blocks, spec.configs, {k: v if isinstance(v, list) else str(v) for k, v in flags.items()})
+        values = merge(blocks(), spec.configs, {k: v if isinstance(v, list) else str(v) for k, v in flags.items()})
         try:
             config, phases = checks.run(Config(**values, configs=spec.configs), method, list(flags))
         except BadInput as error:
@@ -87,7 +87,7 @@ def data_folder(spec: Spec, run: Run) -> str:
     """The folder of a run's dataset: ``data`` with {target}, {source} and {SETTING} replaced. Raises BadInput."""
     if not spec.data:
         raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
-    values = {**merge(read_blocks(), spec.configs, {}), **run.settings, "seed": run.seed}
+    values = {**merge(blocks(), spec.configs, {}), **run.settings, "seed": run.seed}
     values = {key: setting_text(value) for key, value in values.items()}
     names = {"target": parse_task(run.target).name, "source": "+".join(parse_task(s).name for s in run.sources)}
     try:
@@ -161,8 +161,8 @@ def data_job(spec: Spec, planned: PlannedRun, out: Path, checks: Checks) -> Job:
     }
     given |= {key: value for key, value in spec.collect.items() if key != "configs"}
     flags = [text for key, value in given.items() for text in (f"--{key}", setting_text(value))]
-    blocks = spec.collect.get("configs", spec.configs)
-    end = ["--configs", "defaults", *(blocks.split() if isinstance(blocks, str) else map(str, blocks))]
+    names = spec.collect.get("configs", spec.configs)
+    end = ["--configs", "defaults", *(names.split() if isinstance(names, str) else map(str, names))]
     try:
         learns = checks.collection([*flags, *end])
     except BadInput as error:

@@ -19,7 +19,7 @@ from tools import LOCKED, StopRequest, one_line
 
 LOG = "log.txt"
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_WHILE_LOCKED = 10.0  # until a folder that another process writes is looked at again
+SECONDS_WHILE_LOCKED = 5.0  # until a folder that another process writes is looked at again
 BAD_INPUT = 2  # exit status
 
 

@@ -5,10 +5,12 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from config import LONGEST_NAME, Config, check, convert, merge, read_blocks
@@ -65,6 +67,12 @@ class Spec:
 
     def error(self, message: str) -> BadInput:
         return BadInput(f"{self.path}: {message}")
+
+
+@cache
+def blocks() -> CommentedMap:
+    """The blocks of configs.yaml, read once."""
+    return read_blocks()
 
 
 # Reading
@@ -127,8 +135,8 @@ def read_list(spec: Spec, key: str, value: Any) -> list[Any]:
 def read_configs(spec: Spec, key: str, value: Any) -> list[str]:
     names = [str(name) for item in read_list(spec, key, value) for name in str(item).split()]
     for name in names:
-        if name not in read_blocks():
-            raise spec.error(f"configs: no block {name!r} in configs.yaml; {nearest(name, read_blocks())}")
+        if name not in blocks():
+            raise spec.error(f"configs: no block {name!r} in configs.yaml; {nearest(name, blocks())}")
     return [name for name in names if name != "defaults"]
 
 
@@ -149,7 +157,7 @@ def check_name(spec: Spec, where: str, name: str) -> None:
     """Raises BadInput if ``name`` cannot be varied by a spec."""
     if name in NOT_IN_A_GRID:
         raise spec.error(f"{where}: {name} is given by {NOT_IN_A_GRID[name]}")
-    valid = ["pair", *read_blocks()["defaults"]]
+    valid = ["pair", *blocks()["defaults"]]
     if name not in valid:
         raise spec.error(f"{where}: unknown key {name!r}; {nearest(name, valid)}")
 
@@ -261,10 +269,10 @@ def effective_settings(
 
     Raises BadInput on an invalid value.
     """
-    defaults = read_blocks()["defaults"]
+    defaults = blocks()["defaults"]
     flags = {key: value if isinstance(defaults[key], list) else str(value) for key, value in given.items()}
     try:
-        base, merged = merge(read_blocks(), spec.configs, {}), merge(read_blocks(), spec.configs, flags)
+        base, merged = merge(blocks(), spec.configs, {}), merge(blocks(), spec.configs, flags)
     except BadInput as error:
         raise spec.error(str(error).replace("(the command line)", "(the spec)")) from None
     config = Config(**{**merged, "source_task": ",".join(sources), "target_task": target})

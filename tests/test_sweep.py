@@ -96,7 +96,8 @@ def test_datasets_come_first_and_sources_are_pretrained_once(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "changes", [["share_pretraining=False"], ["units=[16,24]", "method=coworld"], ["train_every=[2,3]", "method=coworld"]]
+    "changes",
+    [["share_pretraining=False"], ["units=[16,24]", "method=coworld"], ["train_every=[2,3]", "method=coworld"]],
 )
 def test_different_sources_are_not_shared(tmp_path: Path, changes: list[str]):
     assert [job.name for job in jobs_of(tmp_path, *changes) if job.kind == PRETRAINING] == []

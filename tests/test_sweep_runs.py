@@ -100,8 +100,10 @@ def test_ctrl_c_saves_what_runs(folder: Path, started: subprocess.Popen):
 
 
 def test_the_same_command_ends_all_runs_but_the_bad_one(folder: Path, started: subprocess.Popen):
-    """One process is killed in the middle; it is started again, and ends."""
-    run = folder / "out" / FINETUNE
+    """Another process has one run at first, and one is killed in the middle. Both end."""
+    run, other = folder / "out" / FINETUNE, folder / "out" / COWORLD
+    with FileLock(other / ".lock"):
+        wait_for(lambda: "another process is writing" in (other / "log.txt").read_text(), started)
     wait_for(lambda: step_of(run) and process_of(run), started)
     os.kill(process_of(run), signal.SIGKILL)
     output, errors = started.communicate(timeout=200)
@@ -111,6 +113,7 @@ def test_the_same_command_ends_all_runs_but_the_bad_one(folder: Path, started: s
         COWORLD: "done", FINETUNE: "done", BAD: "failed",
     }  # fmt: skip
     assert int(found[FINETUNE]["attempts"]) == 2 and "is started again" in errors
+    assert f"{COWORLD}: elsewhere another process has it" in errors
     assert found[BAD]["attempts"] in "12" and "20200101T000000-a-12.npz" in found[BAD]["reason"]
     assert f"failed: {BAD}: " in errors and "Traceback" not in errors
     assert "continuing from the pretraining" in (run / "log.txt").read_text()
@@ -124,20 +127,3 @@ def test_nothing_is_left_to_do(folder: Path):
     done = command("sweep.py", spec, "--out", folder / "out", "--set", "runs=[]")
     assert done.returncode == 0 and "nothing to do, all 2 runs are done" in done.stdout
     assert (folder / "out" / COWORLD / "log.txt").read_text() == before
-
-
-def test_a_run_that_another_process_has_is_waited_for(folder: Path):
-    run = folder / "out" / "offline_dv2-dmc_walker_downhill-seed0"
-    run.mkdir()
-    spec = ["--set", "runs=[]", "--set", "method=offline_dv2"]
-    arguments = [sys.executable, "sweep.py", folder / "spec.yaml", "--out", folder / "out", *spec]
-    with FileLock(run / ".lock"):
-        process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: "another process is writing" in log_of(run), process)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0 and "another process has it" in errors
-    assert states(folder)[run.name]["attempts"] == "1"
-
-
-def log_of(run: Path) -> str:
-    return (run / "log.txt").read_text() if (run / "log.txt").exists() else ""

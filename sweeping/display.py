@@ -87,17 +87,17 @@ class Display:
         name, before, now = progress.job.name, self.states.get(progress.job.name), progress.state
         if before == now or (before is None and now in (State.DONE, State.WAITING)):
             return
+        attempt = f", attempt {progress.attempts}" if progress.attempts > 1 else ""
         texts = {
-            State.RUNNING: f"on {progress.node}" + (f", attempt {progress.attempts}" if progress.attempts > 1 else ""),
-            State.DONE: short(progress.seconds),
-            State.FAILED: progress.reason,
+            State.RUNNING: f"running on {progress.node}{attempt}",
+            State.DONE: f"done, {short(progress.seconds)}",
+            State.FAILED: f"failed: {progress.reason}",
             State.WAITING: f"ended, and is started again: {progress.reason}",
-            State.ELSEWHERE: "another process has it",
-            State.STOPPED: "",
+            State.ELSEWHERE: "another process has it; waiting for that",
+            State.STOPPED: "stopped",
         }
         if now in texts:
-            word = "" if now == State.WAITING else f"{now} "
-            tqdm.write(f"{name}: {word}{texts[now]}".rstrip(), file=sys.stderr)
+            tqdm.write(f"{name}: {texts[now]}", file=sys.stderr)
 
     def _line(self, progress: Progress, status: dict[str, Any]) -> str:
         name, step, steps = progress.job.name, status.get("step", 0), status.get("steps", 0)

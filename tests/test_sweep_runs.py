@@ -113,7 +113,7 @@ def test_the_same_command_ends_all_runs_but_the_bad_one(folder: Path, started: s
         COWORLD: "done", FINETUNE: "done", BAD: "failed",
     }  # fmt: skip
     assert int(found[FINETUNE]["attempts"]) == 2 and "is started again" in errors
-    assert f"{COWORLD}: elsewhere another process has it" in errors
+    assert f"{COWORLD}: another process has it" in errors
     assert found[BAD]["attempts"] in "12" and "20200101T000000-a-12.npz" in found[BAD]["reason"]
     assert f"failed: {BAD}: " in errors and "Traceback" not in errors
     assert "continuing from the pretraining" in (run / "log.txt").read_text()

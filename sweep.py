@@ -8,15 +8,17 @@ runs.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input, write_text  # isort: skip
 
 import argparse
 import sys
+import uuid
 from pathlib import Path
 
 import co_training
 import collect
 import config as settings
+from analysis.cells import given_max_scores
 from analysis.conditions import NAMED
 from analysis.report_files import write_report
 from config import Config
@@ -28,6 +30,7 @@ from sweeping.scheduler import Scheduler, State, counts
 from sweeping.spec import RESOURCES, Spec, expand, read_spec
 from training.collecting import learning_phases, score_to_reach
 from training.methods import Method, Phase
+from wrappers import parse_task
 
 
 def command() -> argparse.ArgumentParser:
@@ -65,7 +68,7 @@ def check_collection(arguments: list[str]) -> bool:
 
 def run_all(spec: Spec, jobs: list[Job], resources: dict[str, float], out: Path) -> Scheduler:
     """Run the jobs to their end, or until Ctrl-C, with a display."""
-    stop_file = out / f".stop-{cluster.platform.node()}-{cluster.os.getpid()}"
+    stop_file = out / f".stop-{uuid.uuid4().hex[:12]}"
     scheduler = Scheduler(jobs, resources, spec.retries, stop_file)
     display = Display(scheduler, out / "sweep.csv")
     try:
@@ -96,7 +99,7 @@ def finish(spec: Spec, scheduler: Scheduler, out: Path) -> None:
     print(
         f"{out}: " + ", ".join(f"{number} runs {state}" for state, number in found.items()) + f"; {out / 'sweep.csv'}"
     )
-    if failed:
+    if any(one.state != State.DONE for one in progress):
         sys.exit(1)
 
 
@@ -115,6 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
     planned = planned_runs(spec, expand(spec), out, checks)
     jobs = make_jobs(spec, planned, out, checks)
     resources = {**RESOURCES, **spec.resources}
+    given_max_scores(spec.report.get("max_score", []), sorted({parse_task(p.run.target) for p in planned}, key=str))
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise BadInput(f"--out {out} is not a folder, or is below a file; choose another")
     if args.dry_run:
         print(plan_text(planned, jobs, args.seconds_per_update))
         return
@@ -125,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{out}: nothing to do, all {len(planned)} runs are done")
     else:
         cluster.connect(args.address, resources)
-        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / ".writable", "")  # raises BadInput before a run starts
+        (out / ".writable").unlink()
         finish(spec, run_all(spec, jobs, resources, out), out)
 
 

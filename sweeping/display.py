@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from sweeping.jobs import RUN, read_status
-from sweeping.scheduler import Progress, Scheduler, State, counts
-from tools import progress_bar, write_csv
+from sweeping.scheduler import LOG, Progress, Scheduler, State, counts
+from tools import BadInput, progress_bar, write_csv
 
 SECONDS_BETWEEN_LINES = 30.0  # in a log file
 SECONDS_BETWEEN_CSV = 5.0
@@ -38,12 +38,13 @@ class Display:
         self.first_steps: dict[str, int] = {}
         self.states: dict[str, State] = {}
         self.csv_at = self.lines_at = 0.0
+        self.changed = False  # since sweep.csv was written
 
     def update(self, last: bool = False) -> None:
         """Show the state of all jobs. ``last``: write sweep.csv now."""
-        now, changed = time.monotonic(), False
+        now = time.monotonic()
         for progress in self.scheduler.progress.values():
-            changed |= self.states.get(progress.job.name) != progress.state
+            self.changed |= self.states.get(progress.job.name) != progress.state
             self._event(progress)
             self.states[progress.job.name] = progress.state
         running = [p for p in self.scheduler.progress.values() if p.state == State.RUNNING]
@@ -55,9 +56,12 @@ class Display:
             for progress in running:
                 print(f"  {self._line(progress, statuses[progress.job.name])}", file=sys.stderr)
             print(f"sweep: {self._summary()} of {len(self.runs)} runs", file=sys.stderr)
-        if last or (changed and now > self.csv_at + SECONDS_BETWEEN_CSV):
-            self.csv_at = now
-            write_csv(self.csv_file, self.rows())
+        if last or (self.changed and now > self.csv_at + SECONDS_BETWEEN_CSV):
+            self.csv_at, self.changed = now, False
+            try:
+                write_csv(self.csv_file, self.rows())
+            except BadInput as error:  # the runs go on
+                tqdm.write(f"warning: {error}", file=sys.stderr)
 
     def close(self) -> None:
         for bar in (*self.bars.values(), self.sweep):
@@ -65,7 +69,7 @@ class Display:
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of sweep.csv: state, machine, attempts and wall time of every job, of earlier sweeps too."""
-        rows = []
+        rows = [row for name, row in self.earlier.items() if name not in self.scheduler.progress]
         for progress in self.scheduler.progress.values():
             before, status = self.earlier.get(progress.job.name, {}), read_status(progress.job.folder)
             rows.append(
@@ -148,6 +152,11 @@ def read_csv(path: Path) -> dict[str, dict[str, str]]:
 
 
 def failures(progress: Iterable[Progress]) -> list[str]:
-    """A line for each job that failed."""
-    failed = [one for one in progress if one.state == State.FAILED]
-    return [f"{p.job.name}: {p.reason} (log: {p.job.folder / 'log.txt'})" for p in failed]
+    """A line for each job that failed by itself, with the number of those that needed it."""
+    failed, lines = [one for one in progress if one.state == State.FAILED], []
+    for one in failed:
+        if not one.needed:
+            others = sum(other.needed and one.job.name in other.job.needs for other in failed)
+            more = f"; {others} jobs needed it" if others else ""
+            lines.append(f"{one.job.name}: {one.reason} (log: {one.job.folder / LOG}){more}")
+    return lines

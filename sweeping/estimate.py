@@ -19,7 +19,11 @@ from training.methods import AgentBuilder, Phase, PhaseKind
 from training.pretraining import find_pretraining
 
 DEVICES = (1, 2, 4, 8, 16)
-REPEATS = 3
+REPEATS = 2  # after one that is not counted
+COSTLY = (  # settings that decide what an update costs
+    "size source_observation precision dyn_stoch dyn_discrete dyn_deter dyn_hidden cnn_depth units actor_layers "
+    "value_layers batch_size batch_length grad_accum imag_horizon imag_starts ensemble"
+).split()
 
 
 def updates(phases: Sequence[Phase], config: Config) -> int:
@@ -50,7 +54,7 @@ def updates_of(job: Job, planned: PlannedRun) -> int:
 
 
 def seconds_per_update(planned: PlannedRun) -> float:
-    """The mean of one update of each agent of a run, on random batches, on this machine; the median of a few."""
+    """The mean of one update of each agent of a run, on random batches, on this machine."""
     config, method = planned.config, planned.method
     device = pick_device(config.device)
     config = config.replace(precision=pick_precision(config.precision, device), compile="off")
@@ -61,7 +65,8 @@ def seconds_per_update(planned: PlannedRun) -> float:
     means = []
     for agent in agents.values():
         batch = random_batch(config, agent)
-        means.append(statistics.median(timed(agent, batch, device) for _ in range(REPEATS + 1)))
+        times = [timed(agent, batch, device) for _ in range(REPEATS + 1)]
+        means.append(min(times[1:]))
     return statistics.fmean(means)
 
 
@@ -86,13 +91,19 @@ def random_batch(config: Config, agent: Agent) -> Batch:
     }
 
 
-def measure(planned: Sequence[PlannedRun]) -> dict[str, float]:
-    """Seconds of an update by method, of the first run of each."""
-    first = {p.run.method: p for p in reversed(planned)}
+def kind_of(planned: PlannedRun) -> tuple[str, str]:
+    """Runs of one kind have updates of the same cost: the method, and the settings that decide it as text."""
+    return planned.run.method, str([getattr(planned.config, key) for key in COSTLY])
+
+
+def measure(planned: Sequence[PlannedRun]) -> dict[tuple[str, str], float]:
+    """Seconds of an update, of one run of each kind."""
+    first = {kind_of(p): p for p in reversed(planned)}
     found = {}
     with progress_bar(len(first), "measure updates", leave=False) as bar:
-        for name, one in first.items():
-            found[name] = seconds_per_update(one)
+        for kind, one in first.items():
+            bar.set_postfix_str(one.run.method)
+            found[kind] = seconds_per_update(one)
             bar.update()
     return found
 
@@ -121,12 +132,15 @@ def plan_text(planned: Sequence[PlannedRun], jobs: Sequence[Job], seconds: float
     trained = [job for job in todo if job.kind != DATA]
     if not trained:
         return "\n".join(lines)
-    cost = dict.fromkeys((p.run.method for p in planned), seconds) if seconds else measure(planned)
-    hours = Counter()
-    for job in trained:
-        run = by_name[job.name.removeprefix(f"{PRETRAINING} ")]
-        hours[run.run.method] += updates_of(job, run) * cost[run.run.method] / 3600
-    lines += hours_lines(hours, cost, "as given" if seconds else f"measured here, {os.cpu_count()} cores")
+    todo_runs = [by_name[job.name.removeprefix(f"{PRETRAINING} ")] for job in trained]
+    cost = dict.fromkeys(map(kind_of, todo_runs), seconds) if seconds else measure(todo_runs)
+    hours, counted = Counter(), Counter()
+    for job, run in zip(trained, todo_runs, strict=True):
+        count = updates_of(job, run)
+        counted[run.run.method] += count
+        hours[run.run.method] += count * cost[kind_of(run)] / 3600
+    origin = "as given" if seconds else f"measured here, {os.cpu_count()} cores"
+    lines += hours_lines(hours, counted, origin)
     return "\n".join(lines)
 
 
@@ -135,10 +149,12 @@ def job_line(job: Job) -> str:
     return job.name + (f", from the pretraining of {Path(begins).name}" if begins else "")
 
 
-def hours_lines(hours: dict[str, float], cost: dict[str, float], origin: str) -> list[str]:
+def hours_lines(hours: dict[str, float], counted: dict[str, int], origin: str) -> list[str]:
     total, width = sum(hours.values()), max(map(len, hours))
-    lines = ["", f"seconds an update ({origin}), and hours on one device:"]
-    lines += [f"  {name:{width}} {cost[name]:9.3f} {hours[name]:9.1f}" for name in hours]
+    lines = ["", f"updates, seconds an update ({origin}), and hours on one device:"]
+    for name in hours:
+        seconds = 3600 * hours[name] / max(counted[name], 1)
+        lines.append(f"  {name:{width}} {counted[name]:12,} {seconds:9.3f} {hours[name]:9.1f}")
     lines.append("hours on several devices: " + ", ".join(f"{count}: {total / count:.1f}" for count in DEVICES))
     lines.append("Simulators, evaluations and collecting are not counted: a tenth more or less (docs/performance.md).")
     return lines

@@ -1,6 +1,7 @@
 """The jobs of a sweep: datasets to collect, sources to pretrain, and runs, each a command line of this project."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 from analysis.runs import read_settings
 from config import RESUMABLE_CHANGES, Config, merge
 from sweeping.sharing import Member, choose_leaders
-from sweeping.spec import Run, Spec, blocks, setting_text
-from tools import BadInput
+from sweeping.spec import NOT_IN_A_GRID, Run, Spec, blocks, setting_text, short_name
+from tools import BadInput, nearest
 from training.checkpoint import CHECKPOINT
 from training.methods import Method, Phase, find_method, unused_settings, unused_suite_settings
 from training.pretraining import PRETRAINED
@@ -30,6 +31,7 @@ class Job:
         command: a command of this project and its arguments.
         needs: names of the jobs that must be done before.
         done: whether an earlier sweep has done it.
+        output: what it makes, a file or a folder that appears when it is complete; None for a run.
     """
 
     name: str
@@ -38,6 +40,12 @@ class Job:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     done: bool = False
+    output: Path | None = None
+
+    @property
+    def has_output(self) -> bool:
+        """Whether what it makes is there already, for example from another sweep that ran at the same time."""
+        return self.output is not None and is_there(self.output)
 
 
 @dataclass(frozen=True)
@@ -88,19 +96,23 @@ def data_folder(spec: Spec, run: Run) -> str:
     if not spec.data:
         raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
     values = {**merge(blocks(), spec.configs, {}), **run.settings, "seed": run.seed}
-    values = {key: setting_text(value) for key, value in values.items()}
-    names = {"target": parse_task(run.target).name, "source": "+".join(parse_task(s).name for s in run.sources)}
-    try:
-        return spec.data.format_map({**values, **names})
-    except (KeyError, IndexError, ValueError) as error:
-        raise spec.error(f"data: {spec.data}: {error} is neither target, source nor a setting") from None
+    values = {key: setting_text(value) for key, value in values.items() if key not in (*NOT_IN_A_GRID, "method")}
+    values |= {"target": parse_task(run.target).name, "source": "+".join(parse_task(s).name for s in run.sources)}
+
+    def value_of(name: re.Match[str]) -> str:
+        if name[1] not in values:
+            raise spec.error(f"data: {name[0]} is neither target, source nor a setting; {nearest(name[1], values)}")
+        return values[name[1]]
+
+    return re.sub(r"\{([^{}]*)\}", value_of, spec.data)
 
 
 def make_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Checks) -> list[Job]:
     """Every job, those that others need first. Raises BadInput if a dataset is missing and cannot be collected."""
     data = {job.name: job for job in data_jobs(spec, planned, out, checks)}
     done = {p.run.name for p in planned if is_finished(out / p.run.name, p)}
-    members = [Member(p.run.name, out / p.run.name, p.config, p.method) for p in planned if p.run.name not in done]
+    members = [Member(p.run.name, out / p.run.name, p.config, p.method) for p in planned]
+    members = [member for member in members if member.name not in done or member.has_snapshot]
     leaders = choose_leaders(members) if spec.share_pretraining else {}
     jobs = [*data.values(), *pretraining_jobs(spec, planned, out, leaders, data)]
     pretraining = {job.name for job in jobs}
@@ -126,7 +138,8 @@ def pretraining_jobs(
         name, needs = p.run.name, tuple(need for need in (data_name(p),) if need in data)
         if name in leaders.values() and not (out / name / PRETRAINED / CHECKPOINT).exists():
             command = run_command(spec, p, "--pretrain_only")
-            yield Job(f"{PRETRAINING} {name}", PRETRAINING, out / name, command, needs)
+            output = out / name / PRETRAINED / CHECKPOINT
+            yield Job(f"{PRETRAINING} {name}", PRETRAINING, out / name, command, needs, output=output)
 
 
 def data_name(planned: PlannedRun) -> str:
@@ -144,7 +157,10 @@ def data_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Chec
                 raise spec.error(f"data: {folder} would be of two tasks; write {{target}} in it")
             continue
         found[folder] = p
-        if Path(folder).expanduser().exists():
+        place = Path(folder).expanduser()
+        if any(path.exists() and not path.is_dir() for path in (place, *place.parents)):
+            raise spec.error(f"data: {folder} is not a folder, or is below a file")
+        if is_there(place):
             continue
         if not spec.collect:
             raise spec.error(f"data: {folder} does not exist; give `collect`, which says how to make it")
@@ -153,22 +169,24 @@ def data_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Chec
 
 def data_job(spec: Spec, planned: PlannedRun, out: Path, checks: Checks) -> Job:
     folder, target = planned.config.offline_traindir, planned.run.target
-    place = out / "datasets" / Path(folder).name
-    given = {
-        "task": target,
-        "out": folder,
-        **{k: v for k, v in planned.run.settings.items() if f"{{{k}}}" in spec.data},
-    }
-    given |= {key: value for key, value in spec.collect.items() if key != "configs"}
+    place = out / "datasets" / short_name(folder.strip("/"))
+    settings = {**planned.run.settings, "seed": planned.run.seed}
+    varied = {key: value for key, value in settings.items() if f"{{{key}}}" in spec.data}
+    given = {"task": target, "out": folder, **{k: v for k, v in spec.collect.items() if k != "configs"}, **varied}
     flags = [text for key, value in given.items() for text in (f"--{key}", setting_text(value))]
-    names = spec.collect.get("configs", spec.configs)
-    end = ["--configs", "defaults", *(names.split() if isinstance(names, str) else map(str, names))]
+    end = ["--configs", "defaults", *spec.collect.get("configs", spec.configs)]
     try:
         learns = checks.collection([*flags, *end])
     except BadInput as error:
         raise spec.error(f"collect, for {target}: {error}") from None
     more = ["--logdir", str(place)] if learns else []
-    return Job(data_name(planned), DATA, place, ("collect.py", *flags, *more, *end))
+    command = ("collect.py", *flags, *more, *end)
+    return Job(data_name(planned), DATA, place, command, output=Path(folder).expanduser())
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file exists, or a folder that is not empty."""
+    return any(path.iterdir()) if path.is_dir() else path.is_file()
 
 
 # What is done

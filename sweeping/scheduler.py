@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ LOG = "log.txt"
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_WHILE_LOCKED = 5.0  # until a folder that another process writes is looked at again
 BAD_INPUT = 2  # exit status
+LOST = "lost"  # the status of a task of which Ray has lost the process
 
 
 class State(StrEnum):
@@ -46,6 +48,7 @@ class Progress:
     node: str = ""
     seconds: float = 0.0  # of all attempts
     reason: str = ""  # why it failed, or why its last attempt ended
+    needed: bool = False  # failed because a job that it needs has failed
     not_before: float = 0.0  # time.monotonic at which it may be queued
     began: float = 0.0  # time.monotonic of the running attempt
 
@@ -91,9 +94,12 @@ class Scheduler:
         waits = progress.state in (State.WAITING, State.ELSEWHERE) and time.monotonic() >= progress.not_before
         if self.stop.signal is not None or not waits:
             return
+        if progress.job.has_output:
+            progress.state = State.DONE
+            return
         needed = [self.progress[name] for name in progress.job.needs]
         if failed := [need for need in needed if need.state == State.FAILED]:
-            progress.state, progress.reason = State.FAILED, f"{failed[0].job.name} failed"
+            progress.state, progress.reason, progress.needed = State.FAILED, f"{failed[0].job.name} failed", True
         elif all(need.state == State.DONE for need in needed):
             job = progress.job
             self.tasks[cluster.start(job.command, job.folder / LOG, self.stop_file, self.resources)] = progress
@@ -109,7 +115,7 @@ class Scheduler:
             return
         except RayError as error:
             del self.tasks[task]
-            self._end(progress, Result(-1, died(error)))
+            self._end(progress, Result(LOST, died(error)))
             return
         if isinstance(news, dict):
             progress.state, progress.node, progress.began = State.RUNNING, news["node"], time.monotonic()
@@ -122,9 +128,9 @@ class Scheduler:
             progress.seconds += time.monotonic() - progress.began
         else:
             progress.attempts += 1  # its machine was lost before it began
-        progress.reason = "" if result.status == 0 else result.line or f"status {result.status}"
-        if result.status == 0:
-            progress.state = State.DONE
+        progress.reason = "" if result.status == 0 else reason(result)
+        if result.status == 0 or progress.job.has_output:
+            progress.state, progress.reason = State.DONE, ""
         elif result.status == STOPPED or (self.stop.signal is not None and result.status != BAD_INPUT):
             progress.state = State.STOPPED
         elif result.status == BAD_INPUT and LOCKED in result.line:
@@ -146,6 +152,14 @@ class Scheduler:
         for progress in self.progress.values():
             if progress.state in (State.WAITING, State.ELSEWHERE):
                 progress.state = State.STOPPED
+
+
+def reason(result: Result) -> str:
+    """Why a command ended with another status than 0."""
+    if isinstance(result.status, int) and result.status < 0:
+        name = signal.Signals(-result.status).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return result.line or f"status {result.status}"
 
 
 def died(error: RayError) -> str:

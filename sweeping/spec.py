@@ -20,6 +20,8 @@ from wrappers import parse_task
 
 KEYS = "configs collect data grid runs resources retries share_pretraining report".split()
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
+SMALLEST_SHARE = 0.01
+GIVEN_BY_THE_SWEEP = ("task", "out", "logdir", "help")
 NOT_IN_A_GRID = {  # settings that a sweep gives by itself -> the key of the spec that decides them
     "source_task": "pair",
     "target_task": "pair",
@@ -136,7 +138,7 @@ def read_configs(spec: Spec, key: str, value: Any) -> list[str]:
     names = [str(name) for item in read_list(spec, key, value) for name in str(item).split()]
     for name in names:
         if name not in blocks():
-            raise spec.error(f"configs: no block {name!r} in configs.yaml; {nearest(name, blocks())}")
+            raise spec.error(f"{key}: no block {name!r} in configs.yaml; {nearest(name, blocks())}")
     return [name for name in names if name != "defaults"]
 
 
@@ -144,6 +146,8 @@ def read_grid(spec: Spec, key: str, value: Any) -> dict[str, list[Any]]:
     grid = {name: read_list(spec, name, values) for name, values in read_mapping(spec, key, value).items()}
     for name, values in grid.items():
         check_name(spec, key, name)
+        if isinstance(blocks()["defaults"].get(name), list) and not any(isinstance(v, list | str) for v in values):
+            grid[name] = [values]  # `size: [32, 32]` is one value
         if not values:
             raise spec.error(f"{key}: {name} has no values, so there is no run")
     return grid
@@ -169,6 +173,8 @@ def read_resources(spec: Spec, key: str, value: Any) -> dict[str, float]:
             raise spec.error(f"resources: unknown key {name!r}; {nearest(name, RESOURCES)}")
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < float("inf"):
             raise spec.error(f"resources: {name} {amount!r} is not a number, 0 or more")
+        if 0 < amount < SMALLEST_SHARE:
+            raise spec.error(f"resources: {name} {amount} is too small; give 0, or {SMALLEST_SHARE} or more")
         if amount > 1 and amount != int(amount):
             raise spec.error(f"resources: {name} {amount}: above 1, give a whole number")
     return {name: float(amount) for name, amount in given.items()}
@@ -197,12 +203,26 @@ def read_report(spec: Spec, key: str, value: Any) -> dict[str, Any]:
     for name in given:
         if name not in ("by", "max_score"):
             raise spec.error(f"report: unknown key {name!r}; {nearest(name, ('by', 'max_score'))}")
-    return {name: [str(item) for item in read_list(spec, name, values)] for name, values in given.items()}
+    options = {name: [str(item) for item in read_list(spec, name, values)] for name, values in given.items()}
+    for name in options.get("by", []):
+        if name not in blocks()["defaults"]:
+            raise spec.error(f"report: by: unknown setting {name!r}; {nearest(name, blocks()['defaults'])}")
+    return options
+
+
+def read_collect(spec: Spec, key: str, value: Any) -> dict[str, Any]:
+    given = read_mapping(spec, key, value)
+    for name in given:
+        if name in GIVEN_BY_THE_SWEEP:
+            raise spec.error(f"collect: {name} is given by the sweep; remove it")
+    if "configs" in given:
+        given["configs"] = read_configs(spec, "collect: configs", given["configs"])
+    return given
 
 
 READERS: dict[str, Callable[[Spec, str, Any], Any]] = {
     "configs": read_configs,
-    "collect": read_mapping,
+    "collect": read_collect,
     "data": read_text,
     "grid": read_grid,
     "runs": read_runs,
@@ -270,7 +290,7 @@ def effective_settings(
     Raises BadInput on an invalid value.
     """
     defaults = blocks()["defaults"]
-    flags = {key: value if isinstance(defaults[key], list) else str(value) for key, value in given.items()}
+    flags = {k: v if isinstance(v, list) and isinstance(defaults[k], list) else str(v) for k, v in given.items()}
     try:
         base, merged = merge(blocks(), spec.configs, {}), merge(blocks(), spec.configs, flags)
     except BadInput as error:
@@ -284,10 +304,15 @@ def run_name(method: str, sources: Sequence[str], target: str, settings: Mapping
     """``METHOD-SOURCE-to-TARGET-SETTINGS-seedN``; a long name is cut and gets a hash."""
     tasks = [*(["+".join(sources), "to"] if sources else []), target]
     changed = [f"{key}={setting_text(value)}" for key, value in sorted(settings.items())]
-    name = re.sub(r"[^\w.+=-]", "_", "-".join([method, *tasks, *changed]))
+    return f"{short_name('-'.join([method, *tasks, *changed]))}-seed{seed}"
+
+
+def short_name(text: str) -> str:
+    """A file name for ``text``; if it is long, it is cut and gets a hash."""
+    name = re.sub(r"[^\w.+=-]", "_", text)
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return f"{name}-seed{seed}"
+    return name
 
 
 def setting_text(value: Any) -> str:

@@ -8,6 +8,7 @@ from conftest import ROOT, command
 import sweep
 from sweeping import estimate
 from sweeping.jobs import DATA, PRETRAINING, RUN, Checks, make_jobs, planned_runs
+from sweeping.scheduler import Scheduler, State
 from sweeping.spec import expand, read_spec
 from tools import BadInput
 
@@ -104,8 +105,40 @@ def test_different_sources_are_not_shared(tmp_path: Path, changes: list[str]):
 
 
 def test_a_dataset_that_exists_is_not_collected(tmp_path: Path):
-    (tmp_path / "data" / "walker_downhill").mkdir(parents=True)
+    folder = tmp_path / "data" / "walker_downhill"
+    folder.mkdir(parents=True)
+    assert {job.kind for job in jobs_of(tmp_path, "method=offline_dv2")} == {DATA, RUN}  # it is empty
+    (folder / "episode.npz").touch()
     assert {job.kind for job in jobs_of(tmp_path, "method=offline_dv2")} == {RUN}
+
+
+def test_settings_in_the_name_of_a_dataset_are_those_it_is_collected_with(tmp_path: Path):
+    text = SPEC.replace("DATA/{target}", "DATA/{target}/{seed}-{size}")
+    jobs = jobs_of(tmp_path, "method=offline_dv2", "seed=[4,5]", "size=[32,32]", text=text)
+    data = [job for job in jobs if job.kind == DATA]
+    assert [job.command[job.command.index("--seed") + 1] for job in data] == ["4", "5"]
+    assert all("--size 32,32" in " ".join(job.command) for job in data)
+    assert len({job.folder for job in data}) == 2 and str(data[0].output).endswith("/walker_downhill/4-32,32")
+
+
+def test_what_another_sweep_made_is_not_made_again(tmp_path: Path):
+    job = jobs_of(tmp_path, "method=offline_dv2")[0]
+    job.output.mkdir(parents=True)
+    (job.output / "episode.npz").touch()
+    scheduler = Scheduler([job], {"cpus": 1, "gpus": 0}, 0, tmp_path / "stop")
+    scheduler.step()
+    assert scheduler.progress[job.name].state == State.DONE
+
+
+def test_a_finished_run_lends_its_pretraining(tmp_path: Path):
+    """When a spec grows, the new runs begin from the snapshot of a run that is done."""
+    run = tmp_path / "out" / "coworld-dmc_walker_walk-to-dmc_walker_downhill-seed0"
+    (run / "pretrained").mkdir(parents=True)
+    for name in ("checkpoint.pt", "pretrained/checkpoint.pt"):
+        (run / name).touch()
+    jobs = {job.name: job for job in jobs_of(tmp_path, "method=[dv2_finetune, coworld]")}
+    assert PRETRAINING not in {job.kind for job in jobs.values()}
+    assert "--source_from" in jobs["dv2_finetune-dmc_walker_walk-to-dmc_walker_downhill-seed0"].command
 
 
 def test_updates_of_the_plan_are_those_of_the_runs(tmp_path: Path):
@@ -135,9 +168,19 @@ def test_updates_of_the_plan_are_those_of_the_runs(tmp_path: Path):
         ("grid: {source_task: walker_walk}", "source_task is given by pair"),
         ("grid: {pair: walker_walk -> walker_downhill}", "needs a dataset: give `data`"),
         ("{data: nowhere, grid: {pair: walker_walk -> walker_downhill}}", "nowhere does not exist; give `collect`"),
-        ("{data: 'x/{tagret}', grid: {pair: walker_walk -> walker_downhill}}", "'tagret' is neither target"),
+        ("{data: 'x/{tagret}', grid: {pair: walker_walk -> walker_downhill}}", "{tagret} is neither target"),
+        ("{data: 'x/{seed', grid: {pair: walker_walk -> walker_downhill}}", "does not exist; give `collect`"),
+        ("{data: 'x/{method}', grid: {pair: walker_walk -> walker_downhill}}", "{method} is neither target"),
+        ("{data: SPEC, grid: {pair: walker_walk -> walker_downhill}}", "is not a folder"),
+        ("{data: x, collect: {task: walker_run}}", "task is given by the sweep"),
+        ("{data: x, collect: {help: 1}}", "help is given by the sweep"),
+        ("{data: x, collect: {configs: 3}}", "collect: configs: no block '3'"),
+        ("report: {by: unitz}", "nearest: units"),
+        ("grid: {pair: walker_walk -> walker_downhill, size: [32, 32, 32]}", "is not a list of 2"),
+        ("grid: {pair: walker_walk -> walker_downhill, size: 64}", "is not a list of 2"),
         ("configs: dmcc", "nearest: dmc"),
         ("resources: {gpu: 1}", "nearest: gpus"),
+        ("resources: {cpus: 0.00001}", "is too small"),
         ("resources: {cpus: -1}", "is not a number, 0 or more"),
         ("retries: x", "is not a whole number"),
         ("{data: x, configs: [dmc, debug], collect: {qualty: random}, grid: {pair: walker_walk -> walker_downhill}}",
@@ -149,7 +192,7 @@ def test_updates_of_the_plan_are_those_of_the_runs(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_bad_specs_are_refused_before_anything_starts(tmp_path: Path, text: str, message: str):
-    path = write_spec(tmp_path, text)
+    path = write_spec(tmp_path, text.replace("SPEC", str(tmp_path / "spec.yaml")))
     with pytest.raises(BadInput) as error:
         sweep.main([str(path), "--out", str(tmp_path / "out"), "--dry_run"])
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -163,13 +206,15 @@ def test_bad_specs_are_refused_before_anything_starts(tmp_path: Path, text: str,
         (["--set", "units=[a"], "is not a value of YAML"),
         (["--seconds_per_update", "1"], "has no effect without --dry_run"),
         (["--seconds_per_update", "-1", "--dry_run"], "give a positive number"),
+        (["--out", "README.md/x"], "is not a folder, or is below a file"),
+        (["--set", "report={max_score: abc}"], "give a positive return"),
         (["--address", "nowhere"], "give auto, or HOST:PORT"),
         (["--address", "127.0.0.1:9"], "nothing answers there"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str):
     with pytest.raises(BadInput, match=message):
-        sweep.main([str(write_spec(tmp_path)), "--out", str(tmp_path / "out"), *arguments])
+        sweep.main([str(write_spec(tmp_path)), "--out", str(tmp_path / "out"), *arguments])  # the last --out counts
     assert not (tmp_path / "out").exists()
 
 

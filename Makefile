@@ -25,7 +25,7 @@ demo: setup
 
 # One process a core; the tests of one file stay together, so that its fixtures are made once.
 test: setup
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 # For a machine with a GPU: writes gpu-check.md, and fails if a check fails.
 gpu-check: setup

@@ -20,6 +20,21 @@ ROOT = Path(__file__).parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW_FIRST = (
+    "test_sweep_runs",
+    "test_gpu_check",
+    "test_extending",
+    "test_co_training",
+    "test_source_from",
+    "test_methods",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests take long come first, so that at the end no process works alone."""
+    items.sort(key=lambda item: item.path.stem not in SLOW_FIRST)
+
+
 def tiny(*blocks: str, **flags: object) -> Config:
     """The `debug` settings of a suite's block, with flags; float32 unless these say otherwise."""
     flags = {"precision": "float32", **flags}

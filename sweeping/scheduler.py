@@ -129,11 +129,12 @@ class Scheduler:
         else:
             progress.attempts += 1  # its machine was lost before it began
         progress.reason = "" if result.status == 0 else reason(result)
+        locked = result.status == BAD_INPUT and LOCKED in result.line
         if result.status == 0 or progress.job.has_output:
             progress.state, progress.reason = State.DONE, ""
-        elif result.status == STOPPED or (self.stop.signal is not None and result.status != BAD_INPUT):
+        elif result.status == STOPPED or (self.stop.signal is not None and (locked or result.status != BAD_INPUT)):
             progress.state = State.STOPPED
-        elif result.status == BAD_INPUT and LOCKED in result.line:
+        elif locked:
             progress.attempts -= 1
             progress.state, progress.not_before = State.ELSEWHERE, time.monotonic() + SECONDS_WHILE_LOCKED
         elif result.status == BAD_INPUT or progress.attempts > self.retries:

@@ -206,7 +206,7 @@ def is_finished(folder: Path, planned: PlannedRun) -> bool:
     if not read_status(folder).get("finished"):
         return False
     saved, config = read_settings(folder), planned.config
-    ignored = RESUMABLE_CHANGES - {*LENGTHS} | {"precision"} if config.precision == "auto" else RESUMABLE_CHANGES
+    ignored = RESUMABLE_CHANGES - set(LENGTHS) | ({"precision"} if config.precision == "auto" else set())
     tasks = [*planned.run.sources, planned.run.target]
     unused = unused_settings(config, planned.method).keys() | unused_suite_settings(tasks).keys()
     keys = vars(config).keys() - ignored - unused - {"eta_steps", "configs"}

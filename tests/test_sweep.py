@@ -1,13 +1,15 @@
 """Specs of sweeps: reading, the runs and jobs that they stand for, and what is refused before anything starts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, command
 
 import sweep
+from config import to_yaml
 from sweeping import estimate
-from sweeping.jobs import DATA, PRETRAINING, RUN, Checks, make_jobs, planned_runs
+from sweeping.jobs import DATA, PRETRAINING, RUN, Checks, is_finished, make_jobs, planned_runs
 from sweeping.scheduler import Scheduler, State
 from sweeping.spec import expand, read_spec
 from tools import BadInput
@@ -147,6 +149,20 @@ def test_updates_of_the_plan_are_those_of_the_runs(tmp_path: Path):
     planned = planned_runs(spec, expand(spec), out, CHECKS)
     found = {job.name: estimate.updates_of(job, planned[0]) for job in make_jobs(spec, planned, out, CHECKS)[1:]}
     assert list(found.values()) == [6, 19, 19]
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_a_finished_run_is_done_unless_its_spec_is_longer(tmp_path: Path, precision: str):
+    changes = ["method=offline_dv2", f"precision={precision}"]
+    spec, out = read_spec(write_spec(tmp_path), changes), tmp_path / "out"
+    (planned,) = planned_runs(spec, expand(spec), out, CHECKS)
+    run = out / planned.run.name
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(planned.config.replace(precision="float32")))
+    (run / "status.json").write_text('{"finished": true}')
+    assert is_finished(run, planned)
+    longer = replace(planned, config=planned.config.replace(rounds=3))
+    assert not is_finished(run, longer)
 
 
 # Bad input

@@ -342,10 +342,15 @@ def run_directory(config: Config, *parts: str, settings: Sequence[str] = ()) -> 
         own = getattr(config, key)
         if own != value and key not in RESUMABLE_CHANGES | IN_A_RUNS_NAME:
             changed.append(f"{key}={'x'.join(map(str, own)) if isinstance(own, list) else own}")
-    name = re.sub(r"[^\w.+=-]", "_", "-".join([*parts, *config.configs, *changed]))
+    return Path("runs") / f"{short_name('-'.join([*parts, *config.configs, *changed]))}-seed{config.seed}"
+
+
+def short_name(text: str) -> str:
+    """A file name for ``text``; a long one is cut and gets a hash."""
+    name = re.sub(r"[^\w.+=-]", "_", text)
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return Path("runs") / f"{name}-seed{config.seed}"
+    return name
 
 
 def block_warning(names: list[str], target_task: str) -> str | None:

@@ -103,17 +103,6 @@ def check_resources(resources: dict[str, float]) -> None:
             )
 
 
-def places(resources: dict[str, float]) -> int:
-    """How many runs fit on the cluster at once."""
-    total = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            has = {"cpus": node["Resources"].get("CPU", 0), "gpus": node["Resources"].get("GPU", 0)}
-            fit = [int(has[name] / amount + 1e-9) for name, amount in resources.items() if amount]
-            total += min(fit, default=1)
-    return max(total, 1)
-
-
 def start(command: tuple[str, ...], log: Path, stop_file: Path, resources: dict[str, float]) -> ray.ObjectRefGenerator:
     """A Ray task that runs a command of this project. See `execute` for what it yields."""
     task = ray.remote(num_cpus=resources["cpus"], num_gpus=resources["gpus"], max_retries=0)(execute)

@@ -4,7 +4,6 @@ import csv
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ class Display:
         self.scheduler, self.csv_file = scheduler, csv_file
         self.terminal = sys.stderr.isatty()
         self.earlier = read_csv(csv_file)
-        self.resources = ExitStack()
         self.runs = [p for p in scheduler.progress.values() if p.job.kind == RUN]
         self.sweep = progress_bar(len(self.runs), "sweep", position=0, unit="run", disable=not self.terminal)
         self.bars: dict[str, tqdm] = {}

@@ -13,9 +13,9 @@ from agents.agent import Agent, Batch
 from config import Config
 from sweeping.jobs import DATA, PRETRAINING, RUN, Job, PlannedRun
 from sweeping.sharing import domain_sizes
-from tools import BadInput, multiples_crossed, progress_bar
+from tools import BadInput, progress_bar
 from training.device import pick_device, pick_precision
-from training.methods import AgentBuilder, Phase, PhaseKind
+from training.methods import AgentBuilder, Phase, PhaseKind, source_updates, warm_up_updates
 from training.pretraining import find_pretraining
 
 DEVICES = (1, 2, 4, 8, 16)
@@ -27,20 +27,9 @@ COSTLY = (  # settings that decide what an update costs
 
 
 def updates(phases: Sequence[Phase], config: Config) -> int:
-    """The updates of all agents in ``phases``."""
-    found, steps, stride = 0, {"online": 0, "offline": 0}, max(config.envs, 1)
-    for phase in phases:
-        if phase.kind in (PhaseKind.PRETRAIN_SOURCE, PhaseKind.WARM_UP_TARGET):
-            found += phase.iterations
-        elif phase.kind in (PhaseKind.PREFILL, PhaseKind.TRAIN_SOURCE, PhaseKind.TRAIN_TARGET):
-            offline = phase.kind == PhaseKind.TRAIN_TARGET
-            clock, length = (
-                ("offline", phase.iterations) if offline else ("online", -(-phase.iterations // stride) * stride)
-            )
-            steps[clock] += length
-            if phase.kind != PhaseKind.PREFILL:
-                found += multiples_crossed(steps[clock], length, config.train_every)
-    return found
+    """The updates of all agents in ``phases``, the first of a run or all of them."""
+    offline = sum(phase.iterations for phase in phases if phase.kind == PhaseKind.TRAIN_TARGET)
+    return source_updates(phases, config) + warm_up_updates(phases) + offline // config.train_every
 
 
 def updates_of(job: Job, planned: PlannedRun) -> int:

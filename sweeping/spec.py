@@ -1,8 +1,6 @@
 """A sweep's spec: reading it, and the runs that it stands for."""
 
-import hashlib
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from config import LONGEST_NAME, Config, check, convert, merge, read_blocks
+from config import Config, check, convert, merge, read_blocks, short_name
 from tools import BadInput, nearest
 from training.methods import Method, find_method, unused_settings, unused_suite_settings
 from wrappers import parse_task
@@ -42,10 +40,6 @@ class Run:
     target: str
     seed: int
     settings: dict[str, Any]  # without those of other fields, and without those that have no effect
-
-    @property
-    def pair(self) -> str:
-        return f"{', '.join(self.sources)} -> {self.target}"
 
 
 @dataclass(frozen=True)
@@ -305,14 +299,6 @@ def run_name(method: str, sources: Sequence[str], target: str, settings: Mapping
     tasks = [*(["+".join(sources), "to"] if sources else []), target]
     changed = [f"{key}={setting_text(value)}" for key, value in sorted(settings.items())]
     return f"{short_name('-'.join([method, *tasks, *changed]))}-seed{seed}"
-
-
-def short_name(text: str) -> str:
-    """A file name for ``text``; if it is long, it is cut and gets a hash."""
-    name = re.sub(r"[^\w.+=-]", "_", text)
-    if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return name
 
 
 def setting_text(value: Any) -> str:

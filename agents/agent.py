@@ -60,9 +60,11 @@ class Agent:
         self.critic_opt = Optimizer([self.behavior.critic], config.value_lr, config)
         self.behavior_updates = 0
         self.scales = self.world.loss_scales(config)
-        self._world_model_loss = self._compiled(self.world_model_loss, self.model_opt)
+        self._world_model_loss, self._policy_step = self.world_model_loss, self.policy_step
+        if device.type != "cpu":  # there, compiling takes minutes and gains nothing (docs/performance.md)
+            self._world_model_loss = self._compiled(self.world_model_loss, self.model_opt)
+            self._policy_step = self._compiled(self.policy_step)
         self._behavior_loss = self._compiled(self.behavior_loss, self.actor_opt, self.critic_opt)
-        self._policy_step = self._compiled(self.policy_step)
 
     # Acting
 

@@ -11,7 +11,10 @@ TOLERANCE = 0.05  # relative; bfloat16 rounds to 0.4 %, and the roundings of a s
 
 
 def wanted(setting: str, device: torch.device) -> bool:
-    """Whether ``compile`` asks for it on this device. ``auto`` does on a GPU, where small kernels are slow."""
+    """Whether ``compile`` asks for it on this device. ``auto`` does on a GPU, where small kernels are slow.
+
+    On a CPU the first compilation takes minutes, which only long runs get back.
+    """
     return setting == "on" or (setting == "auto" and device.type == "cuda")
 
 

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     write_atomically(args.out, lambda out: out.write(file))
     print(
         f"{args.out}: {policy.task or policy.name}, images {'x'.join(map(str, shape))}, {policy.action_dim} actions; "
-        f"actions equal those of load_policy to {difference:.0e}"
+        f"actions are those of load_policy, largest difference {difference:.1g}"
     )
 
 

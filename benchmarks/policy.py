@@ -4,7 +4,8 @@
 
 `load_policy` is the policy in Python, from a numpy image to a numpy action; `export` is the program of export.py, after
 it was written and read again. Both with images of the model's own size and with those of a 640 x 480 camera, which they
-resize. The weights are random: the time does not depend on them.
+resize. `cpu` is the time on the processor, without waiting for other programs. The weights are random: the time does
+not depend on them.
 """
 
 import argparse
@@ -32,13 +33,14 @@ CAMERA = (480, 640, 3)
 WARM_UP = 20  # steps that are not timed
 
 
-def milliseconds(step: Callable[[], object], steps: int) -> np.ndarray:
+def milliseconds(step: Callable[[], object], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The time of each step on the clock, and on the processor: (steps,) each."""
     times = []
     for _ in range(WARM_UP + steps):
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         step()
-        times.append(1e3 * (time.perf_counter() - start))
-    return np.array(times[WARM_UP:])
+        times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return tuple(1e3 * np.array(times[WARM_UP:]).T)
 
 
 def exported_step(policy: PixelPolicy, shape: tuple[int, int, int]) -> Callable[[], object]:
@@ -66,9 +68,10 @@ def measure(name: str, steps: int) -> None:
         image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         works = {"load_policy": lambda image=image: policy(image), "export": exported_step(policy, shape)}
         for work, step in works.items():
-            times = milliseconds(step, steps)
-            median, high = np.percentile(times, (50, 95))
-            print(f"{name:8} {work:12} {shape[0]:4} x {shape[1]:<4} {median:8.2f} {high:8.2f}", flush=True)
+            clock, processor = milliseconds(step, steps)
+            figures = [*np.percentile(clock, (50, 95)), *np.percentile(processor, (50, 95))]
+            columns = " ".join(f"{figure:8.2f}" for figure in figures)
+            print(f"{name:8} {work:12} {shape[0]:4} x {shape[1]:<4} {columns}", flush=True)
 
 
 def main() -> None:
@@ -78,7 +81,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{'setting':8} {'policy':12} {'image':11} {'p50 ms':>8} {'p95 ms':>8}    {args.threads} thread(s)")
+    print(
+        f"{'setting':8} {'policy':12} {'image':11} {'p50 ms':>8} {'p95 ms':>8} {'cpu p50':>8} {'cpu p95':>8}    {args.threads} thread(s)"
+    )
     for name in args.settings:
         measure(name, args.steps)
 

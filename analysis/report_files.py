@@ -16,7 +16,7 @@ from analysis.markdown import normalised_section, report_text, score_sections
 from analysis.missing import missing_section
 from analysis.profiles import Profile, draw_profiles, performance_profiles, profile_rows, profiles_section
 from analysis.rows import set_labels
-from analysis.runs import leave_out_short_runs, read_runs, run_folders
+from analysis.runs import RunResult, leave_out_short_runs, read_runs, run_folders
 from analysis.separation import separate_rows
 from tools import BadInput, write_csv, write_text
 
@@ -30,6 +30,7 @@ def write_report(
     max_score: Sequence[str] = (),
     x: str | None = None,
     heatmap: str | None = None,
+    last: int = 1,
 ) -> str:
     """Read all runs under ``folders`` and write tables and pictures to ``out``.
 
@@ -43,20 +44,14 @@ def write_report(
         max_score: texts ``RETURN`` or ``TASK=RETURN``, the return with the normalised score 1.
         x: horizontal axis of the curves, a key of `curves.AXES`; None chooses it.
         heatmap: ``return``, ``improvement`` or None, which chooses.
+        last: the score of a run is the mean of so many of its last evaluations.
 
-    Returns:
-        the report as text, with the names of the files at the end.
-
-    Raises:
-        BadInput: there is no run, two runs have the same cell and seed, ``by`` or ``max_score`` is wrong, or ``out``
-            cannot be written. Nothing is written before the runs and the arguments have been checked.
+    Returns the report as text, with the names of the files at the end. Raises BadInput if there is no run, two runs
+    have the same cell and seed, an argument is wrong, or ``out`` cannot be written, before anything is written.
     """
     by, max_score = list(by), list(max_score)
-    runs, left_out = read_runs(run_folders(list(folders)))
-    runs, short = leave_out_short_runs(runs, list(folders))
-    left_out += short
-    for line in left_out:
-        print(f"warning: {line}", file=sys.stderr)
+    runs, left_out = find_runs(list(folders))
+    average_evaluations(runs, last)
     set_labels(runs, by)
     chosen, not_finished = choose_runs(runs, unfinished)
     separate_rows(chosen, by)
@@ -66,7 +61,11 @@ def write_report(
     means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)
     where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
     notes = [*left_out, *results.notes(), *condition_notes(chosen, by)]
-    sections = [*score_sections(results), *normalised_section(results, means), *profiles_section(profiles, results)]
+    sections = [
+        *score_sections(results, last),
+        *normalised_section(results, means),
+        *profiles_section(profiles, results),
+    ]
     sections += [*improvement_section(improved), *missing_section(results)]
     text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
     make_folder(out)
@@ -80,6 +79,25 @@ def write_report(
     latex = write_latex(out, len(chosen), [*score_tables(results), *comparison_tables(means, improved)], pictures)
     files = [out / name for name in ("table.md", *lines, *latex, *pictures)]
     return f"{text}\nwritten, each picture as PDF too: {' '.join(map(str, files))}"
+
+
+def find_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
+    """The runs below ``folders``, and a line for each that is left out, which is printed as a warning too."""
+    runs, left_out = read_runs(run_folders(folders))
+    runs, short = leave_out_short_runs(runs, folders)
+    for line in [*left_out, *short]:
+        print(f"warning: {line}", file=sys.stderr)
+    return runs, [*left_out, *short]
+
+
+def average_evaluations(runs: list[RunResult], last: int) -> None:
+    """Make each run's score the mean of its ``last`` evaluations. Raises BadInput if a finished run has fewer."""
+    if last < 1:
+        raise BadInput(f"--last {last}: give 1 or more")
+    for run in runs:
+        if run.finished and len(run.scores) < last:
+            raise BadInput(f"--last {last}: {run.folder} has only {len(run.scores)} evaluations of its agent")
+        run.averaged = last
 
 
 def draw_pictures(

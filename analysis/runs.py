@@ -4,7 +4,8 @@ import csv
 import math
 import os
 import re
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class RunResult:
         random: the score of the random policy.
         scores: the scores of the agent, in order.
         label: the table row of the run (see `rows.set_labels`).
+        averaged: how many of the last evaluations its score is the mean of.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class RunResult:
     random: Score | None
     scores: list[Score]
     label: str = ""
+    averaged: int = 1
 
     @property
     def method(self) -> Method | None:
@@ -69,7 +72,13 @@ class RunResult:
 
     @property
     def final(self) -> Score:
-        return self.scores[-1]
+        """The mean of the last ``averaged`` evaluations, over all their episodes; the counters are the last one's."""
+        last = self.scores[-self.averaged :]
+        means, stds = ([getattr(score, key) for score in last] for key in ("mean", "std"))
+        success = None if last[-1].success is None else statistics.fmean(score.success for score in last)
+        spread = math.sqrt(statistics.fmean(std**2 for std in stds) + statistics.pvariance(means))
+        episodes = sum(score.episodes for score in last)
+        return replace(last[-1], mean=statistics.fmean(means), std=spread, success=success, episodes=episodes)
 
     @property
     def finished(self) -> bool:

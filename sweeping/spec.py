@@ -193,15 +193,16 @@ def read_text(spec: Spec, key: str, value: Any) -> str:
 
 
 def read_report(spec: Spec, key: str, value: Any) -> dict[str, Any]:
-    given = read_mapping(spec, key, value)
+    given, known = read_mapping(spec, key, value), ("by", "last", "max_score")
     for name in given:
-        if name not in ("by", "max_score"):
-            raise spec.error(f"report: unknown key {name!r}; {nearest(name, ('by', 'max_score'))}")
+        if name not in known:
+            raise spec.error(f"report: unknown key {name!r}; {nearest(name, known)}")
+    last = {"last": read_count(spec, "report: last", given.pop("last"))} if "last" in given else {}
     options = {name: [str(item) for item in read_list(spec, name, values)] for name, values in given.items()}
     for name in options.get("by", []):
         if name not in blocks()["defaults"]:
             raise spec.error(f"report: by: unknown setting {name!r}; {nearest(name, blocks()['defaults'])}")
-    return options
+    return options | last
 
 
 def read_collect(spec: Spec, key: str, value: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Opening a run: building or resuming its parts, running it to its end, and closing them."""
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,15 @@ def dataset_identity(dataset: OfflineDataset | None) -> DatasetIdentity | None:
         return None
     figures = [dataset.episodes, dataset.steps, round(float(sum(dataset.returns)), 3)]
     return DatasetIdentity(figures, dataset.digest)
+
+
+def code_version() -> str:
+    """The commit of this code, with ``-dirty`` if files differ from it; "unknown" outside a git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 @contextmanager
@@ -92,7 +102,7 @@ def open_trainer(
             for source in trainer.sources:
                 source.clear()
         if progress.phase < len(phases):  # else the record of the finished run stays
-            write_text(logdir / "config.yaml", to_yaml(config))
+            write_text(logdir / "config.yaml", to_yaml(config) + f"# commit {code_version()}\n")
         yield trainer
 
 

@@ -12,6 +12,7 @@ from gymnasium.spaces import Box, Dict
 from tools import BadInput, nearest, one_line, resize_images
 from wrappers.shared.backend import choose_backend_if_possible
 from wrappers.shared.base import PixelEnv, SimulatorStep
+from wrappers.shared.rendering import close_at_exit
 from wrappers.shared.suites import Suite
 
 _ROWS = {"image", "action", "reward", "discount", "success"}  # the names of a stored episode's other arrays
@@ -34,8 +35,10 @@ def find_task(name: str) -> str:
     spellings = {_normalized(known): known for known in gymnasium.registry}
     found = name if name in gymnasium.registry else spellings.get(_normalized(name))
     if found is None:
+        ids = [f"gym_{known}" for known in gymnasium.registry]
         raise BadInput(
-            f"unknown task 'gym_{name}'; {_nearest(name)}; an id that a package registers is gym_PACKAGE:{name or 'ID'}"
+            f"unknown task 'gym_{name}'; {nearest(f'gym_{name}', ids)}; an id that a package registers is "
+            f"gym_PACKAGE:{name or 'ID'}"
         )
     return found
 
@@ -44,9 +47,15 @@ def _normalized(name: str) -> str:
     return name.lower().replace("-", "_")
 
 
-def _nearest(name: str, module: str = "") -> str:
-    """The registered ids closest to ``name``, as the end of an error message."""
-    return nearest(f"gym_{module}{name}", (f"gym_{module}{known}" for known in gymnasium.registry))
+def _registered_by(module: str) -> list[str]:
+    """The ids whose classes are in the package of ``module``."""
+    found = []
+    for env_id, spec in gymnasium.registry.items():
+        entry = spec.entry_point
+        where = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+        if where.split(":")[0].split(".")[0] == module.split(".")[0]:
+            found.append(env_id)
+    return found
 
 
 def make(name: str) -> gymnasium.Env:
@@ -66,9 +75,9 @@ def make(name: str) -> gymnasium.Env:
             f"gym_{name}: module {module} cannot be imported ({reason}); install it or add its folder to PYTHONPATH"
         ) from error
     if env_id not in gymnasium.registry:
-        raise BadInput(
-            f"gym_{name}: module {module} registers no {env_id}; {_nearest(env_id, module and module + ':')}"
-        )
+        ids = [f"gym_{module}:{known}" for known in _registered_by(module)]
+        others = nearest(f"gym_{name}", ids) if ids else "nor any other"
+        raise BadInput(f"gym_{name}: module {module} registers no {env_id}; {others}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each worker process would print them again
@@ -96,16 +105,19 @@ def check_actions(task: str, space: gymnasium.Space) -> None:
         )
 
 
-def low_dimensional(space: gymnasium.Space, value: Any, name: str = "observation") -> dict[str, np.ndarray]:
-    """The Box entries of an observation that are not images, by key; those of a nested Dict by ``outer.inner``."""
+def low_dimensional(space: gymnasium.Space, value: Any, name: str = "") -> dict[str, np.ndarray]:
+    """The Box entries of an observation that are not images, by key; those of a nested Dict by ``outer.inner``.
+
+    A Box that is not in a Dict is called ``observation``. ``name`` is the key of a part of an observation.
+    """
     if isinstance(space, Dict):
-        prefix = "" if name == "observation" else f"{name}."
-        entries = {}
-        for key, inner in space.items():
-            entries |= low_dimensional(inner, value[key], f"{prefix}{key}")
-        return entries
-    if not isinstance(space, Box) or len(space.shape) == 3 or (len(space.shape) == 2 and space.dtype == np.uint8):
+        prefix = f"{name}." if name else ""
+        parts = [low_dimensional(inner, value[key], f"{prefix}{key}") for key, inner in space.items()]
+        return {key: entry for part in parts for key, entry in part.items()}
+    image = len(space.shape or ()) == 3 or (len(space.shape or ()) == 2 and space.dtype == np.uint8)
+    if not isinstance(space, Box) or image or 0 in space.shape:
         return {}
+    name = name or "observation"
     return {f"observed_{name}" if name in _ROWS else name: np.asarray(value)}
 
 
@@ -138,7 +150,7 @@ class GymEnv(PixelEnv):
         no_opengl = choose_backend_if_possible()  # before the environment imports MuJoCo, if it does
         self._env = make(name)
         check_actions(self._task, self._env.action_space)
-        self._renderers = []
+        self._closed, self._renderers = False, []
         for part in _parts(self._env.unwrapped):
             if no_opengl and _models(part):
                 raise no_opengl
@@ -147,7 +159,9 @@ class GymEnv(PixelEnv):
                     draw_fast(model)
             self._renderers += [part.mujoco_renderer] if hasattr(part, "mujoco_renderer") else []
         self._reset_simulator(0)
+        # gymnasium points a free camera at the objects of its first frame. Drawn here, it depends on no seed.
         as_rgb(self._env.render(), self._task)
+        close_at_exit(self)
         space = self._env.action_space
         super().__init__(description, space.low.ravel(), space.high.ravel())
 
@@ -160,7 +174,7 @@ class GymEnv(PixelEnv):
         self._observed, reward, terminated, truncated, info = self._env.step(action)
         success = info.get("success", info.get("is_success"))
         success = None if success is None else float(np.min(success))
-        return SimulatorStep(float(reward), 0.0 if terminated else 1.0, success, truncated)
+        return SimulatorStep(np.asarray(reward).item(), 0.0 if terminated else 1.0, success, truncated)
 
     def _draw(self) -> np.ndarray:
         for renderer in self._renderers:
@@ -173,8 +187,10 @@ class GymEnv(PixelEnv):
         return low_dimensional(self._env.observation_space, self._observed)
 
     def close(self) -> None:
-        """Close the environment."""
-        self._env.close()
+        """Close the environment; closing twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._env.close()
 
 
 def _parts(env: gymnasium.Env) -> list[gymnasium.Env]:

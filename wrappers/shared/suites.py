@@ -3,6 +3,7 @@
 Suite files import no simulator, so that a task name can be checked without one.
 """
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -129,8 +130,18 @@ def parse_task(name: str | Task) -> Task:
     task = spellings.get(_normalized(str(name)))
     if task is None:
         known = {str(task) for task in tasks} | {task.name for task in tasks}
-        raise BadInput(f"unknown task {str(name)!r}; {nearest(str(name), known)}")
+        close = _without_prefix(str(name)) or nearest(str(name), known)
+        raise BadInput(f"unknown task {str(name)!r}; {close}")
     return task
+
+
+def _without_prefix(name: str) -> str:
+    """The end of an error message, if ``name`` is that of a task whose prefix cannot be left out; else empty."""
+    for suite in SUITES.values():
+        with contextlib.suppress(BadInput):
+            if suite.find_task is not None:
+                return f"give {suite.name}_{suite.find_task(name)}"
+    return ""
 
 
 def max_return(task: Task) -> float:

@@ -8,16 +8,19 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from conftest import command
-from rollouts import check_with_gymnasium, rollout
+from conftest import ROOT, command
+from rollouts import check_with_gymnasium, rollout, run_python
 
 import co_training
 import collect
 from analysis.runs import read_run
+from replay import OnlineReplay
 from tools import BadInput, resize_images
+from training.collector import Collector
+from training.evaluator import evaluate
 from training.logger import read_scores
 from wrappers import Task, make_env, max_return, parse_task
-from wrappers.shared.vector import make_envs
+from wrappers.shared.vector import SyncEnv, make_envs
 
 OUTSIDE = '''
 """A dot that an agent moves to the right; registered on import, as packages do."""
@@ -107,7 +110,13 @@ class ImagesOnly(DotEnv):
         return super()._observed()["camera"]
 
 
-for kind in (Integers, Unbounded, Text, NoMode, Floats, Nothing, Broken, ImagesOnly):
+class Seldom(DotEnv):
+    def step(self, action):
+        *result, info = super().step(action)
+        return *result, {"success": np.True_} if info["is_success"] else {}
+
+
+for kind in (Seldom, Integers, Unbounded, Text, NoMode, Floats, Nothing, Broken, ImagesOnly):
     gymnasium.register(f"{kind.__name__}-v0", kind)
 gymnasium.register("MyEnv-v0", DotEnv, max_episode_steps=9)
 gymnasium.register("space/Silent-v2", DotEnv, kwargs={"success": None})
@@ -279,6 +288,30 @@ def test_success_is_absent_where_the_environment_gives_none():
     assert "success" in episode("gym_gymnasium_robotics:FetchReach-v4", 1.0, time_limit=1)[-1][4]
 
 
+def test_success_that_is_reported_only_when_it_happens(tmp_path: Path):
+    env = SyncEnv(make_env("gym_dot_package:Seldom-v0", size=16, time_limit=6))
+    right = evaluate(lambda observation, state, first: (np.ones((1, 2)), None), [env], 12, seed=0)
+    assert len(right.successes) == 12 and 0 < right.success < 1
+    left = evaluate(lambda observation, state, first: (-np.ones((1, 2)), None), [env], 2, seed=0)
+    assert left.success is None
+    replay = OnlineReplay(tmp_path, capacity=100)
+    collector = Collector([env], replay.add_episode, seed=0)
+    while replay.episodes < 12:
+        collector.step(lambda observation, state, first: (np.ones((1, 2), np.float32), None))
+    reached = []
+    for path in sorted(tmp_path.glob("*.npz")):
+        with np.load(path) as arrays:
+            reached.append(arrays["success"].max() if "success" in arrays else 0.0)
+    assert 0 < sum(reached) < 12
+
+
+def test_simulators_left_open_print_nothing_at_exit():
+    code = "from wrappers import make_env\n"
+    code += "envs = [make_env(task, size=16) for task in ('gym_Reacher-v5', 'walker_walk', 'gym_Reacher-v5')]"
+    done = run_python(code, ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_grey_frames_have_three_equal_channels():
     image = make_env(OUTSIDE_TASK, size=72).reset(seed=0)[0]["image"]
     assert image.shape == (72, 72, 3) and image.max() == 255
@@ -317,7 +350,8 @@ def test_co_training(
 ):
     monkeypatch.chdir(tmp_path)
     tasks = ["--source_task", source, "--target_task", OUTSIDE_TASK, "--offline_traindir", str(dots_data)]
-    co_training.main([*tasks, *more, *TINY])
+    short = ["--rounds", "1", "--warmup_steps", "0", "--video_every", "0", "--eval_episodes", "1"]
+    co_training.main([*tasks, *more, *short, *TINY])
     (logdir,) = (tmp_path / "runs").iterdir()
     name = source.replace(":", "_")
     assert logdir.name.startswith(f"{name}-to-gym_dot_package_MyEnv-v0-debug-data=dots")

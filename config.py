@@ -312,7 +312,7 @@ def default_logdir(config: Config, method: Any) -> Path:
     if not (method.dataset and config.offline_traindir):
         return run_directory(config, *parts, target)
     data = Path(config.offline_traindir).expanduser().resolve()
-    own = [] if data.name == parse_task(target).name else [f"data={data.name}"]
+    own = [] if data.name == short_name(parse_task(target).name) else [f"data={data.name}"]
     digest = hashlib.blake2b(str(data).encode(), digest_size=4).hexdigest()
     more = [[f"data={data.parent.name}+{data.name}"], [f"data={data.name}-{digest}"]]  # for equal names of folders
     places = [run_directory(config, *parts, target, settings=settings) for settings in (own, *more)]

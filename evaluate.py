@@ -9,6 +9,7 @@ from tools import BadInput, Parser, exit_on_bad_input, progress_bar  # isort: sk
 import argparse
 from pathlib import Path
 
+from config import short_name
 from training.checkpoint import agent_role, agent_task, check_fits, load_agent
 from training.device import pick_device
 from training.evaluator import EVALUATION_SEED, evaluate
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     check(args)
     agent, config = load_agent(args.logdir, args.agent, pick_device(args.device))
     task = parse_task(args.task or agent_task(config, args.agent))
-    video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{task}.gif"
+    video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{short_name(str(task))}.gif"
     check_video_path(video)
     envs = evaluation_envs(config, str(task), agent_role(config, args.agent), args.episodes)
     try:

@@ -1,4 +1,4 @@
-"""Helpers that every part uses: errors, files written whole, locks, the stop signal, the progress bar.
+"""Helpers that every part uses: errors, files written whole, locks, image sizes, the stop signal, the progress bar.
 
 This module imports neither torch nor anything of this project.
 """
@@ -30,7 +30,9 @@ def _quiet_interrupt(kind: type[BaseException], value: BaseException, trace: Tra
 
 sys.excepthook = _quiet_interrupt  # before all slow imports, so that Ctrl-C during them prints one line too
 
+import numpy as np  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
+from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 LOCKED = "another process is writing"  # begins the message of a folder that is in use
@@ -200,6 +202,17 @@ def directory_when_complete(out: Path) -> Iterator[Path]:
             raise BadInput(f"{out}: cannot be written: {reason}; free space or choose another place") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+# Images
+
+
+def resize_images(image: np.ndarray, size: int) -> np.ndarray:
+    """Images (N, H, W, 3) uint8 as (N, size, size, 3) uint8. Shrinking averages over areas."""
+    if image.shape[1:3] == (size, size):
+        return image
+    frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in image]
+    return np.stack([np.asarray(frame) for frame in frames])
 
 
 # Stopping and progress

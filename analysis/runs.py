@@ -199,6 +199,8 @@ def leave_out_short_runs(runs: list[RunResult], roots: list[Path]) -> tuple[list
     return kept, [f"left out {what}; give a run's own directory to include it"]
 
 
-def task_order(task: Task) -> tuple[int, int]:
-    """Sorts tasks by suite, then by their order in the suite."""
-    return list(SUITES).index(task.suite), SUITES[task.suite].tasks.index(task.name)
+def task_order(task: Task) -> tuple[int, int, str]:
+    """Sorts tasks by suite, then by their order in the suite, then those that the suite does not list by name."""
+    listed = SUITES[task.suite].tasks
+    place = listed.index(task.name) if task.name in listed else len(listed)
+    return list(SUITES).index(task.suite), place, task.name

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from replay import reader_process
 from replay.data_files import DataFile
-from replay.episode import KEYS, episode_digest, resize_images
+from replay.episode import KEYS, episode_digest
 from replay.npz_files import write_npz
 from replay.stored_episode import ArrayLocation, StoredEpisode, locate_arrays
-from tools import BadInput, delete_temporary_files, progress_bar, write_text
+from tools import BadInput, delete_temporary_files, progress_bar, resize_images, write_text
 
 VERSION = 3
 FOLDER = ".coworld-cache"

@@ -8,7 +8,6 @@ and the CoWorld release).
 import hashlib
 
 import numpy as np
-from PIL import Image
 
 from tools import BadInput
 
@@ -54,14 +53,6 @@ def validate_episode(episode: dict, where: object) -> dict:
     if rows < 2:
         raise BadInput(f"{where}: {rows} row(s); an episode needs the reset and at least one step")
     return standard | {key: value for key, value in episode.items() if key not in KEYS}
-
-
-def resize_images(image: np.ndarray, size: int) -> np.ndarray:
-    """Images (N, H, W, 3) uint8 as (N, size, size, 3) uint8. Shrinking averages over areas."""
-    if image.shape[1:3] == (size, size):
-        return image
-    frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in image]
-    return np.stack([np.asarray(frame) for frame in frames])
 
 
 def episode_digest(episode: dict) -> str:

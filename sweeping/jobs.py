@@ -97,7 +97,8 @@ def data_folder(spec: Spec, run: Run) -> str:
         raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
     values = {**merge(blocks(), spec.configs, {}), **run.settings, "seed": run.seed}
     values = {key: setting_text(value) for key, value in values.items() if key not in (*NOT_IN_A_GRID, "method")}
-    values |= {"target": parse_task(run.target).name, "source": "+".join(parse_task(s).name for s in run.sources)}
+    target, *sources = (short_name(parse_task(task).name) for task in (run.target, *run.sources))
+    values |= {"target": target, "source": "+".join(sources)}
 
     def value_of(name: re.Match[str]) -> str:
         if name[1] not in values:

@@ -170,6 +170,8 @@ def agent_builder(
         if config.source_observation == "state":
             spaces = env.observation_space.spaces
             states[name] = {key: space.shape[0] for key, space in spaces.items() if key != "image"}
+            if not states[name]:
+                raise BadInput(f"--source_observation state: {evaluator.tasks[name][0]} has images only; give image")
     if dataset is not None:
         action_dims["target"] = dataset.action_dim
         check_dataset(dataset, evaluator, config)

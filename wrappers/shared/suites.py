@@ -3,6 +3,7 @@
 Suite files import no simulator, so that a task name can be checked without one.
 """
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -29,6 +30,8 @@ class Suite:
     name: prefix of the suite's tasks and flags, an identifier.
     title: name for readers.
     tasks: task names without the prefix.
+    find_task: for a suite with more tasks than ``tasks``: a name without the prefix -> the task's canonical name.
+        Raises BadInput if there is no such task. The prefix cannot be left out of these names.
     make: (task name, description) -> `wrappers.shared.base.PixelEnv`; ``description`` is that of `make_env`.
         Worker processes import it, so it is a function or class at the top level of a module.
     settings: default by setting. Each is an argument of `make_env` (a key of `SETTINGS_HELP`), and the flag
@@ -37,7 +40,7 @@ class Suite:
     has_sky: whether `make_env` accepts a moving background.
     max_return: the most that an episode of any task can pay, None if it is not known.
     max_returns: the same for single tasks, which have priority.
-    uses_mujoco: whether MuJoCo draws the frames, so that an OpenGL library must be chosen.
+    uses_mujoco: whether MuJoCo draws the frames, so that an OpenGL library must be chosen; None if some tasks do.
     """
 
     name: str
@@ -49,7 +52,8 @@ class Suite:
     has_sky: bool = False
     max_return: float | None = None
     max_returns: dict[str, float] = field(default_factory=dict)
-    uses_mujoco: bool = True
+    uses_mujoco: bool | None = True
+    find_task: Callable[[str], str] | None = None
 
     def setting_help(self, key: str) -> str:
         """One line of help for the flag ``--{name}_{key}``."""
@@ -98,7 +102,7 @@ def discover() -> None:
 
 
 def all_tasks() -> list[Task]:
-    """The tasks of all suites."""
+    """The tasks of all suites, without those that only `Suite.find_task` knows."""
     return [Task(suite.name, name) for suite in SUITES.values() for name in suite.tasks]
 
 
@@ -117,13 +121,27 @@ def parse_task(name: str | Task) -> Task:
     tasks = all_tasks()
     if isinstance(name, Task) and name in tasks:
         return name
+    prefix, _, rest = str(name).strip().partition("_")
+    suite = SUITES.get(prefix.lower())
+    if suite is not None and suite.find_task is not None:
+        return Task(suite.name, suite.find_task(rest))
     spellings = {_normalized(task.name): task for task in reversed(tasks)}  # reversed: the first suite wins
     spellings |= {_normalized(str(task)): task for task in tasks}
     task = spellings.get(_normalized(str(name)))
     if task is None:
         known = {str(task) for task in tasks} | {task.name for task in tasks}
-        raise BadInput(f"unknown task {str(name)!r}; {nearest(str(name), known)}")
+        close = _without_prefix(str(name)) or nearest(str(name), known)
+        raise BadInput(f"unknown task {str(name)!r}; {close}")
     return task
+
+
+def _without_prefix(name: str) -> str:
+    """The end of an error message, if ``name`` is that of a task whose prefix cannot be left out; else empty."""
+    for suite in SUITES.values():
+        with contextlib.suppress(BadInput):
+            if suite.find_task is not None:
+                return f"give {suite.name}_{suite.find_task(name)}"
+    return ""
 
 
 def max_return(task: Task) -> float:

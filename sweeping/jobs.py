@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs import read_settings
-from config import RESUMABLE_CHANGES, Config, merge, short_name
+from config import RESUMABLE_CHANGES, Config, merge
 from sweeping.sharing import Member, choose_leaders
 from sweeping.spec import NOT_IN_A_GRID, Run, Spec, blocks, setting_text
-from tools import BadInput, nearest
+from tools import BadInput, nearest, short_name
 from training.checkpoint import CHECKPOINT
 from training.methods import Method, Phase, find_method, unused_settings, unused_suite_settings
 from training.pretraining import PRETRAINED

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from config import Config, check, convert, merge, read_blocks, short_name
-from tools import BadInput, nearest
+from config import Config, check, convert, merge, read_blocks
+from tools import BadInput, nearest, short_name
 from training.methods import Method, find_method, unused_settings, unused_suite_settings
 from wrappers import parse_task
 

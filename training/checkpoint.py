@@ -99,6 +99,7 @@ def read_resumable(
     if not (logdir / CHECKPOINT).exists():
         return config, None
     saved = load_checkpoint(logdir / CHECKPOINT)
+    saved["config"] = {"holdout": 0.0, **saved["config"]}  # an older run held out nothing
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
     if config.precision == "auto":
         config = config.replace(precision=run.precision)

@@ -3,8 +3,10 @@
 Suite files import no simulator, so that a task name can be checked without one.
 """
 
+import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ SETTINGS_HELP = {
     "flip": "turn the frames upside down",
 }
 _FIRST = {"dmc", "metaworld", "robodesk"}
+NEAR = 0.8  # difflib's ratio of two names, above which one is taken for a typing error in the other
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,27 @@ def parse_task(name: str | Task) -> Task:
         known = {str(task) for task in tasks} | {task.name for task in tasks}
         raise BadInput(f"unknown task {str(name)!r}; {nearest(str(name), known)}")
     return task
+
+
+def simulated_task(name: str | Task) -> Task | None:
+    """The task with that name, or None if it is a free name: that of a dataset without a simulator.
+
+    A free name has letters, digits, ``_``, ``-``, ``.`` and ``+``. It begins with no suite's prefix, and is not near
+    the name of a task (`NEAR`): such a name is taken for a typing error. Raises BadInput for these.
+    """
+    try:
+        return parse_task(name)
+    except BadInput as error:
+        unknown = error
+    spelling = _normalized(str(name))
+    if any(spelling.startswith(f"{suite.lower()}_") for suite in SUITES):
+        raise unknown
+    known = {_normalized(text) for task in all_tasks() for text in (str(task), task.name)}
+    if difflib.get_close_matches(spelling, known, 1, cutoff=NEAR):
+        raise BadInput(f"{unknown}; a dataset without a simulator needs a name that is not so near to a task's")
+    if not re.fullmatch(r"[\w.+-]+", str(name)):
+        raise BadInput(f"{str(name)!r} is no task, and no name for a dataset: use letters, digits, _, -, . and +")
+    return None
 
 
 def max_return(task: Task) -> float:

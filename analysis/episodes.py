@@ -11,7 +11,7 @@ import torch
 from agents.agent import Agent
 from config import Config
 from tools import BadInput, progress_bar
-from training.checkpoint import load_agent
+from training.checkpoint import load_agent, simulated_agent_task
 from training.evaluator import EVALUATION_SEED, evaluate
 from training.policies import Observation, Policy, agent_policy
 from training.values import ValuedEpisode
@@ -77,7 +77,8 @@ class EvaluatedRun:
 def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) -> EvaluatedRun:
     """Evaluate the target agent of a run, on episodes that start as those of the run's own evaluations."""
     agent, config = load_agent(logdir, "target", device)
-    env, estimates = EpisodeRecorder(make_simulator(config, config.target_task, "target")), []
+    task = simulated_agent_task(logdir, config, "target")
+    env, estimates = EpisodeRecorder(make_simulator(config, task, "target")), []
     policy, seed = valuing_policy(agent, estimates), EVALUATION_SEED + config.seed
     try:
         with progress_bar(episodes * config.time_limit, f"evaluate {label}", leave=False) as bar:

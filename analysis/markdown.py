@@ -54,6 +54,8 @@ def suite_table(results: Results, suite: str, columns: list[TaskPair], measure: 
 
 
 def score_sections(results: Results) -> list[str]:
+    if not results.runs:
+        return []  # all targets are without a simulator
     lines = [
         "Mean +- sample standard deviation over seeds of the last evaluation's mean, and the number of seeds. Methods "
         "with no source, or with several, are in every column of their target. Averages are over columns."

@@ -14,6 +14,7 @@ from analysis.interquartile import interquartile_means
 from analysis.latex import comparison_tables, score_tables, write_latex
 from analysis.markdown import normalised_section, report_text, score_sections
 from analysis.missing import missing_section
+from analysis.offline import correlation_section, correlations, offline_section
 from analysis.profiles import Profile, draw_profiles, performance_profiles, profile_rows, profiles_section
 from analysis.rows import set_labels
 from analysis.runs import leave_out_short_runs, read_runs, run_folders
@@ -61,19 +62,21 @@ def write_report(
     chosen, not_finished = choose_runs(runs, unfinished)
     separate_rows(chosen, by)
     refuse_duplicates(chosen)
-    results = compute_results(chosen, max_score)
+    results = compute_results([run for run in chosen if run.target.suite], max_score)
     baseline = choose_baseline(results, heatmap)
     means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)
+    agreement = correlations(chosen)
     where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
     notes = [*left_out, *results.notes(), *condition_notes(chosen, by)]
     sections = [*score_sections(results), *normalised_section(results, means), *profiles_section(profiles, results)]
     sections += [*improvement_section(improved), *missing_section(results)]
+    sections += [*offline_section(chosen), *correlation_section(agreement)]
     text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
     make_folder(out)
     pictures = draw_pictures(results, x, baseline, profiles, improved, out)
     write_text(out / "table.md", text + "\n" + "\n".join(f"![{p}]({p})" for p in pictures) + "\n")
-    lines = {"cells": run_rows(runs, results), "curves": curve_rows(runs, results)}
-    lines |= {"table": table_rows(results, means, improved), "profiles": profile_rows(profiles)}
+    lines = {"cells": run_rows(runs, results, set(chosen)), "curves": curve_rows(runs, set(chosen))}
+    lines |= {"table": table_rows(results, means, improved), "profiles": profile_rows(profiles), "offline": agreement}
     lines = {f"{name}.csv": rows for name, rows in lines.items() if rows}
     for name, rows in lines.items():
         write_csv(out / name, rows)

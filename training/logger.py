@@ -198,7 +198,7 @@ class Logger:
         csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
         self._append(self.scores_file, text.getvalue())
         named = {"return": row.get("mean"), "success": row.get("success")}
-        curves = {curve_name(row["domain"], name): value for name, value in named.items() if value is not None}
+        curves = {curve_name(row["domain"], name): value for name, value in named.items() if value not in (None, "")}
         for key in OFFLINE_COLUMNS:
             if key in row:
                 curves[curve_name(row["domain"], key.removeprefix(OFFLINE_PREFIX), "offline")] = row[key]

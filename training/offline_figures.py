@@ -93,8 +93,8 @@ class OfflineFigures:
         if self.gamma ** (steps + 1) <= MOST_UNSEEN or not all(last):
             return None
         return (
-            f"note: no value figures: held-out episodes have at most {steps} steps, too short for returns with --discount "
-            f"{self.gamma:g}; where the task itself ends an episode, store discount 0 in its last row"
+            f"note: no value figures: held-out episodes have at most {steps} steps, too short for returns with "
+            f"--discount {self.gamma:g}; where the task itself ends an episode, store discount 0 in its last row"
         )
 
     def _groups(self) -> Iterator[list[dict[str, np.ndarray]]]:

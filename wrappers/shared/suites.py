@@ -61,13 +61,16 @@ class Suite:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a suite; ``str(task)`` is its canonical name, e.g. ``dmc_walker_walk``."""
+    """A task of a suite; ``str(task)`` is its canonical name, e.g. ``dmc_walker_walk``.
+
+    ``suite`` is empty for a target without a simulator, in reports only.
+    """
 
     suite: str
     name: str
 
     def __str__(self) -> str:
-        return f"{self.suite}_{self.name}"
+        return f"{self.suite}_{self.name}" if self.suite else self.name
 
 
 SUITES: dict[str, Suite] = {}

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis.cells import Results, compute_results
 from analysis.conditions import choose_runs, condition_notes, refuse_duplicates
@@ -77,12 +78,18 @@ def write_report(
     write_text(out / "table.md", text + "\n" + "\n".join(f"![{p}]({p})" for p in pictures) + "\n")
     lines = {"cells": run_rows(runs, results, set(chosen)), "curves": curve_rows(runs, set(chosen))}
     lines |= {"table": table_rows(results, means, improved), "profiles": profile_rows(profiles), "offline": agreement}
-    lines = {f"{name}.csv": rows for name, rows in lines.items() if rows}
-    for name, rows in lines.items():
-        write_csv(out / name, rows)
+    written = write_lines(lines, out)
     latex = write_latex(out, len(chosen), [*score_tables(results), *comparison_tables(means, improved)], pictures)
-    files = [out / name for name in ("table.md", *lines, *latex, *pictures)]
+    files = [out / name for name in ("table.md", *written, *latex, *pictures)]
     return f"{text}\nwritten, each picture as PDF too: {' '.join(map(str, files))}"
+
+
+def write_lines(lines: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
+    """Write NAME.csv for every name that has lines. Returns the names of the files."""
+    for name, rows in lines.items():
+        if rows:
+            write_csv(out / f"{name}.csv", rows)
+    return [f"{name}.csv" for name, rows in lines.items() if rows]
 
 
 def draw_pictures(

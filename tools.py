@@ -8,6 +8,7 @@ import contextlib
 import csv
 import difflib
 import errno
+import hashlib
 import io
 import os
 import re
@@ -36,6 +37,7 @@ from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 LOCKED = "another process is writing"  # begins the message of a folder that is in use
+LONGEST_NAME = 150  # characters of a folder's name, before a run's seed
 DIVERGED = "training has diverged; lower --model_lr, --actor_lr or --value_lr and start a new run"
 
 
@@ -83,6 +85,14 @@ def exit_on_bad_input(main: Callable[[], object]) -> None:
 
 
 # Files
+
+
+def short_name(text: str) -> str:
+    """A file name for ``text``; a long one is cut and gets a hash."""
+    name = re.sub(r"[^\w.+=-]", "_", text)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return name
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

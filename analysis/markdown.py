@@ -54,6 +54,8 @@ def suite_table(results: Results, suite: str, columns: list[TaskPair], measure: 
 
 
 def score_sections(results: Results, last: int) -> list[str]:
+    if not results.runs:
+        return []  # all targets are without a simulator
     score = "last evaluation's mean" if last == 1 else f"mean of the last {last} evaluations"
     lines = [
         f"Mean +- sample standard deviation over seeds of the {score}, and the number of seeds. Methods "

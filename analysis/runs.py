@@ -5,7 +5,7 @@ import math
 import os
 import re
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from analysis.run_settings import read_settings
 from tools import BadInput
 from training.logger import read_scores
 from training.methods import METHODS, Method, PhaseKind
-from wrappers import SUITES, Task, parse_task
+from training.summary import offline_figures
+from wrappers import SUITES, Task, parse_task, simulated_task
 
 SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
 PARTS_OF_A_RUN = r"videos|pretrained|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
@@ -22,15 +23,16 @@ UNFINISHED_FOLDER = r"\..+\.partial"  # see `tools.directory_when_complete`
 
 @dataclass(frozen=True)
 class Score:
-    """An evaluation in the target's simulator: a line of scores.csv."""
+    """An evaluation, in the target's simulator, on held-out episodes, or both: a line of scores.csv."""
 
     round: int
     step: int
     target_updates: int
-    mean: float  # return, over episodes
-    std: float
+    mean: float | None  # return, over episodes; None without a simulator
+    std: float | None
     success: float | None  # share of episodes; None if the suite has no success
     episodes: int
+    offline: dict[str, float] = field(default_factory=dict)  # offline figures, by name
 
 
 @dataclass(eq=False)
@@ -41,6 +43,7 @@ class RunResult:
         settings: those of config.yaml; missing ones have today's default values. ``configs``: the blocks they came
             from, without `defaults`, as text.
         sources: its source tasks, sorted; empty if its method has no source.
+        target: without a simulator, it has no suite.
         random: the score of the random policy.
         scores: the scores of the agent, in order.
         label: the table row of the run (see `rows.set_labels`).
@@ -135,12 +138,13 @@ def read_evaluations(folder: Path) -> list[tuple[str, Score]]:
 
 def parse_score(row: dict[str, str]) -> Score:
     """A line of scores.csv as numbers. Raises KeyError, TypeError or ValueError if it is damaged."""
-    counts = {key: int(row[key]) for key in ("round", "step", "target_updates", "episodes")}
-    success = float(row["success"]) if row["success"] else None
-    score = Score(mean=float(row["mean"]), std=float(row["std"]), success=success, **counts)
-    if not math.isfinite(score.mean + score.std + (success or 0.0)):
+    counts = {key: int(row[key]) for key in ("round", "step", "target_updates")}
+    counts["episodes"] = int(row["episodes"]) if row["episodes"] else 0
+    names = ("mean", "std", "success")
+    figures, offline = {key: float(row[key]) if row[key] else None for key in names}, offline_figures(row)
+    if not all(math.isfinite(value) for value in (*figures.values(), *offline.values()) if value is not None):
         raise ValueError("a score is not finite")
-    return score
+    return Score(**counts, **figures, offline=offline)
 
 
 def read_run(folder: Path) -> RunResult | None:
@@ -155,14 +159,23 @@ def read_run(folder: Path) -> RunResult | None:
     if method and not method.uses_sources:
         values["source_task"] = ""
     try:
-        target = parse_task(values["target_task"])
+        target = simulated_task(values["target_task"]) or Task("", values["target_task"])
         sources = tuple(sorted(map(parse_task, filter(None, values["source_task"].split(","))), key=task_order))
     except BadInput as error:
         raise BadInput(f"{folder / 'config.yaml'}: {error}") from None
     evaluations = read_evaluations(folder)
+    check_simulator(folder, target, [score for _, score in evaluations])
     random = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE_RANDOM]
     scores = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE]
     return RunResult(folder, values, sources, target, random[0] if random else None, scores)
+
+
+def check_simulator(folder: Path, target: Task, scores: list[Score]) -> None:
+    """Raises BadInput if a target with a simulator has an evaluation without a return, or one without has returns."""
+    if not target.suite and any(score.mean is not None for score in scores):
+        parse_task(str(target))  # raises: its suite is of another program, or was removed
+    if target.suite and any(score.mean is None for score in scores):
+        raise BadInput(f"{folder / 'scores.csv'} is damaged: {target} has a simulator, but a line has no mean")
 
 
 def read_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
@@ -200,7 +213,9 @@ def leave_out_short_runs(runs: list[RunResult], roots: list[Path]) -> tuple[list
 
 
 def task_order(task: Task) -> tuple[int, int, str]:
-    """Sorts tasks by suite, then by their order in the suite, then those that the suite does not list by name."""
+    """Sorts tasks by suite, then by their order in the suite, then by name; those without a simulator are last."""
+    if not task.suite:
+        return len(SUITES), 0, task.name
     listed = SUITES[task.suite].tasks
     place = listed.index(task.name) if task.name in listed else len(listed)
     return list(SUITES).index(task.suite), place, task.name

@@ -11,10 +11,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from config import Config, check, convert, merge, read_blocks, short_name
-from tools import BadInput, nearest
+from config import Config, check, convert, merge, read_blocks
+from tools import BadInput, nearest, short_name
 from training.methods import Method, find_method, unused_settings, unused_suite_settings
-from wrappers import parse_task
+from wrappers import parse_task, simulated_task
 
 KEYS = "configs collect data grid runs resources retries share_pretraining report".split()
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
@@ -269,12 +269,16 @@ def make_run(spec: Spec, place: Mapping[str, Any]) -> Run:
 
 
 def parse_pair(text: str) -> tuple[tuple[str, ...], str]:
-    """(full names of the sources, that of the target) of ``SOURCE, SOURCE -> TARGET``."""
+    """(full names of the sources, that of the target) of ``SOURCE, SOURCE -> TARGET``.
+
+    The target may be a free name, without a simulator (see `wrappers.simulated_task`).
+    """
     sources, arrow, target = text.partition("->")
     names = [name.strip() for name in sources.split(",")]
     if not arrow or not all(names):
         raise BadInput(f"pair {text!r}: write it as SOURCE -> TARGET")
-    return tuple(str(parse_task(name)) for name in names), str(parse_task(target.strip()))
+    target = target.strip()
+    return tuple(str(parse_task(name)) for name in names), str(simulated_task(target) or target)
 
 
 def effective_settings(

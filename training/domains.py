@@ -18,6 +18,7 @@ from training.evaluator import Evaluator
 from training.logger import Logger
 from training.methods import AgentBuilder, Method, online_tasks
 from training.policies import Policy, agent_policy
+from wrappers import simulated_task
 from wrappers.shared.simulators import check_recorded_alike, collection_envs
 
 
@@ -141,6 +142,16 @@ def domain_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
     return tasks | ({"target": (task_names(config, "target_task")[0], "target")} if method.dataset else {})
 
 
+def simulated_tasks(tasks: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Those of `domain_tasks` that have a simulator."""
+    return {name: (task, role) for name, (task, role) in tasks.items() if simulated_task(task)}
+
+
+def hold_out_episodes(config: Config, dataset: OfflineDataset) -> SequenceStore | None:
+    """Take the share ``holdout`` of the episodes out of ``dataset``; None if it is 0. The run's seed decides which."""
+    return dataset.hold_out(config.holdout, np.random.default_rng([config.seed, 0, 11])) if config.holdout else None
+
+
 def source_seed(seed: int, index: int) -> int:
     """The seed of an online domain's episodes: the run's own for the first one, another for each other one."""
     return seed if index == 0 else int(np.random.SeedSequence([seed, index, 7]).generate_state(1)[0])
@@ -174,7 +185,8 @@ def agent_builder(
                 raise BadInput(f"--source_observation state: {evaluator.tasks[name][0]} has images only; give image")
     if dataset is not None:
         action_dims["target"] = dataset.action_dim
-        check_dataset(dataset, evaluator, config)
+        if "target" in evaluator.tasks:
+            check_dataset(dataset, evaluator, config)
     return AgentBuilder(config, device, action_dims, states)
 
 

@@ -4,8 +4,10 @@ Suite files import no simulator, so that a task name can be checked without one.
 """
 
 import contextlib
+import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ SETTINGS_HELP = {
     "flip": "turn the frames upside down",
 }
 _FIRST = {"dmc", "metaworld", "robodesk"}
+NEAR = 0.8  # difflib's ratio of two names, above which one is taken for a typing error in the other
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,16 @@ class Suite:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a suite; ``str(task)`` is its canonical name, e.g. ``dmc_walker_walk``."""
+    """A task of a suite; ``str(task)`` is its canonical name, e.g. ``dmc_walker_walk``.
+
+    ``suite`` is empty for a target without a simulator, in reports only.
+    """
 
     suite: str
     name: str
 
     def __str__(self) -> str:
-        return f"{self.suite}_{self.name}"
+        return f"{self.suite}_{self.name}" if self.suite else self.name
 
 
 SUITES: dict[str, Suite] = {}
@@ -142,6 +148,27 @@ def _without_prefix(name: str) -> str:
             if suite.find_task is not None:
                 return f"give {suite.name}_{suite.find_task(name)}"
     return ""
+
+
+def simulated_task(name: str | Task) -> Task | None:
+    """The task with that name, or None if it is a free name: that of a dataset without a simulator.
+
+    A free name has letters, digits, ``_``, ``-``, ``.`` and ``+``. It begins with no suite's prefix, and is not near
+    the name of a task (`NEAR`): such a name is taken for a typing error. Raises BadInput for these.
+    """
+    try:
+        return parse_task(name)
+    except BadInput as error:
+        unknown = error
+    spelling = _normalized(str(name))
+    if any(spelling.startswith(f"{suite.lower()}_") for suite in SUITES) or _without_prefix(str(name)):
+        raise unknown
+    known = {_normalized(text) for task in all_tasks() for text in (str(task), task.name)}
+    if difflib.get_close_matches(spelling, known, 1, cutoff=NEAR):
+        raise BadInput(f"{unknown}; a dataset without a simulator needs a name that is not so near to a task's")
+    if not re.fullmatch(r"[\w.+-]+", str(name)):
+        raise BadInput(f"{str(name)!r} is no task, and no name for a dataset: use letters, digits, _, -, . and +")
+    return None
 
 
 def max_return(task: Task) -> float:

@@ -138,8 +138,10 @@ def read_evaluations(folder: Path) -> list[tuple[str, Score]]:
 
 def parse_score(row: dict[str, str]) -> Score:
     """A line of scores.csv as numbers. Raises KeyError, TypeError or ValueError if it is damaged."""
+    if None in row.values():
+        raise ValueError("a line is cut short")
     counts = {key: int(row[key]) for key in ("round", "step", "target_updates")}
-    counts["episodes"] = int(row["episodes"]) if row["episodes"] else 0
+    counts["episodes"] = int(row["episodes"]) if row["mean"] else 0
     names = ("mean", "std", "success")
     figures, offline = {key: float(row[key]) if row[key] else None for key in names}, offline_figures(row)
     if not all(math.isfinite(value) for value in (*figures.values(), *offline.values()) if value is not None):

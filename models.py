@@ -271,12 +271,20 @@ class WorldModel(nn.Module):
         """
         action = pad_action(action, self.action_dim)
         post, _ = self.rssm.observe(self.encoder(image[:, :context]), action[:, :context])
-        state = {k: v[:, -1] for k, v in post.items()}
-        feats = [*self.rssm.feat(post).unbind(1)]
-        for a in action[:, context:].unbind(1):
+        predicted = self.predict({k: v[:, -1] for k, v in post.items()}, action[:, context:])
+        return self.decode(torch.cat([self.rssm.feat(post), *predicted], 1))
+
+    def predict(self, state: State, action: Tensor) -> list[Tensor]:
+        """Features (N, 1, F) of the prior's states after each of the actions (N, H, padded A), from ``state``."""
+        feats = []
+        for a in action.unbind(1):
             state = self.rssm.imagine_step(state, a)
-            feats.append(self.rssm.feat(state))
-        mean = self.decoder(torch.stack(feats, 1)).float()
+            feats.append(self.rssm.feat(state)[:, None])
+        return feats
+
+    def decode(self, feat: Tensor) -> Tensor:
+        """Images (B, T, H, W, 3) uint8 of features (B, T, F)."""
+        mean = self.decoder(feat).float()
         return ((mean + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -186,13 +186,13 @@ class RSSM(nn.Module):
         zeros = self.action_in.weight.new_zeros
         return {"stoch": zeros(batch, self.stoch_size), "deter": zeros(batch, self.deter)}
 
-    def noise(self, batch: int, steps: int) -> Tensor:
+    def noise(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
         """Random numbers for ``steps`` latents of ``batch`` sequences (B, T, S): uniform, or normal if Gaussian.
 
         Drawn up front, so the update can be compiled or split into micro-batches.
         """
         empty = self.action_in.weight.new_empty(batch, steps, self.stoch)
-        return empty.uniform_() if self.discrete else empty.normal_()
+        return empty.uniform_(generator=generator) if self.discrete else empty.normal_(generator=generator)
 
     def observe(
         self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None

@@ -18,6 +18,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager:
-    """Switches autocast off, on devices that have it."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    """Switches autocast off, if it is on; else does nothing, because an exported program would contain the switch."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()

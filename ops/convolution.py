@@ -15,7 +15,7 @@ aten = torch.ops.aten
 def windows(x: Tensor, kernel: int, out: int) -> Tensor:
     """What each output of a stride-2 convolution sees: x (N, H, W, C) -> (N * out * out, kernel * kernel * C)."""
     views = x.unfold(1, kernel, 2).unfold(2, kernel, 2)  # (N, out, out, C, kernel, kernel)
-    return views.permute(0, 1, 2, 4, 5, 3).reshape(len(x) * out * out, -1)
+    return views.permute(0, 1, 2, 4, 5, 3).reshape(x.shape[0] * out * out, -1)
 
 
 class ProductConv(torch.autograd.Function):
@@ -90,7 +90,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     dtype = compute_dtype(x.device)
     with no_autocast(x.device):
         rows = ProductConv.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
-        return rows.view(len(x), out, out, -1).permute(0, 3, 1, 2)
+        return rows.view(x.shape[0], out, out, -1).permute(0, 3, 1, 2)
 
 
 def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-COMMANDS = {"co_training", "collect", "evaluate", "dataset", "report", "analyse"}
+COMMANDS = {"co_training", "collect", "evaluate", "dataset", "report", "analyse", "export"}
 MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "tools": set(),
     "ops": set(),
@@ -21,7 +21,8 @@ MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "agents": {"tools", "networks", "config", "models"},
     "training": {"tools", "networks", "wrappers", "replay", "config", "models", "agents"},
 }
-MAY_IMPORT["analysis"] = {*MAY_IMPORT, "training"}
+MAY_IMPORT["policy"] = set(MAY_IMPORT)
+MAY_IMPORT["analysis"] = set(MAY_IMPORT)
 MAY_IMPORT["sweeping"] = {*MAY_IMPORT, "analysis"}
 MAY_IMPORT |= {command: {*MAY_IMPORT, "analysis"} - COMMANDS for command in sorted(COMMANDS)}
 MAY_IMPORT["sweep"] = {*MAY_IMPORT, "co_training", "collect"}  # it runs these two, and checks their arguments first

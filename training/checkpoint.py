@@ -259,7 +259,11 @@ def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHEC
 
     ``domain`` is ``target``, ``source``, ``source_2``, ... Raises BadInput if there is no such agent or checkpoint.
     """
-    saved = load_checkpoint(Path(logdir).expanduser() / file)
+    return build_agent(load_checkpoint(Path(logdir).expanduser() / file), logdir, domain, device)
+
+
+def build_agent(saved: dict[str, Any], logdir: Path, domain: str, device: torch.device) -> tuple[Agent, Config]:
+    """`load_agent` from ``saved``, the checkpoint's contents."""
     if domain not in saved["agents"]:
         raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}")
     config = Config(**saved["config"])

@@ -1,0 +1,60 @@
+"""Write a run's policy as one file that runs with torch alone (docs/deployment.md).
+
+python export.py --logdir RUN --out policy.pt2
+"""
+
+# First: with it, Ctrl-C during the other imports prints one line too.
+from tools import BadInput, Parser, exit_on_bad_input, write_atomically  # isort: skip
+
+import argparse
+import re
+from pathlib import Path
+
+from policy import load_policy
+from policy.program import describe, export_program, largest_difference, to_bytes
+
+TOLERANCE = 1e-5  # of actions in [-1, 1], between the program and the policy in Python
+
+
+def command() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--logdir", required=True, type=Path, help="run directory that holds the checkpoint")
+    parser.add_argument("--out", required=True, type=Path, help="file to write, NAME.pt2")
+    parser.add_argument("--agent", default="target", help="target, source, source_2, ... (default: target)")
+    size_help = "of the images that the program will get, such as 96x72 (default: those of the dataset)"
+    parser.add_argument("--image_size", metavar="HxW", help=size_help)
+    return parser
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width from ``HxW``. Raises BadInput."""
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    sides = tuple(int(side) for side in match.groups()) if match else (0, 0)
+    if not 1 <= min(sides) <= max(sides) <= 4096:
+        raise BadInput(f"--image_size {text}: give height x width in pixels, from 1 to 4096, such as 96x72")
+    return sides
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = command().parse_args(arguments)
+    if args.out.suffix != ".pt2" or args.out.is_dir():
+        raise BadInput(f"--out {args.out}: give the name of a file that ends in .pt2")
+    size = image_size(args.image_size) if args.image_size else None
+    policy = load_policy(args.logdir, args.agent)
+    shape = (*(size or policy.image_shape[:2]), policy.image_shape[2])
+    file = to_bytes(export_program(policy, shape), describe(policy, shape))
+    difference = largest_difference(file, policy)
+    if not difference <= TOLERANCE:
+        raise BadInput(
+            f"the program's actions differ from the policy's by {difference:.1g} (limit {TOLERANCE:.0g}); nothing was "
+            f"written; use policy.load_policy, and report this"
+        )
+    write_atomically(args.out, lambda out: out.write(file))
+    print(
+        f"{args.out}: {policy.task or policy.name}, images {'x'.join(map(str, shape))}, {policy.action_dim} actions; "
+        f"actions are those of load_policy, largest difference {difference:.1g}"
+    )
+
+
+if __name__ == "__main__":
+    exit_on_bad_input(main)

@@ -1,0 +1,200 @@
+"""The policy of a trained agent, for images one by one or in batches."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.agent import Agent
+from networks import State, pad_action
+from policy.actions import ActionMap
+from replay.episode import resize_images
+from tools import DIVERGED, BadInput
+from training.checkpoint import CHECKPOINT, agent_task, build_agent, load_checkpoint
+from training.device import pick_device
+
+
+class PixelPolicy:
+    """An agent's policy with its recurrent state.
+
+    Symbols: N observations at once, A actions, H steps of imagination. Computes in float32 whatever the precision of
+    training. The latent is sampled, as in evaluations, so two policies with one seed give equal actions.
+
+    Args:
+        agent: its ``world`` observes images.
+        name, task: of the agent, for `policy.program`.
+        data: of the agent's dataset: ``action_map`` (see `ActionMap`) and ``image_shape`` (H, W, C); both may be
+            missing. Then actions are in [-1, 1] and images have the model's own size.
+        sample: draw actions from the policy; else take its mode.
+        seed: of all random numbers.
+
+    Attributes:
+        size: pixels of the model's images, to which images of any other size are resized as in training.
+        action_dim: A.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        name: str = "target",
+        task: str = "",
+        data: dict[str, Any] | None = None,
+        *,
+        sample: bool = False,
+        seed: int = 0,
+    ):
+        if agent.world.state:
+            raise BadInput(
+                f"the {name} agent observes low-dimensional states ({', '.join(agent.world.state)}), not images; "
+                f"choose another agent"
+            )
+        self.agent, self.name, self.task, self.data, self.sample = agent, name, task, data or {}, sample
+        self.size, self.action_dim = agent.config.size[0], agent.action_dim
+        self.image_shape = tuple(self.data.get("image_shape") or (self.size, self.size, 3))
+        self.action_map = ActionMap(self.data.get("action_map"), agent.action_dim).to(agent.device)
+        self.generator = torch.Generator(agent.device).manual_seed(seed)
+        self._state: State | None = None
+        self._observed = np.zeros(0, bool)  # (N,), whether the row has had an image since its reset
+        self._single = False
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, *, sample: bool | None = None) -> np.ndarray:
+        """The actions for the next images of N episodes.
+
+        Args:
+            image: uint8, one image (H, W, 3), (H, W, 1) or (H, W), or a batch (N, H, W, 3) or (N, H, W, 1).
+            sample: instead of the policy's own.
+
+        Returns:
+            (A,) float32 for one image, (N, A) for a batch, in the units of the dataset.
+
+        Raises:
+            ValueError: an image of another type or shape, or another N than before without `reset`.
+            BadInput: the actions are not finite.
+        """
+        images, single = self._images(image)
+        n, rssm, device = len(images), self.agent.world.rssm, self.agent.device
+        if self._state is None:
+            self._state = {**rssm.initial(n), "action": torch.zeros(n, self.action_dim, device=device)}
+            self._observed = np.zeros(n, bool)
+        if n != len(self._observed):
+            raise ValueError(f"{n} images, but {len(self._observed)} episodes are running; call reset() first")
+        uniform = None  # drawn before the latent's noise, as in `Agent.act`
+        if self.sample if sample is None else sample:
+            uniform = torch.rand(n, self.action_dim, device=device, generator=self.generator)
+        inputs, keep = {"image": torch.as_tensor(images, device=device)[:, None]}, torch.ones(n, 1, device=device)
+        state = self.agent.policy_step(inputs, self._state, keep, rssm.noise(n, 1, self.generator), uniform)
+        if not torch.isfinite(state["action"]).all():
+            raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
+        self._state, self._single = state, single
+        self._observed[:] = True
+        actions = self.action_map(state["action"]).cpu().numpy()
+        return actions[0] if single else actions
+
+    def reset(self, which: Any = None, *, seed: int | None = None) -> None:
+        """Begin new episodes: all of them, and then N may change, or those of ``which``, a mask (N,) or indices.
+
+        ``seed`` restarts the random numbers. Raises ValueError if ``which`` names other rows than the N running ones.
+        """
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        if which is None:
+            self._state, self._observed = None, np.zeros(0, bool)
+            return
+        rows = self._rows(which)
+        if self._state is not None:
+            keep = torch.as_tensor(~rows, device=self.agent.device).float().unsqueeze(-1)
+            self._state = {key: value * keep for key, value in self._state.items()}
+            self._observed &= ~rows
+
+    @torch.no_grad()
+    def value(self) -> np.ndarray | float:
+        """The critic's value of the current state: a number, or (N,) after a batch.
+
+        It estimates the discounted sum of the rewards from now on. Raises ValueError before the first image.
+        """
+        latent = self._latent()
+        value = self.agent.behavior.critic(self.agent.world.rssm.feat(latent)).cpu().numpy()
+        return float(value[0]) if self._single else value
+
+    @torch.no_grad()
+    def imagine(self, actions: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """What the world model predicts for ``actions`` from the current state, which does not change.
+
+        Args:
+            actions: (H, A) or (N, H, A) in the units of the dataset. After one image, N may be any number: as many
+                futures of that image. After a batch N is the batch's.
+            seed: of the latents' noise; another one gives another future.
+
+        Returns:
+            images (H, S, S, 3) uint8 at the model's size S and rewards (H,) float32, or (N, H, ...) for (N, H, A).
+
+        Raises:
+            ValueError: actions of another shape or outside their bounds, or no image yet.
+        """
+        latent = self._latent()
+        actions, single = np.asarray(actions), np.ndim(actions) == 2
+        actions = actions[None] if single else actions
+        running, shape = len(self._observed), np.shape(actions)
+        if len(shape) != 3 or shape[2] != self.action_dim or 0 in shape or running not in (1, shape[0]):
+            many = f"({running}, H, {self.action_dim})"
+            wanted = many if running > 1 else f"(H, {self.action_dim}) or (N, H, {self.action_dim})"
+            raise ValueError(f"actions have shape {shape[1:] if single else shape}; give {wanted}")
+        world = self.agent.world
+        padded = pad_action(self.action_map.inverse(actions), world.action_dim)
+        latent = {key: value.expand(len(padded), -1) for key, value in latent.items()}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            feat = torch.cat(world.predict(latent, padded), 1)
+        images, rewards = world.decode(feat).cpu().numpy(), world.reward(feat).cpu().numpy()
+        return (images[0], rewards[0]) if single else (images, rewards)
+
+    def _latent(self) -> State:
+        if self._state is None or not self._observed.all():
+            missing = np.flatnonzero(~self._observed).tolist()
+            rows = f" for rows {missing}" if missing else ""
+            raise ValueError(f"no image since the last reset{rows}; call the policy with one first")
+        return {key: self._state[key] for key in ("stoch", "deter")}
+
+    def _images(self, image: Any) -> tuple[np.ndarray, bool]:
+        """Images (N, size, size, 3) uint8, and whether it is one image. Raises ValueError."""
+        image = np.asarray(image)
+        if image.dtype != np.uint8:
+            raise ValueError(f"images are {image.dtype}; give uint8, 0 to 255")
+        single = image.ndim <= 3
+        images = image[..., None] if image.ndim == 2 else image
+        images = images[None] if single else images
+        if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+            raise ValueError(f"images have shape {image.shape}; give (H, W, 3), (H, W), (N, H, W, 3) or (N, H, W, 1)")
+        if images.shape[-1] == 1:
+            images = np.repeat(images, 3, -1)
+        return resize_images(np.ascontiguousarray(images), self.size), single
+
+    def _rows(self, which: Any) -> np.ndarray:
+        """A mask or indices as a mask (N,). Raises ValueError."""
+        which, n = np.atleast_1d(np.asarray(which)), len(self._observed)
+        if which.dtype == bool and which.shape == (n,):
+            return which
+        if which.dtype.kind not in "iu" or which.ndim != 1 or (which < 0).any() or (which >= n).any():
+            raise ValueError(f"reset of {which.tolist()}: give a mask of {n} rows, or indices below {n}")
+        return np.isin(np.arange(n), which)
+
+
+def load_policy(
+    logdir: str | Path,
+    agent: str = "target",
+    *,
+    sample: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+) -> PixelPolicy:
+    """The policy of an agent of the run in ``logdir``: ``target``, ``source``, ``source_2``, ...
+
+    Actions are in the units of the dataset if the run mapped them, else in [-1, 1]. A source's are always in [-1, 1].
+    Raises BadInput if there is no such run or agent, or if the agent observes no images.
+    """
+    saved = load_checkpoint(Path(logdir).expanduser() / CHECKPOINT, advice="give another run")
+    built, config = build_agent(saved, Path(logdir), agent, pick_device(device))
+    data = saved.get("data") if agent == "target" else None
+    return PixelPolicy(built, agent, agent_task(config, agent), data, sample=sample, seed=seed)

@@ -1,0 +1,113 @@
+"""A policy as a torch.export program: weights, image scaling and action map in one file that needs torch alone."""
+
+import io
+import json
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from agents.agent import Agent
+from networks import State
+from policy.actions import ActionMap
+from policy.images import BoxResize
+from policy.pixel_policy import PixelPolicy
+
+METADATA = "policy.json"  # the name of the description inside the file
+VERSION = 1  # of the program's inputs, outputs and description
+
+
+class PolicyStep(nn.Module):
+    """One policy step with images and actions in the user's form, the mode of the policy, as a function of its inputs.
+
+    Holds only what acting needs: no decoder, reward head or critic.
+    """
+
+    def __init__(self, agent: Agent, resize: BoxResize, action_map: ActionMap):
+        super().__init__()
+        self.agent, self.resize, self.action_map = agent, resize, action_map
+        # The parts whose weights `Agent.policy_step` uses; an agent is not a module.
+        self.encoder, self.rssm, self.actor = agent.world.encoder, agent.world.rssm, agent.behavior.actor
+
+    def forward(self, image: Tensor, state: State, first: Tensor, noise: Tensor) -> tuple[Tensor, State]:
+        """image (N, H, W, C) uint8, state of (N, ...), first (N,) bool, noise (N, S) -> (action (N, A), new state)."""
+        keep = (~first).float().unsqueeze(-1)
+        inputs = {"image": self.resize(image)[:, None]}
+        state = self.agent.policy_step(inputs, state, keep, noise[:, None], None)
+        return self.action_map(state["action"]), state
+
+
+def export_program(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = None) -> ExportedProgram:
+    """`PolicyStep` for images of ``image_shape`` (H, W, C), by default the dataset's; N may be any number.
+
+    The policy's agent must be on the CPU.
+    """
+    shape = image_shape or policy.image_shape
+    module = PolicyStep(policy.agent, BoxResize(*shape[:2], policy.size), policy.action_map).eval()
+    n = Dim("n", min=1)
+    inputs = example_inputs(policy, shape, 2)
+    rows = {0: n}
+    shapes = rows, dict.fromkeys(inputs[1], rows), rows, rows
+    with torch.no_grad():
+        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+
+
+def example_inputs(policy: PixelPolicy, shape: tuple[int, int, int], n: int) -> tuple[Tensor, State, Tensor, Tensor]:
+    """Inputs of a first step for N black images."""
+    rssm = policy.agent.world.rssm
+    state = {**rssm.initial(n), "action": torch.zeros(n, policy.action_dim)}
+    return torch.zeros(n, *shape, dtype=torch.uint8), state, torch.ones(n, dtype=torch.bool), torch.zeros(n, rssm.stoch)
+
+
+def describe(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = None) -> dict[str, Any]:
+    """What a user of the program has to know, as JSON's types. Shapes are without N."""
+    shape, rssm, actions = image_shape or policy.image_shape, policy.agent.world.rssm, policy.action_map
+    names = policy.data.get("action_names") or [f"action_{i}" for i in range(policy.action_dim)]
+    _, state, _, noise = example_inputs(policy, shape, 1)
+    return {
+        "version": VERSION,
+        "torch": torch.__version__,
+        "task": policy.task,
+        "agent": policy.name,
+        "method": policy.agent.config.method,
+        "image": {"shape": list(shape), "dtype": "uint8", "model_size": policy.size},
+        "action": {"names": list(names), "low": actions.low.tolist(), "high": actions.high.tolist()},
+        "state": {key: list(value.shape[1:]) for key, value in state.items()},
+        "noise": {"shape": list(noise.shape[1:]), "distribution": "uniform" if rssm.discrete else "normal"},
+    }
+
+
+def to_bytes(program: ExportedProgram, description: dict[str, Any]) -> bytes:
+    """The file of a program with its description."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():  # of weights in the channels-last layout that are not on the CPU; ours are
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, file, extra_files={METADATA: json.dumps(description, indent=1)})
+    return file.getvalue()
+
+
+def largest_difference(file: bytes, policy: PixelPolicy, steps: int = 5, seed: int = 0) -> float:
+    """The largest difference of the actions of `to_bytes`'s program to those of ``policy``, as actions in [-1, 1].
+
+    On ``steps`` random images for each of two episodes; the second one begins anew half way.
+    """
+    program = torch.export.load(io.BytesIO(file))
+    policy = PixelPolicy(policy.agent, policy.name, policy.task, policy.data, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    image, state, first, _ = program.example_inputs[0]
+    scale = torch.where(policy.action_map.scale > 0, policy.action_map.scale, 1.0)
+    step, rssm, worst = program.module(), policy.agent.world.rssm, 0.0
+    noise = torch.Generator().manual_seed(seed)
+    for t in range(steps):
+        image = torch.randint(0, 256, image.shape, dtype=torch.uint8, generator=generator)
+        if t == steps // 2:
+            first = torch.tensor([False, True])
+            policy.reset([1])
+        with torch.no_grad():
+            actions, state = step(image, state, first, rssm.noise(2, 1, noise)[:, 0])
+        expected = torch.as_tensor(policy(image.numpy(), sample=False))
+        worst = max(worst, float(((actions - expected).abs() / scale).max()))
+        first = torch.zeros(2, dtype=torch.bool)
+    return worst

@@ -1,0 +1,127 @@
+"""export.py: the program has the actions of load_policy, and runs without this repository."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_policy import ACTIONS, BOUNDS, frames, save_run
+
+import export
+from policy import load_policy
+from policy.images import BoxResize
+from replay.episode import resize_images
+from tools import BadInput, exit_on_bad_input
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (96, 72, 64),
+        (72, 96, 64),
+        (480, 640, 64),
+        (100, 64, 64),
+        (64, 90, 64),
+        (300, 41, 32),
+        (63, 65, 64),
+        (7, 200, 32),
+    ],
+)
+def test_images_are_resized_as_by_pillow(height: int, width: int, size: int):
+    images = frames(2, height, width, 3, seed=1)
+    resized = BoxResize(height, width, size)(torch.from_numpy(images))
+    assert resized.dtype == torch.uint8
+    np.testing.assert_array_equal(resized.numpy(), resize_images(images, size))
+
+
+def exported(logdir: Path, *flags: object) -> Path:
+    """The program of a run."""
+    out = logdir / "policy.pt2"
+    export.main([str(a) for a in ("--logdir", logdir, "--out", out, *flags)])
+    return out
+
+
+def test_the_example_of_the_page_runs_without_this_repository(tmp_path: Path):
+    """With a Gaussian latent; the other programs here have a categorical one."""
+    save_run(tmp_path / "run", {"action_map": BOUNDS, "image_shape": (96, 72, 3)}, dyn_discrete=0)
+    exported(tmp_path / "run").rename(tmp_path / "policy.pt2")
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    example = re.search(r"`robot.py`:\n\n```python\n(.*?)```", page, re.DOTALL)[1]
+    (tmp_path / "robot.py").write_text(example)
+    images = frames(6, 96, 72, 3)
+    torch.save(torch.from_numpy(images), tmp_path / "frames.pt")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 100}
+    arguments = ["robot.py", "policy.pt2", "frames.pt", "actions.pt"]
+    done = subprocess.run([sys.executable, *arguments], **options)
+    assert done.returncode == 0, done.stderr
+    missing = subprocess.run([sys.executable, "-c", "import networks"], **options)
+    assert "No module named 'networks'" in missing.stderr
+    policy = load_policy(tmp_path / "run")
+    expected = np.stack([policy(image) for image in images])
+    np.testing.assert_allclose(torch.load(tmp_path / "actions.pt").numpy(), expected, rtol=0, atol=1e-5)
+    assert expected[:, 1].min() > 1 and np.std(expected, 0).min() > 0.1  # in the user's units, and not constant
+
+
+def test_the_number_of_images_may_change_and_the_file_says_what_it_needs(tmp_path: Path):
+    save_run(tmp_path, {"action_map": None, "image_shape": (96, 72, 1)})
+    files = {"policy.json": ""}
+    step = torch.export.load(exported(tmp_path, "--image_size", "40x30"), extra_files=files).module()
+    about = json.loads(files["policy.json"])
+    assert about["task"] == "my_robot" and about["agent"] == "target" and about["version"] == 1
+    assert about["image"] == {"shape": [40, 30, 1], "dtype": "uint8", "model_size": 32}
+    assert about["action"] == {
+        "names": ["action_0", "action_1", "action_2"],
+        "low": [-1.0] * ACTIONS,
+        "high": [1.0] * ACTIONS,
+    }
+    assert about["noise"] == {"shape": [4], "distribution": "uniform"}
+    for n in (1, 3):
+        images, policy = frames(1, n, 40, 30, 1)[0], load_policy(tmp_path)
+        state = {name: torch.full((n, *shape), 9.0) for name, shape in about["state"].items()}
+        noise = torch.rand(n, 4, generator=torch.Generator().manual_seed(0))
+        action, state = step(torch.from_numpy(images), state, torch.ones(n, dtype=torch.bool), noise)
+        np.testing.assert_allclose(action.detach().numpy(), policy(images), rtol=0, atol=1e-5)
+        assert {name: list(value.shape[1:]) for name, value in state.items()} == about["state"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "x.pt"], "--out x.pt: give the name of a file that ends in .pt2"),
+        (["--image_size", "96"], "--image_size 96: give height x width in pixels"),
+        (["--image_size", "0x64"], "--image_size 0x64: give height x width"),
+        (["--agent", "sorce"], "has no sorce agent, only source, target"),
+        (["--agent", "source"], "the source agent observes low-dimensional states (joints), not images"),
+        (["--logdir", "missing"], "no checkpoint at missing/checkpoint.pt"),
+    ],
+)
+def test_bad_input(tmp_path: Path, flags: list[str], message: str):
+    save_run(tmp_path, state=True)
+    with pytest.raises(BadInput, match=re.escape(message)):
+        export.main(["--logdir", str(tmp_path), "--out", str(tmp_path / "policy.pt2"), *flags])
+    assert not (tmp_path / "policy.pt2").exists()
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    arguments = ["--logdir", str(tmp_path), "--out", str(tmp_path / "policy.pt2")]
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_bad_input(lambda: export.main(arguments))
+    output, errors = capsys.readouterr()
+    assert stopped.value.code == 2 and output == "" and len(errors.splitlines()) == 1
+
+
+def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_run(tmp_path)
+    monkeypatch.setattr(export, "export_program", lambda policy, shape: None)
+    monkeypatch.setattr(export, "to_bytes", lambda program, description: b"")
+    monkeypatch.setattr(export, "largest_difference", lambda file, policy: float("nan"))
+    with pytest.raises(BadInput, match="differ from the policy's by nan"):
+        exported(tmp_path)
+    assert not (tmp_path / "policy.pt2").exists()

@@ -12,12 +12,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from replay import FORMATS
+from replay import FORMATS, DataMapping
 from replay.cache import may_write
 from replay.check import describe, find_problems
 from replay.convert import convert
-from replay.data_files import find_data_files
-from replay.summary import Summary, summarize
+from replay.data_files import DataFile, find_data_files
+from replay.mapping import OPTIONS, ROLES, parse_range
+from replay.summary import SHEET_SIZE, Summary, summarize
+
+HELP = {
+    "image": "images; LeRobot: which camera",
+    "action": "actions",
+    "reward": "rewards",
+    "done": "true where the task terminated",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,21 +53,39 @@ def parser() -> Parser:
     change.set_defaults(run=run_convert)
     for command in (info, check, change):
         command.add_argument("--dataset_format", choices=("auto", *FORMATS), default="auto")
+        for role, option in zip(ROLES, OPTIONS, strict=True):
+            command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
+        command.add_argument(
+            "--action_range", default="", metavar="data|LOW,HIGH", help="range of the actions, rescaled to [-1, 1]"
+        )
     return parser
 
 
+def data_files(args: argparse.Namespace, size: int | None = None) -> list[DataFile]:
+    """The files of the dataset; frames of videos are resized to ``size``."""
+    mapping = DataMapping(
+        args.image_key, args.action_key, args.reward_key, args.done_key, bool(args.action_range), size
+    )
+    parse_range(args.action_range)
+    return find_data_files(args.directory, args.dataset_format, mapping)
+
+
 def run_info(args: argparse.Namespace) -> int:
-    """Print the summary of a dataset and draw its two pictures."""
-    files = find_data_files(args.directory, args.dataset_format)
+    """Print the summary of a dataset and draw its two pictures. Actions outside [-1, 1] are shown too."""
+    files = [file.with_any_actions() for file in data_files(args, SHEET_SIZE)]
     description = describe(args.directory, files)
-    summary, problems = summarize(files)
+    summary, problems = summarize(files, args.action_range)
+    if not summary.returns:
+        more = f" (and {len(problems) - 1} more, see dataset.py check)" if len(problems) > 1 else ""
+        raise BadInput(f"{args.directory}: no usable episode: {problems[0]}{more}")
     for problem in problems:
         print(f"warning: left out: {problem}", file=sys.stderr)
-    if not summary.returns:
-        raise BadInput(f"{args.directory}: no usable episode; see: python dataset.py check {args.directory}")
     print(f"dataset       {args.directory}")
     print(f"format        {files[0].format.name}, {len(files)} file(s)")
-    print("\n".join(summary.lines(description)))
+    facts = [f"{name:<14}{text}" for name, text in files[0].format.facts(args.directory).items()]
+    print("\n".join([*facts, *summary.lines(description)]))
+    for warning in summary.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
     draw(summary, args)
     return 0
 
@@ -80,8 +106,8 @@ def draw(summary: Summary, args: argparse.Namespace) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Read every episode of a dataset and print the reason for each one that cannot be used."""
-    files = find_data_files(args.directory, args.dataset_format)
-    good, problems = find_problems(args.directory, files)
+    files = data_files(args, SHEET_SIZE)
+    good, problems = find_problems(args.directory, files, args.action_range)
     for problem in problems:
         print(f"bad: {problem}")
     print(f"{args.directory}: {len(files)} file(s), {good} good episode(s), {len(problems)} problem(s)")
@@ -90,10 +116,10 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> int:
     """Write a dataset in another format."""
-    files = find_data_files(args.directory, args.dataset_format)
+    files = data_files(args)
     if args.out.resolve().is_relative_to(args.directory.resolve()):
         raise BadInput(f"{args.out}: lies within the dataset to convert; give a folder outside {args.directory}")
-    count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True))
+    count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True), args.action_range)
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if usage := FORMATS[args.to].usage:
         print(usage.format(folder=args.out.parent, name=args.out.name))

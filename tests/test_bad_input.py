@@ -155,12 +155,12 @@ def test_one_truncated_file_among_good_ones_is_named_and_left_out(
     assert bad.name in capsys.readouterr().err
 
 
-def test_a_dataset_of_images_without_colour(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_dataset_of_images_with_two_channels(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     data = tmp_path / "data"
     data.mkdir()
     with np.load(next(iter(dataset.glob("*.npz")))) as arrays:
         episode = dict(arrays)
-    episode["image"] = episode["image"][..., :1]
+    episode["image"] = episode["image"][..., :2]
     np.savez_compressed(data / "a-b-13.npz", **episode)
     assert "a-b-13.npz" in refused(program.main, co_training(data, tmp_path / "run"), capsys)
 

@@ -246,7 +246,7 @@ def test_mixed_formats_and_other_wrong_folders(tmp_path):
         OfflineDataset(MINARI / "hdf5" / "raw-image-v0", size=8, format="npz")
     (tmp_path / "table" / "0").mkdir(parents=True)
     (tmp_path / "table" / "0" / "part-0.parquet").write_bytes(b"PAR1")
-    with pytest.raises(BadInput, match="only Minari's Parquet files"):
+    with pytest.raises(BadInput, match="no observation space"):
         OfflineDataset(tmp_path / "table", size=8)
 
 

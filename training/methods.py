@@ -250,7 +250,11 @@ USED_IF: tuple[tuple[str, Callable[[Method, Config], object], str], ...] = (
     ("sparse_reward source_observation", lambda method, config: method.uses_sources, ""),
     ("pretrain_steps warmup_steps source_iterations", lambda method, config: method.uses_sources, ""),
     ("select", lambda method, config: method.online == "sources", ""),
-    ("offline_traindir dataset_format dataset_cache", lambda method, config: method.dataset, ""),
+    (
+        "offline_traindir dataset_format dataset_cache image_key action_key reward_key done_key action_range",
+        lambda method, config: method.dataset,
+        "",
+    ),
     (
         "state_alignment state_alignment_scale reward_alignment target_informed_factor eta_start eta_end eta_steps "
         "value_constraint value_constraint_scale",

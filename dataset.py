@@ -1,15 +1,19 @@
-"""Inspect, check and convert offline datasets.
+"""Inspect, check, convert, label and describe offline datasets.
 
-python dataset.py info DIR                 statistics, a histogram of returns, a contact sheet of frames
-python dataset.py check DIR                names every bad file; exit status 1 if there is any
-python dataset.py convert IN OUT --to npz  the same episodes in another format, images lossless
+python dataset.py info DIR                      statistics, a histogram of returns, a contact sheet of frames
+python dataset.py check DIR                     names every bad file; exit status 1 if there is any
+python dataset.py convert IN OUT --to npz       the same episodes in another format, images lossless
+python dataset.py label DIR --success 0,3,7-9   LeRobot: reward 1 at the last step of these episodes, else 0
+python dataset.py describe DIR --preset vd4rl   writes dataset.json: how a well-known dataset was recorded
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from replay import FORMATS, DataMapping
@@ -17,8 +21,11 @@ from replay.cache import may_write
 from replay.check import describe, find_problems
 from replay.convert import convert
 from replay.data_files import DataFile, find_data_files
+from replay.lerobot_meta import LABELS, parse_numbers, write_labels
 from replay.mapping import OPTIONS, ROLES, parse_range
+from replay.presets import PRESETS, preset_description, write_description
 from replay.summary import SHEET_SIZE, Summary, summarize
+from wrappers import parse_task
 
 HELP = {
     "image": "images; LeRobot: which camera",
@@ -29,7 +36,7 @@ HELP = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of the three commands and return the exit status."""
+    """Run one of the commands and return the exit status."""
     args = parser().parse_args(arguments)
     return args.run(args)
 
@@ -37,27 +44,34 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> Parser:
     """The command line. It offers all formats that are registered when it is called."""
     parser = Parser(prog="dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="info|check|convert")
-    info = commands.add_parser("info", help="statistics, a histogram of returns and a contact sheet")
-    info.add_argument("directory", type=Path, metavar="DIR")
+    commands = parser.add_subparsers(required=True, metavar="info|check|convert|label|describe")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, place: str = "DIR"
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text)
+        command.add_argument("directory", type=Path, metavar=place)
+        command.set_defaults(run=run)
+        return command
+
+    info = add("info", run_info, "statistics, a histogram of returns and a contact sheet")
     info.add_argument("--out", type=Path, help="folder for the pictures; DIR, or the current one if DIR is read-only")
-    info.set_defaults(run=run_info)
-    check = commands.add_parser("check", help="name every bad file")
-    check.add_argument("directory", type=Path, metavar="DIR")
-    check.set_defaults(run=run_check)
-    change = commands.add_parser("convert", help="write the same episodes in another format")
-    change.add_argument("directory", type=Path, metavar="IN")
+    check = add("check", run_check, "name every bad file")
+    change = add("convert", run_convert, "write the same episodes in another format", "IN")
     change.add_argument("out", type=Path, metavar="OUT")
     writable = [name for name, format in FORMATS.items() if format.write is not None]
     change.add_argument("--to", choices=writable, required=True)
-    change.set_defaults(run=run_convert)
     for command in (info, check, change):
         command.add_argument("--dataset_format", choices=("auto", *FORMATS), default="auto")
         for role, option in zip(ROLES, OPTIONS, strict=True):
             command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
-        command.add_argument(
-            "--action_range", default="", metavar="data|LOW,HIGH", help="range of the actions, rescaled to [-1, 1]"
-        )
+        ranges = "range of the actions, rescaled to [-1, 1]"
+        command.add_argument("--action_range", default="", metavar="data|LOW,HIGH", help=ranges)
+    label = add("label", run_label, "LeRobot: rewards from a list of successful episodes")
+    label.add_argument("--success", required=True, metavar="0,3,7-9", help="their numbers; '' if none succeeded")
+    describe = add("describe", run_describe, "write dataset.json")
+    describe.add_argument("--preset", required=True, choices=tuple(PRESETS))
+    describe.add_argument("--task", default="", help="the dataset's task, such as walker_walk")
     return parser
 
 
@@ -123,6 +137,22 @@ def run_convert(args: argparse.Namespace) -> int:
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if usage := FORMATS[args.to].usage:
         print(usage.format(folder=args.out.parent, name=args.out.name))
+    return 0
+
+
+def run_label(args: argparse.Namespace) -> int:
+    """Write which episodes of a LeRobot dataset succeeded."""
+    count = write_labels(args.directory, parse_numbers(args.success))
+    print(f"{args.directory / LABELS}: {count} successful episode(s); all rewards now come from this file")
+    return 0
+
+
+def run_describe(args: argparse.Namespace) -> int:
+    """Write how a well-known dataset was recorded."""
+    task = parse_task(args.task) if args.task else None
+    files = find_data_files(args.directory)
+    description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
+    print(f"{write_description(args.directory, description)}: {json.dumps(description)}")
     return 0
 
 

@@ -22,6 +22,7 @@ from replay.formats import Format, LabelledLoaders
 from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness
 from replay.minari_writer import KEPT, MAIN_FILE, write
 from replay.safe_read import MAX_EPISODE_BYTES, check_expansion, read_hdf5_array, require_arrays, safe_read
+from replay.tables import column_array, read_parquet, require_pyarrow
 from tools import BadInput
 
 # How many levels below the given folder Minari's `namespace/name-v0/data/0/part-0.arrow` (or .parquet) is searched for.
@@ -147,16 +148,15 @@ def _leaves(node: h5py.Dataset | h5py.Group) -> dict[str, np.ndarray]:
 
 
 def _load_table(path: Path, raw: bool, mapping: DataMapping) -> dict:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise BadInput(f"{path}: reading Arrow files needs pyarrow; run: pip install pyarrow") from error
+    require_pyarrow(path)
+    import pyarrow
+
     kind = "Parquet" if path.suffix == ".parquet" else "Arrow"
     if len(list(path.parent.glob(f"*{path.suffix}"))) > 1:
         raise BadInput(f"{path.parent}: an episode in several {kind} files; write it as one")
     with safe_read(path, kind):
         space = _observation_space(path.parent.parent / "metadata.json")
-        batches = _parquet_batches(path) if kind == "Parquet" else _arrow_batches(path)
+        batches = read_parquet(path).to_batches() if kind == "Parquet" else _arrow_batches(path)
         for batch in batches:
             batch.validate(full=True)
         table = pyarrow.Table.from_batches(batches).combine_chunks()
@@ -177,13 +177,6 @@ def _arrow_batches(path: Path) -> list:
         return [reader.get_batch(index) for index in range(reader.num_record_batches)]
 
 
-def _parquet_batches(path: Path) -> list:
-    import pyarrow.parquet
-
-    with pyarrow.OSFile(str(path)) as file:
-        return pyarrow.parquet.ParquetFile(file).read(use_threads=False).to_batches()
-
-
 def _step_columns(columns: dict) -> dict[str, np.ndarray]:
     """The columns without the observations, with a row for each step.
 
@@ -196,9 +189,9 @@ def _step_columns(columns: dict) -> dict[str, np.ndarray]:
         if pyarrow.types.is_struct(column.type):
             rows = slice(1, None) if name == "infos" else slice(None, -1)
             fields = {field.name: column.field(index) for index, field in enumerate(column.type)}
-            found |= {key: _arrow_array(field)[rows] for key, field in fields.items() if key not in STEPS.values()}
+            found |= {key: column_array(field)[rows] for key, field in fields.items() if key not in STEPS.values()}
         else:
-            found[name] = _arrow_array(column)[:-1]
+            found[name] = column_array(column)[:-1]
     return found
 
 
@@ -211,7 +204,7 @@ def _observation_space(path: Path) -> dict:
 
 def _arrow_observations(column, space: dict) -> dict[str, np.ndarray]:
     if space["type"] == "Box":
-        array = _arrow_array(column)
+        array = column_array(column)
         return {"image": array if array.dtype == object else array.reshape(len(array), *space["shape"])}
     found: dict[str, np.ndarray] = {}
     for name, subspace in space["subspaces"].items():
@@ -220,15 +213,6 @@ def _arrow_observations(column, space: dict) -> dict[str, np.ndarray]:
         elif subspace["type"] == "Dict":
             found |= _arrow_observations(column.field(name), subspace)
     return found
-
-
-def _arrow_array(column) -> np.ndarray:
-    """A column as an array. Lists of fixed size become rows, JPEG bytes an array of objects."""
-    import pyarrow
-
-    if pyarrow.types.is_fixed_size_list(column.type):
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    return column.to_numpy(zero_copy_only=False)
 
 
 def _to_rows(observations: dict, steps: dict, kept: dict, image_key: str, where: object) -> dict[str, np.ndarray]:

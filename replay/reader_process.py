@@ -60,7 +60,9 @@ def _request(format: Format, path: Path, raw: bool, mapping: DataMapping, number
     if _reader is None or _reader.owner != os.getpid():
         _reader = _Reader()
     try:
-        _reader.connection.send((format.name, format.module, sys.path, path, raw, mapping, number, SECONDS))
+        _reader.connection.send(
+            (format.name, format.module, sys.path, path, raw, mapping, number, format.seconds or SECONDS)
+        )
         status, answer = _reader.connection.recv()
     except (EOFError, OSError) as error:
         stop()

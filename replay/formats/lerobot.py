@@ -13,6 +13,7 @@ import numpy as np
 from replay.episode import validate_episode
 from replay.formats import Format, LabelledLoaders
 from replay.lerobot_meta import (
+    CAMERA_TYPES,
     INFO,
     LABELS,
     EpisodePlace,
@@ -83,13 +84,14 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     names = _names(info, mapping, labels is not None, root)
     with safe_read(path, "LeRobot"):
         places = read_places(path, root, info)
+    states = [name for name in _numbers(info) if name.startswith(STATE) and name not in names.values()]
     loaders: LabelledLoaders = []
     for lost, numbers in _missing_files(places, names["image"]).items():
         loaders.append((f"episode_{numbers[0]}", partial(_raise_missing, lost, numbers)))
         places = [place for place in places if place.number not in numbers]
     for place in places:
         success = None if labels is None or "reward" in mapping.keys else place.number in labels
-        load = partial(_load, place, names, float(info["fps"]), success, raw, mapping, root)
+        load = partial(_load, place, names, states if raw else None, float(info["fps"]), success, root, mapping)
         loaders.append((f"episode_{place.number}", load))
     return loaders + _count_check(path, root, info)
 
@@ -104,15 +106,22 @@ def _names(info: dict, mapping: DataMapping, labelled: bool, root: Path) -> dict
         listed = by_likeness(names["image"], found)
         what = f"{names['image']} has no images" if names["image"] else f"{len(found)} cameras"
         raise BadInput(f"{root}: {what}; choose one with --image_key: {listed}")
-    if names["action"] not in features:
-        raise BadInput(f"{root}: no column {ACTION}; name it with --action_key: {by_likeness(ACTION, features)}")
-    if names["reward"] and names["reward"] not in features:
-        numbers = [name for name, feature in features.items() if feature["dtype"] not in ("video", "image", "string")]
+    numbers = _numbers(info)
+    if names["reward"] == REWARD and REWARD not in numbers:
         raise BadInput(
             f"{root}: no rewards (column {REWARD}); name them with --reward_key ({by_likeness(REWARD, numbers)}), or "
             f"say which episodes succeeded: python dataset.py label {root} --success 0,3,7"
         )
+    for role in ("action", "reward", "done"):
+        if names[role] and names[role] not in numbers:
+            listed = by_likeness(names[role], numbers)
+            raise BadInput(f"{root}: no column {names[role]} with numbers; name one with --{role}_key: {listed}")
     return names
+
+
+def _numbers(info: dict) -> list[str]:
+    """Names of the columns with numbers."""
+    return [name for name, feature in info["features"].items() if feature["dtype"] not in (*CAMERA_TYPES, "string")]
 
 
 def _missing_files(places: list[EpisodePlace], camera: str) -> dict[Path, list[int]]:
@@ -150,22 +159,22 @@ def _raise_count(root: Path, total: int, listed: int) -> dict:
 
 
 def _load(
-    place: EpisodePlace, names: dict[str, str], fps: float, success: bool | None, raw: bool, mapping: DataMapping,
-    root: Path,
+    place: EpisodePlace, names: dict[str, str], states: list[str] | None, fps: float, success: bool | None, root: Path,
+    mapping: DataMapping,
 ) -> dict:  # fmt: skip
-    """An episode in the row convention; ``success`` replaces its rewards."""
-    where = f"{root} episode {place.number}"
+    """An episode in the row convention, with the columns ``states`` too. ``success`` replaces its rewards."""
+    where, image = f"{root} episode {place.number}", names["image"]
+    used = {role: names[role] for role in ("action", "reward", "done") if names[role]}
+    wanted = {*used.values(), *(states or ()), "frame_index", *({image} - place.videos.keys())}
     with safe_read(place.data, "Parquet"):
-        rows = read_parquet(place.data, rows=[("episode_index", "=", place.number)]).sort_by("frame_index")
+        rows = read_parquet(place.data, sorted(wanted), [("episode_index", "=", place.number)]).sort_by("frame_index")
         if len(rows) != place.frames:
             raise ValueError(f"{len(rows)} of the {place.frames} rows of episode {place.number} are in it")
-        frames = None if names["image"] in place.videos else _encoded_images(rows[names["image"]], mapping.image_size)
-        used = {role: names[role] for role in ("action", "reward", "done") if names[role]}
+        frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size)
         columns = {role: as_numbers(column_array(rows[name])) for role, name in used.items()}
-        states = [name for name in rows.column_names if name.startswith(STATE) and name not in names.values()]
-        extras = {name: column_array(rows[name]) for name in states if raw and _is_number(rows[name])}
+        extras = {name: column_array(rows[name]) for name in states or ()}
     if frames is None:
-        video, start = place.videos[names["image"]]
+        video, start = place.videos[image]
         with safe_read(f"{video} episode {place.number}", "video"):
             frames = read_video(video, start, fps, place.frames, mapping.image_size)
     if success is not None:
@@ -173,19 +182,12 @@ def _load(
         columns["reward"][-1] = success
     episode = _to_rows(columns, where) | {"image": frames.images}
     standard = validate_episode(episode, where, mapping.any_actions)
-    return standard | (extras if raw else {"image_shape": np.array(frames.shape)})
+    return standard | ({"image_shape": np.array(frames.shape)} if states is None else extras)
 
 
 def _encoded_images(column, size: int | None) -> Frames:
     """The frames of a column of {bytes, path}."""
     return read_images([row["bytes"] for row in column.to_pylist()], size)
-
-
-def _is_number(column) -> bool:
-    import pyarrow
-
-    kind = getattr(column.type, "value_type", column.type)
-    return pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind)
 
 
 def _to_rows(columns: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
@@ -212,6 +214,7 @@ FORMAT = Format(
     find_below=find_below,
     related=related,
     facts=facts,
-    # A video of a still scene takes a thousandth of its frames' bytes.
-    expansion=100_000,
+    # Videos take any small share of their frames' bytes, and long episodes minutes.
+    expansion=1 << 30,
+    seconds=300,
 )

@@ -67,6 +67,8 @@ def test_bad_flags_of_co_training(
         ("dv2_finetune", "--select first", "with method dv2_finetune"),
         ("multitask_dv2", "--value_constraint off", "with method multitask_dv2"),
         ("online_dv2", "--dataset_cache folder", "with method online_dv2"),
+        ("online_dv2", "--image_key rgb", "with method online_dv2"),
+        ("online_dv2", "--action_range -5,3", "with method online_dv2"),
         ("online_dv2", "--sparse_reward True", "with method online_dv2"),
         ("offline_dv2", "--state_alignment False", "with method offline_dv2"),
         ("offline_dv2", "--eta_end 0.2", "with method offline_dv2"),

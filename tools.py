@@ -49,7 +49,11 @@ class BadInput(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `BadInput` instead of exiting."""
+    """An argument parser that raises `BadInput` instead of exiting. Values such as -5,3 are no options."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d[\d.,eE+-]*$")
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message} (see --help)")

@@ -10,7 +10,7 @@ import torch
 
 from agents.agent import Agent, Batch
 from config import Config, task_names
-from replay import OfflineDataset, OnlineReplay, Prefetcher, SequenceStore
+from replay import DataMapping, OfflineDataset, OnlineReplay, Prefetcher, SequenceStore
 from tools import BadInput
 from training.collector import Collector
 from training.device import generator_state, restore_generator, to_device, to_tensors
@@ -133,6 +133,8 @@ def open_dataset(config: Config) -> OfflineDataset:
         length=config.batch_length,
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
+        mapping=DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key),
+        action_range=config.action_range,
     )
 
 
@@ -222,7 +224,35 @@ def check_dataset(dataset: OfflineDataset, evaluator: Evaluator, config: Config)
             f"--offline_traindir {config.offline_traindir}: its actions have {found} dimensions, those of "
             f"{evaluator.tasks['target'][0]} have {expected}; give that task's dataset"
         )
+    check_action_units(dataset, evaluator, config)
     check_recorded_alike(dataset.directory, recorded_settings(dataset), evaluator.description("target"))
+
+
+def data_properties(store: SequenceStore) -> dict[str, Any] | None:
+    """What the agent's user must know of the dataset: the units of its actions and the shape of its images."""
+    if not isinstance(store, OfflineDataset):
+        return None
+    return {"action_map": store.action_map, "image_shape": store.image_shape}
+
+
+def check_action_units(dataset: OfflineDataset, evaluator: Evaluator, config: Config) -> None:
+    """Raises BadInput if -1 and 1 are other actions in the dataset than in the target's simulator."""
+    if dataset.action_map is None:
+        return
+    low, high = evaluator.simulator("target").get_wrapper_attr("action_bounds")
+    margin = 1e-3 * (high - low)
+    if all(
+        (np.abs(np.array(dataset.action_map[side]) - bound) <= margin).all()
+        for side, bound in (("low", low), ("high", high))
+    ):
+        return
+    pairs = np.stack([low, high], 1)
+    own = ",".join(f"{number:g}" for number in (pairs[0] if (pairs == pairs[0]).all() else pairs.ravel()))
+    given = f"--action_range {config.action_range}" if config.action_range else "dataset.json's action_map"
+    raise BadInput(
+        f"--offline_traindir {config.offline_traindir}: {given} is not the range of {evaluator.tasks['target'][0]}'s "
+        f"own actions, so that its simulator would act differently: give --action_range {own}, or another target"
+    )
 
 
 def recorded_settings(dataset: OfflineDataset) -> dict[str, Any]:

@@ -255,7 +255,11 @@ USED_IF: tuple[tuple[str, Callable[[Method, Config], object], str], ...] = (
     ("sparse_reward source_observation", lambda method, config: method.uses_sources, ""),
     ("pretrain_steps warmup_steps source_iterations", lambda method, config: method.uses_sources, ""),
     ("select", lambda method, config: method.online == "sources", ""),
-    ("offline_traindir dataset_format dataset_cache holdout", lambda method, config: method.dataset, ""),
+    (
+        "offline_traindir dataset_format dataset_cache image_key action_key reward_key done_key action_range holdout",
+        lambda method, config: method.dataset,
+        "",
+    ),
     (
         "eval_episodes eval_envs background video_size",
         lambda method, config: evaluates_in_simulator(method, config),

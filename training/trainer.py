@@ -11,7 +11,7 @@ from config import Config, to_yaml
 from tools import StopRequest, multiples_crossed, progress_bar
 from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
 from training.device import restore_torch_rng, torch_rng_state
-from training.domains import Domain, OnlineDomain
+from training.domains import Domain, OnlineDomain, data_properties
 from training.evaluator import Evaluator
 from training.logger import OFFLINE_PREFIX, Logger, curve_name
 from training.methods import OFFLINE, SELECTED, Method, Phase, PhaseKind
@@ -238,7 +238,12 @@ class Trainer:
         save_checkpoint(self.logdir / name, {**self._about(), "agents": weights})
 
     def _about(self) -> dict[str, Any]:
-        return {"config": dict(vars(self.config)), "progress": asdict(self.progress), **model_state(self.agents)}
+        return {
+            "config": dict(vars(self.config)),
+            "progress": asdict(self.progress),
+            **model_state(self.agents),
+            "data": self.target and data_properties(self.target.store),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -50,6 +50,11 @@ class PixelEnv(gymnasium.Env):
             spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)
         self.observation_space = Dict(spaces)
 
+    @property
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The simulator's own actions that -1 and 1 stand for, each (A,)."""
+        return self._action_low, self._action_high
+
     @abstractmethod
     def _reset_simulator(self, seed: int) -> None:
         """Start an episode of the simulator that depends on ``seed`` alone."""

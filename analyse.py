@@ -29,6 +29,7 @@ from analysis.frames import frames_picture
 from analysis.values import short_episode_notes, values_table, write_values
 from training.checkpoint import CHECKPOINT
 from training.device import pick_device
+from training.values import UNSEEN
 
 
 def command() -> argparse.ArgumentParser:
@@ -36,9 +37,8 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument("--logdir", required=True, nargs="+", type=Path, help="run directories with a checkpoint")
     parser.add_argument("--episodes", type=int, default=10, help="evaluation episodes of each run (default: 10)")
     parser.add_argument("--out", type=Path, help="folder for tables and pictures (default: RUN/analysis of the first)")
-    parser.add_argument(
-        "--unseen", type=float, default=0.1, help="largest share of a return after the time limit (default: 0.1)"
-    )
+    unseen_help = f"largest share of a return after the time limit (default: {UNSEEN})"
+    parser.add_argument("--unseen", type=float, default=UNSEEN, help=unseen_help)
     parser.add_argument("--images", type=int, default=500, help="images of the dataset to embed (default: 500)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     return parser

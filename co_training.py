@@ -27,7 +27,16 @@ from config import Config
 from training import online
 from training.checkpoint import BEFORE_ALIGNMENT
 from training.domains import OnlineDomain, domain_tasks
-from training.methods import SELECTED, Method, Phase, PhaseKind, find_method, unused_settings, unused_suite_settings
+from training.methods import (
+    SELECTED,
+    Method,
+    Phase,
+    PhaseKind,
+    evaluates_in_simulator,
+    find_method,
+    unused_settings,
+    unused_suite_settings,
+)
 from training.pretraining import (
     PRETRAINED,
     AlreadyPretrained,
@@ -35,7 +44,9 @@ from training.pretraining import (
     is_pretrained,
     source_phases,
 )
-from training.runs import open_trainer, run_to_completion, summary
+from training.runs import open_trainer, run_to_completion
+from training.summary import summary
+from training.target_notes import target_notes
 from training.trainer import Trainer
 
 
@@ -172,7 +183,11 @@ def check_given(config: Config, method: Method, given: list[str]) -> None:
 
     A source task without effect gives a note only, so that one command can be repeated with several methods.
     """
-    needed = [("source_task", method.uses_sources), ("target_task", True), ("offline_traindir", method.dataset)]
+    needed = [
+        ("source_task", method.uses_sources),
+        ("target_task", not method.dataset),
+        ("offline_traindir", method.dataset),
+    ]
     for key in (key for key, is_needed in needed if is_needed):
         if not getattr(config, key):
             raise BadInput(f"--{key} is missing (see --help)")
@@ -184,6 +199,8 @@ def check_given(config: Config, method: Method, given: list[str]) -> None:
         none = f"with method {config.method}, which does not train its sources alone"
         unused |= dict.fromkeys(("source_from", "pretrain_only"), none)
     settings.refuse_without_effect(given, OF_COLLECT | unused)
+    if "holdout" in given and config.holdout == 0 and not evaluates_in_simulator(method, config):
+        raise BadInput("--holdout 0: without a simulator of the target, held-out episodes are needed; give 0.1")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -199,8 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
         pretrain(config, method, schedule)
         return
     with open_trainer(config, method, schedule) as trainer:
-        if warning := settings.block_warning(config.configs, config.target_task):
-            print(warning, file=sys.stderr)
+        for note in target_notes(config, method):
+            print(note, file=sys.stderr)
         run_to_completion(trainer, LOOPS)
         print(summary(trainer))
 

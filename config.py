@@ -7,7 +7,6 @@ import argparse
 import hashlib
 import io
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from replay import FORMATS
-from tools import BadInput, Parser, nearest
-from wrappers import SUITES, parse_task
+from tools import BadInput, Parser, nearest, short_name
+from wrappers import SUITES, parse_task, simulated_task
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 
@@ -47,6 +46,7 @@ FRACTIONS = (
     "eta_start",
     "eta_end",
     "actor_grad_mix",
+    "holdout",
 )
 
 LENGTHS = (  # settings that decide the phases of a run; `episodes` is collect.py's
@@ -60,7 +60,8 @@ RESUMABLE_CHANGES = {  # settings that may differ when a run is resumed; trainin
 }
 
 IN_A_RUNS_NAME = {"method", "select", "source_task", "target_task", "seed"}
-LONGEST_NAME = 150  # characters of a run directory's name before the seed
+NAMELESS = "dataset"  # the target's name if --target_task is not given
+HOLDOUT = 0.1  # of a target without a simulator, if `holdout` is 0
 
 
 class Config:
@@ -257,16 +258,26 @@ def to_yaml(config: Config) -> str:
 
 
 def task_names(config: Config, key: str) -> list[str]:
-    """The full names of the tasks under ``key``, which commas separate. Raises BadInput with the flag's name."""
-    given = [task.strip() for task in getattr(config, key).split(",")]
+    """The full names of the tasks under ``key``, which commas separate. Raises BadInput with the flag's name.
+
+    The target may have no simulator: then it has any free name (see `wrappers.simulated_task`), or none.
+    """
+    text = getattr(config, key) or (NAMELESS if key == "target_task" else "")
+    given = [task.strip() for task in text.split(",")]
     if not all(given):
         raise BadInput(f"--{key} {getattr(config, key)!r}: task {given.index('') + 1} is empty; remove its comma")
     if key == "target_task" and len(given) > 1:
         raise BadInput(f"--target_task {config.target_task}: the target is one task; give one")
+    parse = simulated_task if key == "target_task" else parse_task
     try:
-        return [str(parse_task(task)) for task in given]
+        return [str(parse(task) or task) for task in given]
     except BadInput as error:
         raise BadInput(f"--{key}: {error}") from None
+
+
+def has_target_simulator(config: Config) -> bool:
+    """Whether the target has a simulator. Raises BadInput if its name is neither a task's nor a free one."""
+    return simulated_task(task_names(config, "target_task")[0]) is not None
 
 
 def resolve(config: Config, method: Any, schedule: Callable[[Config], Sequence[Any]]) -> tuple[Config, list[Any]]:
@@ -278,14 +289,17 @@ def resolve(config: Config, method: Any, schedule: Callable[[Config], Sequence[A
         schedule: makes the run's `training.methods.Phase` list from settings.
 
     Returns:
-        the settings, with ``logdir``, ``eta_steps``, ``source_task`` and ``source_observation`` as the run uses them,
-        and the phases.
+        the settings, with ``logdir``, ``eta_steps``, ``source_task``, ``source_observation``, and without a target
+        simulator ``target_task`` and ``holdout``, as the run uses them, and the phases.
 
     Raises:
         BadInput: settings that do not fit together.
     """
     if not method.uses_sources:
         config = config.replace(source_task="", source_observation="image")
+    if method.dataset and not has_target_simulator(config):
+        target = task_names(config, "target_task")[0]
+        config = config.replace(target_task=target, holdout=config.holdout or HOLDOUT)
     if "," not in config.source_task:
         config = config.replace(select="nearest")  # one source leaves nothing to select
     config = config.replace(logdir=config.logdir or str(default_logdir(config, method)))
@@ -312,7 +326,7 @@ def default_logdir(config: Config, method: Any) -> Path:
     if not (method.dataset and config.offline_traindir):
         return run_directory(config, *parts, target)
     data = Path(config.offline_traindir).expanduser().resolve()
-    own = [] if data.name == parse_task(target).name else [f"data={data.name}"]
+    own = [] if data.name == short_name(getattr(simulated_task(target), "name", target)) else [f"data={data.name}"]
     digest = hashlib.blake2b(str(data).encode(), digest_size=4).hexdigest()
     more = [[f"data={data.parent.name}+{data.name}"], [f"data={data.name}-{digest}"]]  # for equal names of folders
     places = [run_directory(config, *parts, target, settings=settings) for settings in (own, *more)]
@@ -345,28 +359,6 @@ def run_directory(config: Config, *parts: str, settings: Sequence[str] = ()) -> 
     return Path("runs") / f"{short_name('-'.join([*parts, *config.configs, *changed]))}-seed{config.seed}"
 
 
-def short_name(text: str) -> str:
-    """A file name for ``text``; a long one is cut and gets a hash."""
-    name = re.sub(r"[^\w.+=-]", "_", text)
-    if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return name
-
-
-def block_warning(names: list[str], target_task: str) -> str | None:
-    """A warning if the last suite's block of ``names``, blocks but `defaults`, does not fit the target, else None."""
-    blocks, suite = read_blocks(), parse_task(target_task).suite
-    suites = [name for name in names if name in SUITES and name in blocks]
-    last = [name for name in names if name in suites or name == "release"][-1:]
-    if suite not in blocks or last in ([suite], ["release"]):
-        return None
-    right = [name for name in names if name == suite or name not in suites]
-    if suite not in right and "release" not in right:
-        right.insert(0, suite)
-    found = f"block {last[0]} is for other targets" if last else f"--configs has no block for {suite} targets"
-    return f"warning: {target_task}: {found}: give --configs {' '.join(['defaults', *right])}"
-
-
 def check_against_each_other(config: Config, method: Any) -> None:
     """Raises BadInput on settings that are valid alone but not together."""
     cores = os.cpu_count() or 1
@@ -379,6 +371,8 @@ def check_against_each_other(config: Config, method: Any) -> None:
             f"--source_observation state: method {config.method} shares weights between source and target, which "
             f"need the same observations; give image"
         )
+    if config.holdout == 1:
+        raise BadInput("holdout 1 leaves no episode to learn from; give a share under 1, like 0.1")
     if config.grad_accum > config.batch_size:
         raise BadInput(f"grad_accum {config.grad_accum} is more parts than a batch of {config.batch_size} has")
     state_aligned = config.source_observation == "state" and config.state_alignment
@@ -393,7 +387,8 @@ def check_against_each_other(config: Config, method: Any) -> None:
             f"prefill {config.prefill} is shorter than an episode (time_limit {config.time_limit}) of each of "
             f"{envs} simulators; raise it"
         )
-    if config.time_limit + 1 < config.batch_length:
+    simulators = method.online or has_target_simulator(config)
+    if simulators and config.time_limit + 1 < config.batch_length:
         raise BadInput(
             f"batch_length {config.batch_length} is longer than an episode of {config.time_limit} steps; lower it"
         )

@@ -1,27 +1,42 @@
-"""Inspect, check and convert offline datasets.
+"""Inspect, check, convert, label and describe offline datasets.
 
-python dataset.py info DIR                 statistics, a histogram of returns, a contact sheet of frames
-python dataset.py check DIR                names every bad file; exit status 1 if there is any
-python dataset.py convert IN OUT --to npz  the same episodes in another format, images lossless
+python dataset.py info DIR                      statistics, a histogram of returns, a contact sheet of frames
+python dataset.py check DIR                     names every bad file; exit status 1 if there is any
+python dataset.py convert IN OUT --to npz       the same episodes in another format, images lossless
+python dataset.py label DIR --success 0,3,7-9   LeRobot: reward 1 at the last step of these episodes, else 0
+python dataset.py describe DIR --preset vd4rl   writes dataset.json: how a well-known dataset was recorded
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from replay import FORMATS
+from replay import FORMATS, DataMapping
 from replay.cache import may_write
 from replay.check import describe, find_problems
 from replay.convert import convert
-from replay.data_files import find_data_files
-from replay.summary import Summary, summarize
+from replay.data_files import DataFile, find_data_files
+from replay.lerobot_meta import LABELS, parse_numbers, write_labels
+from replay.mapping import OPTIONS, ROLES, parse_range
+from replay.presets import PRESETS, preset_description, write_description
+from replay.summary import SHEET_SIZE, Summary, summarize
+from wrappers import parse_task
+
+HELP = {
+    "image": "images; LeRobot: which camera",
+    "action": "actions",
+    "reward": "rewards",
+    "done": "true where the task terminated",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of the three commands and return the exit status."""
+    """Run one of the commands and return the exit status."""
     args = parser().parse_args(arguments)
     return args.run(args)
 
@@ -29,37 +44,62 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> Parser:
     """The command line. It offers all formats that are registered when it is called."""
     parser = Parser(prog="dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="info|check|convert")
-    info = commands.add_parser("info", help="statistics, a histogram of returns and a contact sheet")
-    info.add_argument("directory", type=Path, metavar="DIR")
+    commands = parser.add_subparsers(required=True, metavar="info|check|convert|label|describe")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, place: str = "DIR"
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text)
+        command.add_argument("directory", type=Path, metavar=place)
+        command.set_defaults(run=run)
+        return command
+
+    info = add("info", run_info, "statistics, a histogram of returns and a contact sheet")
     info.add_argument("--out", type=Path, help="folder for the pictures; DIR, or the current one if DIR is read-only")
-    info.set_defaults(run=run_info)
-    check = commands.add_parser("check", help="name every bad file")
-    check.add_argument("directory", type=Path, metavar="DIR")
-    check.set_defaults(run=run_check)
-    change = commands.add_parser("convert", help="write the same episodes in another format")
-    change.add_argument("directory", type=Path, metavar="IN")
+    check = add("check", run_check, "name every bad file")
+    change = add("convert", run_convert, "write the same episodes in another format", "IN")
     change.add_argument("out", type=Path, metavar="OUT")
     writable = [name for name, format in FORMATS.items() if format.write is not None]
     change.add_argument("--to", choices=writable, required=True)
-    change.set_defaults(run=run_convert)
     for command in (info, check, change):
         command.add_argument("--dataset_format", choices=("auto", *FORMATS), default="auto")
+        for role, option in zip(ROLES, OPTIONS, strict=True):
+            command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
+        ranges = "range of the actions, rescaled to [-1, 1]"
+        command.add_argument("--action_range", default="", metavar="data|LOW,HIGH", help=ranges)
+    label = add("label", run_label, "LeRobot: rewards from a list of successful episodes")
+    label.add_argument("--success", required=True, metavar="0,3,7-9", help="their numbers; '' if none succeeded")
+    describe = add("describe", run_describe, "write dataset.json")
+    describe.add_argument("--preset", required=True, choices=tuple(PRESETS))
+    describe.add_argument("--task", default="", help="the dataset's task, such as walker_walk")
     return parser
 
 
+def data_files(args: argparse.Namespace, size: int | None = None) -> list[DataFile]:
+    """The files of the dataset; frames of videos are resized to ``size``."""
+    mapping = DataMapping(
+        args.image_key, args.action_key, args.reward_key, args.done_key, bool(args.action_range), size
+    )
+    parse_range(args.action_range)
+    return find_data_files(args.directory, args.dataset_format, mapping)
+
+
 def run_info(args: argparse.Namespace) -> int:
-    """Print the summary of a dataset and draw its two pictures."""
-    files = find_data_files(args.directory, args.dataset_format)
+    """Print the summary of a dataset and draw its two pictures. Actions outside [-1, 1] are shown too."""
+    files = [file.with_any_actions() for file in data_files(args, SHEET_SIZE)]
     description = describe(args.directory, files)
-    summary, problems = summarize(files)
+    summary, problems = summarize(files, args.action_range)
+    if not summary.returns:
+        more = f" (and {len(problems) - 1} more, see dataset.py check)" if len(problems) > 1 else ""
+        raise BadInput(f"{args.directory}: no usable episode: {problems[0]}{more}")
     for problem in problems:
         print(f"warning: left out: {problem}", file=sys.stderr)
-    if not summary.returns:
-        raise BadInput(f"{args.directory}: no usable episode; see: python dataset.py check {args.directory}")
     print(f"dataset       {args.directory}")
     print(f"format        {files[0].format.name}, {len(files)} file(s)")
-    print("\n".join(summary.lines(description)))
+    facts = [f"{name:<14}{text}" for name, text in files[0].format.facts(args.directory).items()]
+    print("\n".join([*facts, *summary.lines(description)]))
+    for warning in summary.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
     draw(summary, args)
     return 0
 
@@ -80,8 +120,8 @@ def draw(summary: Summary, args: argparse.Namespace) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Read every episode of a dataset and print the reason for each one that cannot be used."""
-    files = find_data_files(args.directory, args.dataset_format)
-    good, problems = find_problems(args.directory, files)
+    files = data_files(args, SHEET_SIZE)
+    good, problems = find_problems(args.directory, files, args.action_range)
     for problem in problems:
         print(f"bad: {problem}")
     print(f"{args.directory}: {len(files)} file(s), {good} good episode(s), {len(problems)} problem(s)")
@@ -90,13 +130,29 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> int:
     """Write a dataset in another format."""
-    files = find_data_files(args.directory, args.dataset_format)
+    files = data_files(args)
     if args.out.resolve().is_relative_to(args.directory.resolve()):
         raise BadInput(f"{args.out}: lies within the dataset to convert; give a folder outside {args.directory}")
-    count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True))
+    count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True), args.action_range)
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if usage := FORMATS[args.to].usage:
         print(usage.format(folder=args.out.parent, name=args.out.name))
+    return 0
+
+
+def run_label(args: argparse.Namespace) -> int:
+    """Write which episodes of a LeRobot dataset succeeded."""
+    count = write_labels(args.directory, parse_numbers(args.success))
+    print(f"{args.directory / LABELS}: {count} successful episode(s); all rewards now come from this file")
+    return 0
+
+
+def run_describe(args: argparse.Namespace) -> int:
+    """Write how a well-known dataset was recorded."""
+    task = parse_task(args.task) if args.task else None
+    files = find_data_files(args.directory)
+    description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
+    print(f"{write_description(args.directory, description)}: {json.dumps(description)}")
     return 0
 
 

@@ -4,12 +4,12 @@ python evaluate.py --logdir RUN --episodes 10
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input, progress_bar  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input, progress_bar, short_name  # isort: skip
 
 import argparse
 from pathlib import Path
 
-from training.checkpoint import agent_role, agent_task, check_fits, load_agent
+from training.checkpoint import agent_role, check_fits, load_agent, simulated_agent_task
 from training.device import pick_device
 from training.evaluator import EVALUATION_SEED, evaluate
 from training.policies import agent_policy
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = command().parse_args(arguments)
     check(args)
     agent, config = load_agent(args.logdir, args.agent, pick_device(args.device))
-    task = parse_task(args.task or agent_task(config, args.agent))
-    video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{task}.gif"
+    task = parse_task(args.task or simulated_agent_task(args.logdir, config, args.agent))
+    video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{short_name(str(task))}.gif"
     check_video_path(video)
     envs = evaluation_envs(config, str(task), agent_role(config, args.agent), args.episodes)
     try:

@@ -32,6 +32,13 @@ def command() -> argparse.ArgumentParser:
         help="return with the normalised score 1; may be repeated (default: the suite's known maximum)",
     )  # fmt: skip
     parser.add_argument(
+        "--last",
+        type=int,
+        default=1,
+        metavar="N",
+        help="a run's score is the mean of its last N evaluations (default: 1)",
+    )
+    parser.add_argument(
         "--x", choices=AXES,
         help="horizontal axis of the curves (default: step, or target_updates if the curves of a target share no step)",
     )  # fmt: skip
@@ -47,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = command().parse_args(arguments)
     text = write_report(
         args.runs, args.out, unfinished=args.unfinished, by=args.by, max_score=args.max_score, x=args.x,
-        heatmap=args.heatmap,
+        heatmap=args.heatmap, last=args.last,
     )  # fmt: skip
     print(text)
 

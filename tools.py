@@ -1,4 +1,4 @@
-"""Helpers that every part uses: errors, files written whole, locks, the stop signal, the progress bar.
+"""Helpers that every part uses: errors, files written whole, locks, image sizes, the stop signal, the progress bar.
 
 This module imports neither torch nor anything of this project.
 """
@@ -8,6 +8,7 @@ import contextlib
 import csv
 import difflib
 import errno
+import hashlib
 import io
 import os
 import re
@@ -30,10 +31,13 @@ def _quiet_interrupt(kind: type[BaseException], value: BaseException, trace: Tra
 
 sys.excepthook = _quiet_interrupt  # before all slow imports, so that Ctrl-C during them prints one line too
 
+import numpy as np  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
+from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 LOCKED = "another process is writing"  # begins the message of a folder that is in use
+LONGEST_NAME = 150  # characters of a folder's name, before a run's seed
 DIVERGED = "training has diverged; lower --model_lr, --actor_lr or --value_lr and start a new run"
 
 
@@ -45,7 +49,11 @@ class BadInput(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises `BadInput` instead of exiting."""
+    """An argument parser that raises `BadInput` instead of exiting. Values such as -5,3 are no options."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d[\d.,eE+-]*$")
 
     def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message} (see --help)")
@@ -81,6 +89,14 @@ def exit_on_bad_input(main: Callable[[], object]) -> None:
 
 
 # Files
+
+
+def short_name(text: str) -> str:
+    """A file name for ``text``; a long one is cut and gets a hash."""
+    name = re.sub(r"[^\w.+=-]", "_", text)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return name
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -200,6 +216,17 @@ def directory_when_complete(out: Path) -> Iterator[Path]:
             raise BadInput(f"{out}: cannot be written: {reason}; free space or choose another place") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+# Images
+
+
+def resize_images(image: np.ndarray, size: int) -> np.ndarray:
+    """Images (N, H, W, 3) uint8 as (N, size, size, 3) uint8. Shrinking averages over areas."""
+    if image.shape[1:3] == (size, size):
+        return image
+    frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in image]
+    return np.stack([np.asarray(frame) for frame in frames])
 
 
 # Stopping and progress

@@ -8,6 +8,7 @@ from analysis.interquartile import InterquartileMean
 from analysis.rows import ABLATIONS, RANDOM, SETUPS, label_order
 from analysis.runs import RunResult, task_order
 from analysis.separation import LENGTHS
+from training.logger import OFFLINE_COLUMNS, OFFLINE_PREFIX
 
 
 def run_order(run: RunResult) -> tuple:
@@ -23,9 +24,12 @@ def run_names(run: RunResult) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_rows(runs: list[RunResult], results: Results) -> list[dict[str, Any]]:
-    """The lines of cells.csv, one for each run, including runs without a score and runs that are not in the tables."""
-    rows, in_tables = [], set(results.runs)
+def run_rows(runs: list[RunResult], results: Results, in_tables: set[RunResult]) -> list[dict[str, Any]]:
+    """The lines of cells.csv, one for each run, including runs without a score and runs that are not in the tables.
+
+    If a run has offline figures, all lines have their columns.
+    """
+    rows, offline = [], offline_names(runs)
     for run in sorted(runs, key=run_order):
         final = run.final if run.scores else None
         columns = ("mean", "std", "success", "episodes", "round", "step", "target_updates")
@@ -33,22 +37,31 @@ def run_rows(runs: list[RunResult], results: Results) -> list[dict[str, Any]]:
             **run_names(run), "finished": run.finished, "in_tables": run in in_tables,
             **{key: getattr(final, key, None) for key in columns},
             "random": getattr(run.random, "mean", None),
-            "normalised": results.normalised(run) if run in in_tables else None,
+            "normalised": results.normalised(run) if run in results.runs else None,
+            **{f"{OFFLINE_PREFIX}{key}": final and final.offline.get(key) for key in offline},
             **{key: run.settings[key] for key in (*ABLATIONS, *SETUPS, *LENGTHS, "offline_traindir")},
             "folder": str(run.folder),
         })  # fmt: skip
     return rows
 
 
-def curve_rows(runs: list[RunResult], results: Results) -> list[dict[str, Any]]:
+def curve_rows(runs: list[RunResult], in_tables: set[RunResult]) -> list[dict[str, Any]]:
     """The lines of curves.csv, one for each evaluation of the agent of each run, also of runs not in the tables."""
-    columns = ("round", "step", "target_updates", "mean", "std", "success")
-    in_tables = set(results.runs)
-    return [
-        {**run_names(run), **{key: getattr(score, key) for key in columns}, "in_tables": run in in_tables}
-        for run in sorted(runs, key=run_order)
-        for score in run.scores
-    ]
+    columns, offline = ("round", "step", "target_updates", "mean", "std", "success"), offline_names(runs)
+    rows = []
+    for run in sorted(runs, key=run_order):
+        for score in run.scores:
+            figures = {f"{OFFLINE_PREFIX}{key}": score.offline.get(key) for key in offline}
+            values = {key: getattr(score, key) for key in columns}
+            rows.append({**run_names(run), **values, "in_tables": run in in_tables, **figures})
+    return rows
+
+
+def offline_names(runs: list[RunResult]) -> list[str]:
+    """The offline figures that any evaluation of the runs has, in the order of scores.csv."""
+    found = {name for run in runs for score in run.scores for name in score.offline}
+    names = [column.removeprefix(OFFLINE_PREFIX) for column in OFFLINE_COLUMNS]
+    return [name for name in names if name in found]
 
 
 def table_rows(

@@ -139,6 +139,6 @@ def draw_all_curves(results: Results, x: str | None, folder: Path) -> list[str]:
     """A picture of curves for each target. Returns the names of the files."""
     names = []
     for target in results.targets:
-        names.append(f"curves-{re.sub(r'[^a-z0-9_-]+', '-', str(target))}.png")
+        names.append(f"curves-{re.sub(r'[^A-Za-z0-9_-]+', '-', str(target))}.png")
         draw_curves(results, target, x, folder / names[-1])
     return names

@@ -1,6 +1,5 @@
 """Evaluation episodes of a run's target agent, with the rewards and the critic's value estimates of every step."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,52 +7,17 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from scipy.signal import lfilter
 
 from agents.agent import Agent
 from config import Config
 from tools import BadInput, progress_bar
-from training.checkpoint import load_agent
+from training.checkpoint import load_agent, simulated_agent_task
 from training.evaluator import EVALUATION_SEED, evaluate
 from training.policies import Observation, Policy, agent_policy
+from training.values import ValuedEpisode
 from wrappers import parse_task
 from wrappers.shared.simulators import make_simulator
 from wrappers.shared.vector import SyncEnv
-
-
-@dataclass
-class ValuedEpisode:
-    """An evaluation episode of T agent steps.
-
-    Attributes:
-        estimates: the critic's v(s_t) for t = 0 .. T - 1, (T,). The last state has no action and no estimate.
-        rewards: (T + 1,); r_t is the reward on arrival in s_t, and r_0 is 0.
-        terminated: whether the task ended the episode, and not the time limit.
-    """
-
-    estimates: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
-
-    def true_returns(self, gamma: float) -> np.ndarray:
-        """G_t = sum over k = 0 .. T - t of gamma^k r_{t+k}, (T,)."""
-        return lfilter([1.0], [1.0, -gamma], self.rewards[::-1])[::-1][:-1]
-
-    def unseen(self, gamma: float) -> np.ndarray:
-        """The share of a discounted sum of constant rewards, from t on, that comes after the last step, (T,)."""
-        steps = len(self.estimates)
-        return np.zeros(steps) if self.terminated else gamma ** (steps + 1.0 - np.arange(steps))
-
-    def continued_returns(self, gamma: float) -> np.ndarray:
-        """G_t if the mean reward of the episode's last tenth (one step or more) continued without end, (T,)."""
-        if self.terminated or gamma == 1:  # without a discount, an infinite sum has no value
-            return self.true_returns(gamma)
-        last = self.rewards[-math.ceil(len(self.estimates) / 10) :].mean()
-        return self.true_returns(gamma) + self.unseen(gamma) * last / (1 - gamma)
-
-    def compared(self, gamma: float, limit: float) -> np.ndarray:
-        """The steps at which at most the share ``limit`` is unseen, and always the first step, (T,) bool."""
-        return self.unseen(gamma) <= max(limit, self.unseen(gamma)[0])
 
 
 class EpisodeRecorder(gymnasium.Wrapper):
@@ -113,7 +77,8 @@ class EvaluatedRun:
 def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) -> EvaluatedRun:
     """Evaluate the target agent of a run, on episodes that start as those of the run's own evaluations."""
     agent, config = load_agent(logdir, "target", device)
-    env, estimates = EpisodeRecorder(make_simulator(config, config.target_task, "target")), []
+    task = simulated_agent_task(logdir, config, "target")
+    env, estimates = EpisodeRecorder(make_simulator(config, task, "target")), []
     policy, seed = valuing_policy(agent, estimates), EVALUATION_SEED + config.seed
     try:
         with progress_bar(episodes * config.time_limit, f"evaluate {label}", leave=False) as bar:

@@ -53,9 +53,12 @@ def suite_table(results: Results, suite: str, columns: list[TaskPair], measure: 
     return markdown(["method", *map(str, columns), "average"], rows)
 
 
-def score_sections(results: Results) -> list[str]:
+def score_sections(results: Results, last: int) -> list[str]:
+    if not results.runs:
+        return []  # all targets are without a simulator
+    score = "last evaluation's mean" if last == 1 else f"mean of the last {last} evaluations"
     lines = [
-        "Mean +- sample standard deviation over seeds of the last evaluation's mean, and the number of seeds. Methods "
+        f"Mean +- sample standard deviation over seeds of the {score}, and the number of seeds. Methods "
         "with no source, or with several, are in every column of their target. Averages are over columns."
     ]
     for suite, columns in results.suites.items():

@@ -22,7 +22,7 @@ def missing_section(results: Results) -> list[str]:
 
     A matrix has only the rows and columns of a suite in which something is missing.
     """
-    most = max(map(len, group_by(results.runs, lambda run: (run.label, pair_of(run), run.sources)).values()))
+    most = max(map(len, group_by(results.runs, lambda run: (run.label, pair_of(run), run.sources)).values()), default=0)
     matrices = [part for suite in results.suites for part in suite_matrices(results, suite, most)]
     if not matrices:
         return []

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis.cells import Results, compute_results
 from analysis.conditions import choose_runs, condition_notes, refuse_duplicates
@@ -14,9 +15,10 @@ from analysis.interquartile import interquartile_means
 from analysis.latex import comparison_tables, score_tables, write_latex
 from analysis.markdown import normalised_section, report_text, score_sections
 from analysis.missing import missing_section
+from analysis.offline import correlation_section, correlations, offline_section
 from analysis.profiles import Profile, draw_profiles, performance_profiles, profile_rows, profiles_section
 from analysis.rows import set_labels
-from analysis.runs import leave_out_short_runs, read_runs, run_folders
+from analysis.runs import RunResult, leave_out_short_runs, read_runs, run_folders
 from analysis.separation import separate_rows
 from tools import BadInput, write_csv, write_text
 
@@ -30,6 +32,7 @@ def write_report(
     max_score: Sequence[str] = (),
     x: str | None = None,
     heatmap: str | None = None,
+    last: int = 1,
 ) -> str:
     """Read all runs under ``folders`` and write tables and pictures to ``out``.
 
@@ -43,43 +46,68 @@ def write_report(
         max_score: texts ``RETURN`` or ``TASK=RETURN``, the return with the normalised score 1.
         x: horizontal axis of the curves, a key of `curves.AXES`; None chooses it.
         heatmap: ``return``, ``improvement`` or None, which chooses.
+        last: the score of a run is the mean of so many of its last evaluations.
 
-    Returns:
-        the report as text, with the names of the files at the end.
-
-    Raises:
-        BadInput: there is no run, two runs have the same cell and seed, ``by`` or ``max_score`` is wrong, or ``out``
-            cannot be written. Nothing is written before the runs and the arguments have been checked.
+    Returns the report as text, with the names of the files at the end. Raises BadInput if there is no run, two runs
+    have the same cell and seed, an argument is wrong, or ``out`` cannot be written, before anything is written.
     """
     by, max_score = list(by), list(max_score)
-    runs, left_out = read_runs(run_folders(list(folders)))
-    runs, short = leave_out_short_runs(runs, list(folders))
-    left_out += short
-    for line in left_out:
-        print(f"warning: {line}", file=sys.stderr)
+    runs, left_out = find_runs(list(folders))
+    average_evaluations(runs, last)
     set_labels(runs, by)
     chosen, not_finished = choose_runs(runs, unfinished)
     separate_rows(chosen, by)
     refuse_duplicates(chosen)
-    results = compute_results(chosen, max_score)
+    results = compute_results([run for run in chosen if run.target.suite], max_score)
     baseline = choose_baseline(results, heatmap)
     means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)
+    agreement = correlations(chosen)
     where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
     notes = [*left_out, *results.notes(), *condition_notes(chosen, by)]
-    sections = [*score_sections(results), *normalised_section(results, means), *profiles_section(profiles, results)]
+    sections = [
+        *score_sections(results, last),
+        *normalised_section(results, means),
+        *profiles_section(profiles, results),
+    ]
     sections += [*improvement_section(improved), *missing_section(results)]
+    sections += [*offline_section(chosen), *correlation_section(agreement)]
     text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
     make_folder(out)
     pictures = draw_pictures(results, x, baseline, profiles, improved, out)
     write_text(out / "table.md", text + "\n" + "\n".join(f"![{p}]({p})" for p in pictures) + "\n")
-    lines = {"cells": run_rows(runs, results), "curves": curve_rows(runs, results)}
-    lines |= {"table": table_rows(results, means, improved), "profiles": profile_rows(profiles)}
-    lines = {f"{name}.csv": rows for name, rows in lines.items() if rows}
-    for name, rows in lines.items():
-        write_csv(out / name, rows)
+    lines = {"cells": run_rows(runs, results, set(chosen)), "curves": curve_rows(runs, set(chosen))}
+    lines |= {"table": table_rows(results, means, improved), "profiles": profile_rows(profiles), "offline": agreement}
+    written = write_lines(lines, out)
     latex = write_latex(out, len(chosen), [*score_tables(results), *comparison_tables(means, improved)], pictures)
-    files = [out / name for name in ("table.md", *lines, *latex, *pictures)]
+    files = [out / name for name in ("table.md", *written, *latex, *pictures)]
     return f"{text}\nwritten, each picture as PDF too: {' '.join(map(str, files))}"
+
+
+def find_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
+    """The runs below ``folders``, and a line for each that is left out, which is printed as a warning too."""
+    runs, left_out = read_runs(run_folders(folders))
+    runs, short = leave_out_short_runs(runs, folders)
+    for line in [*left_out, *short]:
+        print(f"warning: {line}", file=sys.stderr)
+    return runs, [*left_out, *short]
+
+
+def average_evaluations(runs: list[RunResult], last: int) -> None:
+    """Make each run's score the mean of its ``last`` evaluations. Raises BadInput if a finished run has fewer."""
+    if last < 1:
+        raise BadInput(f"--last {last}: give 1 or more")
+    for run in runs:
+        if run.finished and len(run.scores) < last:
+            raise BadInput(f"--last {last}: {run.folder} has only {len(run.scores)} evaluations of its agent")
+        run.averaged = last
+
+
+def write_lines(lines: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
+    """Write NAME.csv for every name that has lines. Returns the names of the files."""
+    for name, rows in lines.items():
+        if rows:
+            write_csv(out / f"{name}.csv", rows)
+    return [f"{name}.csv" for name, rows in lines.items() if rows]
 
 
 def draw_pictures(

@@ -4,7 +4,8 @@ import csv
 import math
 import os
 import re
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from analysis.run_settings import read_settings
 from tools import BadInput
 from training.logger import read_scores
 from training.methods import METHODS, Method, PhaseKind
-from wrappers import SUITES, Task, parse_task
+from training.summary import offline_figures
+from wrappers import SUITES, Task, parse_task, simulated_task
 
 SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
 PARTS_OF_A_RUN = r"videos|pretrained|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
@@ -21,15 +23,16 @@ UNFINISHED_FOLDER = r"\..+\.partial"  # see `tools.directory_when_complete`
 
 @dataclass(frozen=True)
 class Score:
-    """An evaluation in the target's simulator: a line of scores.csv."""
+    """An evaluation, in the target's simulator, on held-out episodes, or both: a line of scores.csv."""
 
     round: int
     step: int
     target_updates: int
-    mean: float  # return, over episodes
-    std: float
+    mean: float | None  # return, over episodes; None without a simulator
+    std: float | None
     success: float | None  # share of episodes; None if the suite has no success
     episodes: int
+    offline: dict[str, float] = field(default_factory=dict)  # offline figures, by name
 
 
 @dataclass(eq=False)
@@ -40,9 +43,11 @@ class RunResult:
         settings: those of config.yaml; missing ones have today's default values. ``configs``: the blocks they came
             from, without `defaults`, as text.
         sources: its source tasks, sorted; empty if its method has no source.
+        target: without a simulator, it has no suite.
         random: the score of the random policy.
         scores: the scores of the agent, in order.
         label: the table row of the run (see `rows.set_labels`).
+        averaged: how many of the last evaluations its score is the mean of.
     """
 
     folder: Path
@@ -52,6 +57,7 @@ class RunResult:
     random: Score | None
     scores: list[Score]
     label: str = ""
+    averaged: int = 1
 
     @property
     def method(self) -> Method | None:
@@ -69,7 +75,13 @@ class RunResult:
 
     @property
     def final(self) -> Score:
-        return self.scores[-1]
+        """The mean of the last ``averaged`` evaluations, over all their episodes; the counters are the last one's."""
+        last = self.scores[-self.averaged :]
+        means, stds = ([getattr(score, key) for score in last] for key in ("mean", "std"))
+        success = None if last[-1].success is None else statistics.fmean(score.success for score in last)
+        spread = math.sqrt(statistics.fmean(std**2 for std in stds) + statistics.pvariance(means))
+        episodes = sum(score.episodes for score in last)
+        return replace(last[-1], mean=statistics.fmean(means), std=spread, success=success, episodes=episodes)
 
     @property
     def finished(self) -> bool:
@@ -126,12 +138,15 @@ def read_evaluations(folder: Path) -> list[tuple[str, Score]]:
 
 def parse_score(row: dict[str, str]) -> Score:
     """A line of scores.csv as numbers. Raises KeyError, TypeError or ValueError if it is damaged."""
-    counts = {key: int(row[key]) for key in ("round", "step", "target_updates", "episodes")}
-    success = float(row["success"]) if row["success"] else None
-    score = Score(mean=float(row["mean"]), std=float(row["std"]), success=success, **counts)
-    if not math.isfinite(score.mean + score.std + (success or 0.0)):
+    if None in row.values():
+        raise ValueError("a line is cut short")
+    counts = {key: int(row[key]) for key in ("round", "step", "target_updates")}
+    counts["episodes"] = int(row["episodes"]) if row["mean"] else 0
+    names = ("mean", "std", "success")
+    figures, offline = {key: float(row[key]) if row[key] else None for key in names}, offline_figures(row)
+    if not all(math.isfinite(value) for value in (*figures.values(), *offline.values()) if value is not None):
         raise ValueError("a score is not finite")
-    return score
+    return Score(**counts, **figures, offline=offline)
 
 
 def read_run(folder: Path) -> RunResult | None:
@@ -146,14 +161,23 @@ def read_run(folder: Path) -> RunResult | None:
     if method and not method.uses_sources:
         values["source_task"] = ""
     try:
-        target = parse_task(values["target_task"])
+        target = simulated_task(values["target_task"]) or Task("", values["target_task"])
         sources = tuple(sorted(map(parse_task, filter(None, values["source_task"].split(","))), key=task_order))
     except BadInput as error:
         raise BadInput(f"{folder / 'config.yaml'}: {error}") from None
     evaluations = read_evaluations(folder)
+    check_simulator(folder, target, [score for _, score in evaluations])
     random = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE_RANDOM]
     scores = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE]
     return RunResult(folder, values, sources, target, random[0] if random else None, scores)
+
+
+def check_simulator(folder: Path, target: Task, scores: list[Score]) -> None:
+    """Raises BadInput if a target with a simulator has an evaluation without a return, or one without has returns."""
+    if not target.suite and any(score.mean is not None for score in scores):
+        parse_task(str(target))  # raises: its suite is of another program, or was removed
+    if target.suite and any(score.mean is None for score in scores):
+        raise BadInput(f"{folder / 'scores.csv'} is damaged: {target} has a simulator, but a line has no mean")
 
 
 def read_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
@@ -190,6 +214,10 @@ def leave_out_short_runs(runs: list[RunResult], roots: list[Path]) -> tuple[list
     return kept, [f"left out {what}; give a run's own directory to include it"]
 
 
-def task_order(task: Task) -> tuple[int, int]:
-    """Sorts tasks by suite, then by their order in the suite."""
-    return list(SUITES).index(task.suite), SUITES[task.suite].tasks.index(task.name)
+def task_order(task: Task) -> tuple[int, int, str]:
+    """Sorts tasks by suite, then by their order in the suite, then by name; those without a simulator are last."""
+    if not task.suite:
+        return len(SUITES), 0, task.name
+    listed = SUITES[task.suite].tasks
+    place = listed.index(task.name) if task.name in listed else len(listed)
+    return list(SUITES).index(task.suite), place, task.name

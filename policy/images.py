@@ -1,4 +1,4 @@
-"""Pillow's BOX filter, which `replay.episode.resize_images` uses, in torch's operations and with equal results.
+"""Pillow's BOX filter, which `tools.resize_images` uses, in torch's operations and with equal results.
 
 Pillow resizes one direction, rounds to bytes, resizes the other, and rounds again. Its weights are whole numbers, in
 units of 2^-22. Their products and sums are below 2^31, so float64, which is faster than whole numbers, is exact.
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from replay.episode import resize_images
+from tools import resize_images
 
 PRECISION = 22  # bits of a weight behind the point
 

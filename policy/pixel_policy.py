@@ -9,8 +9,7 @@ import torch
 from agents.agent import Agent
 from networks import State, pad_action
 from policy.actions import ActionMap
-from replay.episode import resize_images
-from tools import DIVERGED, BadInput
+from tools import DIVERGED, BadInput, resize_images
 from training.checkpoint import CHECKPOINT, agent_task, build_agent, load_checkpoint
 from training.device import pick_device
 

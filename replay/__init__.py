@@ -5,6 +5,7 @@ Dataset formats are in `replay.formats`, one file each.
 
 from replay.description import read_description
 from replay.formats import FORMATS
+from replay.mapping import DataMapping
 from replay.npz_files import episode_filename, save_episode
 from replay.offline import OfflineDataset
 from replay.online import OnlineReplay
@@ -14,6 +15,7 @@ from replay.store import Batch, SequenceStore
 __all__ = [
     "FORMATS",
     "Batch",
+    "DataMapping",
     "OfflineDataset",
     "OnlineReplay",
     "Prefetcher",

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from replay import reader_process
 from replay.data_files import DataFile
-from replay.episode import KEYS, episode_digest, resize_images
+from replay.episode import KEYS, action_extremes, episode_digest, image_shape
 from replay.npz_files import write_npz
 from replay.stored_episode import ArrayLocation, StoredEpisode, locate_arrays
-from tools import BadInput, delete_temporary_files, progress_bar, write_text
+from tools import BadInput, delete_temporary_files, progress_bar, resize_images, write_text
 
 VERSION = 3
 FOLDER = ".coworld-cache"
@@ -42,6 +42,7 @@ class Entry:
     episodes: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     resized_from: list[int] = field(default_factory=list)
+    image_shape: list[int] = field(default_factory=list)  # height, width, channels; [] in an older index
 
 
 class Cache:
@@ -51,6 +52,7 @@ class Cache:
         folder: where the copies are.
         episodes: the copies, in the order of the data files.
         problems: one line for each file or episode that was left out.
+        image_shape: height, width and channels of the first file's images.
 
     Raises:
         BadInput: no space or permission for the copies.
@@ -58,7 +60,9 @@ class Cache:
 
     def __init__(self, directory: Path, files: list[DataFile], size: int, cache_dir: Path | str | None = None):
         self.size = size
-        self.folder = _cache_folder(directory, cache_dir) / f"{size}px"
+        files = [replace(file, mapping=replace(file.mapping, image_size=size)) for file in files]
+        mapped = "-".join(filter(None, [f"{size}px", files[0].mapping.digest()]))
+        self.folder = _cache_folder(directory, cache_dir) / mapped
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "lock").touch()
@@ -74,21 +78,26 @@ class Cache:
             for file, entry in zip(files, entries, strict=True)
             for episode in entry.episodes
         ]
+        self.image_shape = next((self._shape(entry) for entry in entries if entry.episodes), (size, size, 3))
         sizes = {tuple(entry.resized_from) for entry in entries if entry.resized_from}
         for height, width in sorted(sizes):
             print(f"note: {directory}: images of {height}x{width} are resized to {size}x{size}", file=sys.stderr)
+
+    def _shape(self, entry: Entry) -> tuple[int, int, int]:
+        return tuple(entry.image_shape or [*(entry.resized_from or (self.size, self.size)), 3])
 
     def _stored_episode(self, episode: dict, origin: str) -> StoredEpisode:
         arrays = {
             key: ArrayLocation(offset, dtype, tuple(shape)) for key, (offset, dtype, shape) in episode["arrays"].items()
         }
         path, total, digest = self.folder / episode["file"], episode["total_reward"], episode.get("digest", "")
-        return StoredEpisode(path, episode["rows"], arrays, total, origin, digest)
+        extremes = episode.get("action_low"), episode.get("action_high")
+        return StoredEpisode(path, episode["rows"], arrays, total, origin, digest, extremes)
 
     def _update(self, files: list[DataFile]) -> list[Entry]:
         """Entries of all files, in order. New and changed files are read, copies of deleted ones are deleted."""
         known = self._load_index()
-        stats = {file.name: file.path.stat() for file in files}
+        stats = {file.name: file.state() for file in files}
         fresh = {file.name: known[file.name] for file in files if self._is_fresh(known, file, stats[file.name])}
         for name in known.keys() - fresh.keys():
             self._remove(known[name])
@@ -105,12 +114,11 @@ class Cache:
                     self._save_index(fresh)
         return [fresh[file.name] for file in files]
 
-    def _read_files(self, files: list[DataFile], stats: dict[str, os.stat_result], entries: dict[str, Entry]) -> None:
-        total = sum(stats[file.name].st_size for file in files)
+    def _read_files(self, files: list[DataFile], stats: dict[str, tuple[int, int]], entries: dict[str, Entry]) -> None:
+        total = sum(stats[file.name][0] for file in files)
         with progress_bar(total, "preparing data", unit="B", unit_scale=True, disable=total < SMALL) as bar:
             for file in files:
-                stat = stats[file.name]
-                entry = Entry(file.format.name, stat.st_size, stat.st_mtime_ns)
+                entry = Entry(file.format.name, *stats[file.name])
                 self._read_file(file, entry, bar)
                 entries[file.name] = entry
 
@@ -134,9 +142,9 @@ class Cache:
             done = reached
 
     def _write_copy(self, file: DataFile, number: int, episode: dict, entry: Entry) -> None:
-        shape = episode["image"].shape[1:3]
-        if shape != (self.size, self.size):
-            entry.resized_from = list(shape)
+        entry.image_shape = list(image_shape(episode))
+        if entry.image_shape[:2] != [self.size, self.size]:
+            entry.resized_from = entry.image_shape[:2]
         episode = {key: episode[key] for key in KEYS} | {"image": resize_images(episode["image"], self.size)}
         # The data file's time is in the name, so a run that still reads an old copy never reads a new one.
         name = f"{file.path.stem[:100]}-{_digest(file.name)}-{number}-{entry.mtime:x}.npz"
@@ -145,6 +153,9 @@ class Cache:
         total = float(episode["reward"].sum(dtype="float64"))
         digest = episode_digest(episode)
         entry.episodes.append({"file": name, "rows": rows, "arrays": arrays, "total_reward": total, "digest": digest})
+        if file.mapping.any_actions:
+            low, high = action_extremes(episode)
+            entry.episodes[-1] |= {"action_low": low.tolist(), "action_high": high.tolist()}
 
     def _add_digests(self, entries: list[Entry]) -> int:
         """Add the digests that an index of an earlier version lacks, from the copies; return how many."""
@@ -160,11 +171,11 @@ class Cache:
                 bar.update()
         return len(without)
 
-    def _is_fresh(self, known: dict[str, Entry], file: DataFile, stat: os.stat_result) -> bool:
+    def _is_fresh(self, known: dict[str, Entry], file: DataFile, stat: tuple[int, int]) -> bool:
         entry = known.get(file.name)
         if entry is None or entry.format != file.format.name:
             return False
-        if (entry.size, entry.mtime) != (stat.st_size, stat.st_mtime_ns):
+        if (entry.size, entry.mtime) != stat:
             return False
         return all((self.folder / episode["file"]).is_file() for episode in entry.episodes)
 

@@ -3,9 +3,13 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from replay.data_files import DataFile
 from replay.description import read_description
+from replay.episode import action_extremes
 from replay.formats import Load
+from replay.mapping import action_map, outside_range, parse_range
 from tools import BadInput, progress_bar
 
 
@@ -25,8 +29,10 @@ def list_episodes(files: list[DataFile]) -> tuple[list[tuple[str, Load]], list[s
     return episodes, problems
 
 
-def find_problems(directory: Path, files: list[DataFile]) -> tuple[int, list[str]]:
+def find_problems(directory: Path, files: list[DataFile], action_range: str = "") -> tuple[int, list[str]]:
     """Read every episode of a dataset, and its description.
+
+    With an ``action_range``, see `replay.mapping.parse_range`, actions outside it are problems.
 
     Returns:
         The number of good episodes, and one line for each file or episode that cannot be used, with the reason.
@@ -37,15 +43,33 @@ def find_problems(directory: Path, files: list[DataFile]) -> tuple[int, list[str
     except BadInput as error:
         problems.append(str(error))
     sizes: dict[str, int] = {}
+    extremes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     with progress_bar(len(episodes), "checking", unit="episode", disable=None) as bar:
         for place, load in episodes:
             try:
-                sizes[place] = load()["action"].shape[1]
+                extremes[place] = action_extremes(load())
+                sizes[place] = len(extremes[place][0])
             except BadInput as error:
                 problems.append(str(error))
             bar.update()
     unusual = unusual_action_sizes(sizes)
-    return len(sizes) - len(unusual), problems + unusual
+    if unusual:
+        return len(sizes) - len(unusual), problems + unusual
+    outside = outside_of(action_range, extremes)
+    return len(sizes) - len(outside), problems + outside
+
+
+def outside_of(action_range: str, extremes: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """One line for each episode with actions outside a range.
+
+    Args:
+        action_range: see `replay.mapping.parse_range`.
+        extremes: smallest and largest actions (A,) of each episode, by its place.
+    """
+    if parse_range(action_range) is None or not extremes:
+        return []
+    found = action_map(action_range, *next(iter(extremes.values())))
+    return [outside_range(place, pair, action_range) for place, pair in extremes.items() if not found.contains(*pair)]
 
 
 def describe(directory: Path, files: list[DataFile], nulls: bool = False) -> dict:

@@ -7,23 +7,28 @@ from pathlib import Path
 
 from replay.data_files import DataFile
 from replay.description import FILENAME
+from replay.episode import action_extremes
 from replay.formats import FORMATS
+from replay.mapping import ActionMap, outside_range
+from replay.summary import summarize
 from tools import BadInput, StopRequest, directory_when_complete, progress_bar, write_text
 
 # Kinds of numpy types that every format can store: numbers and booleans, but no strings and no objects.
 NUMBER_KINDS = "biufc"
 
 
-def convert(files: list[DataFile], out: Path, to: str, description: dict) -> int:
+def convert(files: list[DataFile], out: Path, to: str, description: dict, action_range: str = "") -> int:
     """Write all episodes of a dataset into a new folder.
 
-    Images and all other arrays keep their values bit for bit. Bad files are left out, with a warning on stderr.
+    Images and all other arrays keep their values bit for bit; only actions are rescaled to [-1, 1] if there is an
+    ``action_range``, and ``dataset.json`` records the map. Bad files are left out, with a warning on stderr.
 
     Args:
         files: the dataset.
         out: the new folder; an empty one is replaced.
         to: name of a format in `FORMATS` that can be written.
         description: contents of the new ``dataset.json``; no file is written for {}.
+        action_range: see `replay.mapping.parse_range`.
 
     Returns:
         The number of episodes written.
@@ -39,13 +44,43 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict) -> int
             raise KeyboardInterrupt
 
     with stop.listening(), directory_when_complete(out) as folder:
-        count = FORMATS[to].write(folder, _raw_episodes(files, raise_if_stopped), out.name)
+        found = _measured_map(files, action_range)
+        if found:
+            description = {**description, "action_map": found.as_dict()}
+        episodes = _rescaled(_raw_episodes(files, raise_if_stopped), found, action_range)
+        count = FORMATS[to].write(folder, episodes, out.name)
         raise_if_stopped()
         if count == 0:
             raise BadInput("no usable episode to convert; see the warnings above")
         if description:
             write_text(folder / FILENAME, json.dumps(description, indent=2) + "\n")
     return count
+
+
+def _measured_map(files: list[DataFile], action_range: str) -> ActionMap | None:
+    """The map of an ``action_range``, for which the whole dataset is read once."""
+    if not action_range:
+        return None
+    summary, _ = summarize(files, action_range)
+    if summary.action_map is None:
+        raise BadInput(f"no usable episode with actions in --action_range {action_range}; see dataset.py check")
+    return summary.action_map
+
+
+def _rescaled(
+    episodes: Iterator[tuple[str, dict]], found: ActionMap | None, action_range: str
+) -> Iterator[tuple[str, dict]]:
+    """Episodes with their actions in [-1, 1]; those outside the range are left out with a warning."""
+    for label, episode in episodes:
+        if found is not None:
+            extremes = action_extremes(episode)
+            if not found.contains(*extremes):
+                print(f"warning: left out: {outside_range(label, extremes, action_range)}", file=sys.stderr)
+                continue
+            action = found.to_unit(episode["action"])
+            action[0] = 0  # the reset has no action
+            episode = episode | {"action": action}
+        yield label, episode
 
 
 def _raw_episodes(files: list[DataFile], raise_if_stopped: Callable[[], None]) -> Iterator[tuple[str, dict]]:

@@ -1,9 +1,10 @@
 """Recognising the format of a dataset's folder and listing its files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replay.formats import FORMATS, Format, LabelledLoaders
+from replay.mapping import PLAIN, DataMapping
 from replay.reader_process import list_episodes_in_process
 from tools import BadInput, nearest
 
@@ -16,11 +17,13 @@ class DataFile:
         path: the file.
         format: its format.
         name: its path relative to the dataset; unique in the dataset.
+        mapping: which of its arrays are used.
     """
 
     path: Path
     format: Format
     name: str
+    mapping: DataMapping = PLAIN
 
     def episodes(self, *, raw: bool = False) -> LabelledLoaders:
         """Label and loader of each episode. No episode is read before its loader is called.
@@ -32,19 +35,30 @@ class DataFile:
             BadInput: the file as a whole cannot be used. A loader raises it if only its episode cannot be used.
         """
         if self.format.separate_process:
-            return list_episodes_in_process(self.format, self.path, raw)
-        return self.format.list_episodes(self.path, raw)
+            return list_episodes_in_process(self.format, self.path, raw, self.mapping)
+        return self.format.episodes(self.path, raw, self.mapping)
+
+    def with_any_actions(self) -> "DataFile":
+        """The same file, with episodes that have actions outside [-1, 1], if its format can read them so."""
+        return replace(self, mapping=replace(self.mapping, any_actions=True)) if self.format.mapped else self
+
+    def state(self) -> tuple[int, int]:
+        """Size in bytes and last time of change, in nanoseconds, of the file and those that belong to it."""
+        found = [path.stat() for path in (self.path, *self.format.related(self.path)) if path.is_file()]
+        return sum(stat.st_size for stat in found), max((stat.st_mtime_ns for stat in found), default=0)
 
 
-def find_data_files(directory: Path | str, format: str = "auto") -> list[DataFile]:
+def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMapping = PLAIN) -> list[DataFile]:
     """The files of a dataset, in the order of their names (which begin with the time they were made).
 
     Args:
         directory: a folder of episodes, one file, or a folder above a single Minari dataset.
         format: "auto", or the one to use in a folder with files of several formats.
+        mapping: which arrays of the files are used.
 
     Raises:
-        BadInput: no such directory, nothing readable in it, files of two formats, or an unknown format.
+        BadInput: no such directory, nothing readable in it, files of two formats, an unknown format, or a mapping for
+            a format that takes none.
     """
     if format != "auto" and format not in FORMATS:
         raise BadInput(f"dataset format {format!r} is unknown; {nearest(format, ('auto', *FORMATS))}")
@@ -61,7 +75,11 @@ def find_data_files(directory: Path | str, format: str = "auto") -> list[DataFil
         raise BadInput(f"{directory}: two formats mixed ({counts} files); move one away or give --dataset_format")
     if not found:
         raise BadInput(f"{directory}: no episodes in it{_hint(directory, format)}")
-    return next(iter(found.values()))
+    files = next(iter(found.values()))
+    if mapping.changes_episodes and not files[0].format.mapped:
+        given = [f"--{role}_key" for role in mapping.keys] or ["--action_range"]
+        raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")
+    return [replace(file, mapping=mapping) for file in files]
 
 
 def _files_by_format(paths: list[Path]) -> dict[str, list[DataFile]]:
@@ -98,9 +116,5 @@ def _hint(directory: Path, format: str) -> str:
     below = sorted({path.parent for suffix in suffixes for path in directory.glob(f"*/*{suffix}")})
     if below:
         return f", but in {', '.join(path.name for path in below[:4])}; give one of these folders"
-    for known in FORMATS.values():
-        for suffix, explanation in known.unsupported.items():
-            if next(directory.glob(f"**/*{suffix}"), None):
-                return f", {explanation}"
     *others, last = [known.title for known in FORMATS.values()]
     return f" ({', '.join(others)} or {last}); collect some with collect.py or give another folder"

@@ -8,7 +8,6 @@ and the CoWorld release).
 import hashlib
 
 import numpy as np
-from PIL import Image
 
 from tools import BadInput
 
@@ -18,12 +17,13 @@ KEYS = ("image", "action", "reward", "discount")
 ACTION_ROUNDING = 1e-3
 
 
-def validate_episode(episode: dict, where: object) -> dict:
+def validate_episode(episode: dict, where: object, any_actions: bool = False) -> dict:
     """The episode with the four keys in their standard form, and any extra keys unchanged.
 
     Args:
         episode: arrays of N rows; ``discount`` may be missing and is then 1.
         where: file or place, named in errors.
+        any_actions: accept actions outside [-1, 1], which are rescaled later.
 
     Returns:
         image (N, H, W, 3) uint8, action (N, A) float32 in [-1, 1], reward (N,) float32,
@@ -43,25 +43,44 @@ def validate_episode(episode: dict, where: object) -> dict:
     discount = _vector(episode.get("discount", np.ones(rows, np.float32)), "discount", where)
     standard = {
         "image": image,
-        "action": _in_range(action, where),
+        "action": action if any_actions else _in_range(action, where),
         "reward": _vector(episode["reward"], "reward", where),
         "discount": _fraction(discount, "discount", where),
     }
     lengths = {key: len(array) for key, array in standard.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise BadInput(f"{where}: arrays differ in length ({listed}); write the episode again or remove the file")
+        shifted = lengths["action"] == rows - 1
+        advice = (
+            "row t needs the action that led to image t: begin with a row of zeros" if shifted else "write it again"
+        )
+        raise BadInput(f"{where}: arrays differ in length ({listed}); {advice}, or remove the file")
     if rows < 2:
         raise BadInput(f"{where}: {rows} row(s); an episode needs the reset and at least one step")
     return standard | {key: value for key, value in episode.items() if key not in KEYS}
 
 
-def resize_images(image: np.ndarray, size: int) -> np.ndarray:
-    """Images (N, H, W, 3) uint8 as (N, size, size, 3) uint8. Shrinking averages over areas."""
-    if image.shape[1:3] == (size, size):
-        return image
-    frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in image]
-    return np.stack([np.asarray(frame) for frame in frames])
+def image_shape(episode: dict) -> tuple[int, int, int]:
+    """Height, width and channels of a validated episode's images as the dataset has them; 1 channel for grey ones.
+
+    A format that returns smaller images than the file has says so in the array ``image_shape``.
+    """
+    image = episode["image"]
+    height, width = map(int, episode.get("image_shape", image.shape[1:3])[:2])
+    grey = all(np.array_equal(image[..., 0], image[..., channel]) for channel in (1, 2))
+    return height, width, 1 if grey else 3
+
+
+def action_extremes(episode: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest value of each component of the actions, (A,) each, without row 0."""
+    action = episode["action"][1:]
+    return action.min(0), action.max(0)
+
+
+def as_raw(episode: dict, standard: dict) -> dict:
+    """All arrays of a file as they are; only grey images are those of the validated episode, with three channels."""
+    grey = episode["image"].size != standard["image"].size
+    return episode | {"image": standard["image"]} if grey else episode
 
 
 def episode_digest(episode: dict) -> str:
@@ -76,10 +95,17 @@ def episode_digest(episode: dict) -> str:
 def _image(image: np.ndarray, where: object) -> np.ndarray:
     if image.dtype != np.uint8:
         raise BadInput(f"{where}: images are {image.dtype}, not uint8; store them as bytes 0 to 255")
-    if image.ndim == 4 and image.shape[-1] != 3 and image.shape[1] == 3:
+    if image.ndim == 3:
+        image = image[..., None]
+    if image.ndim == 4 and image.shape[-1] not in (1, 3) and image.shape[1] in (1, 3):
         image = image.transpose(0, 2, 3, 1)
+    if image.ndim == 4 and image.shape[-1] == 1:
+        image = np.repeat(image, 3, axis=3)
     if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
-        raise BadInput(f"{where}: image has shape {image.shape}; it must be (rows, height, width, 3)")
+        raise BadInput(
+            f"{where}: image has shape {image.shape}; it must be (rows, height, width, 3), or "
+            "(rows, height, width) if grey"
+        )
     return np.ascontiguousarray(image)
 
 
@@ -107,7 +133,8 @@ def _in_range(action: np.ndarray, where: object) -> np.ndarray:
     if wrong.any():
         value = action[wrong].flat[0]
         raise BadInput(
-            f"{where}: action {value:.4g} in row {_first_row(wrong)} is outside [-1, 1]; rescale the actions"
+            f"{where}: action {value:.4g} in row {_first_row(wrong)} is outside [-1, 1]; give --action_range data, "
+            "or its low,high"
         )
     # np.clip can turn -0.0 into 0.0, so arrays that need no clipping are returned as they are.
     return np.clip(action, -1, 1) if (np.abs(action) > 1).any() else action

@@ -2,11 +2,15 @@
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from replay.cache import Cache
 from replay.data_files import find_data_files
 from replay.description import read_description
+from replay.mapping import PLAIN, ActionMap, DataMapping, action_map, outside_range, parse_range, recorded_map
 from replay.store import SequenceStore
 from replay.stored_episode import StoredEpisode
 from tools import BadInput
@@ -25,10 +29,14 @@ class OfflineDataset(SequenceStore):
         length: the sequence length that at least one episode must have, in rows; None to skip this check.
         cache_dir: where to put the copy; by default a hidden folder beside the episodes, or the user's
             cache directory if the data is read-only.
+        mapping: the names of the arrays in the files.
+        action_range: range of the data's actions, which are rescaled to [-1, 1]: "data" for each dimension's smallest
+            and largest value, or numbers, see `replay.mapping.parse_range`; "" if they are in [-1, 1] already.
 
     Attributes:
         problems: one line for each file or episode that was left out.
-        digest: a hash of the contents of all episodes, in order, at the images' size.
+        digest: a hash of the contents of all episodes, in order, at the images' size and before actions are rescaled.
+        image_shape: height, width and channels of the images before they are resized; 1 channel if they are grey.
 
     Raises:
         BadInput: the directory is missing or empty, all its files are bad, actions differ in size between
@@ -44,12 +52,16 @@ class OfflineDataset(SequenceStore):
         format: str = "auto",
         length: int | None = None,
         cache_dir: Path | str | None = None,
+        mapping: DataMapping = PLAIN,
+        action_range: str = "",
     ):
         super().__init__(directory)
-        files = find_data_files(self.directory, format)
+        parse_range(action_range)  # first: reading the data can take minutes
+        mapping = replace(mapping, any_actions=action_range != "")
+        files = find_data_files(self.directory, format, mapping)
         self.description = self.description or read_description(files[0].path)
         cache = Cache(self.directory, files, size, cache_dir)
-        self.problems = cache.problems
+        self.problems, self.image_shape = cache.problems, cache.image_shape
         self._set_episodes(cache.episodes)
         digests = "".join(episode.digest for episode in cache.episodes)
         self.digest = hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
@@ -59,8 +71,32 @@ class OfflineDataset(SequenceStore):
         for problem in self.problems:
             print(f"warning: left out: {problem}", file=sys.stderr)
         _check_action_sizes(self.directory, self.stored)
+        self._action_map = self._find_action_map(action_range)
         if length is not None:
             self._start_ends(length)
+
+    @property
+    def action_map(self) -> dict[str, list[float]] | None:
+        """``low`` and ``high``, A numbers each, that the agent's -1 and 1 stand for; None: -1 and 1 themselves."""
+        return self._action_map and self._action_map.as_dict()
+
+    def _find_action_map(self, action_range: str) -> ActionMap | None:
+        """The map of the actions; with a range, episodes rescale their actions by it, others are left out."""
+        if not action_range:
+            return recorded_map(self.description, self.action_dim, self.directory)
+        lows, highs = (np.array([e.action_extremes[side] for e in self.stored]) for side in (0, 1))
+        found = action_map(action_range, lows.min(0), highs.max(0))
+        inside = [found.contains(low, high) for low, high in zip(lows, highs, strict=True)]
+        outside = [episode for episode, is_inside in zip(self.stored, inside, strict=True) if not is_inside]
+        lines = [f"{self.directory}: {outside_range(e.origin, e.action_extremes, action_range)}" for e in outside]
+        if len(outside) == len(self.stored):
+            raise BadInput(f"{lines[0]}; so is every episode")
+        for line in lines:
+            print(f"warning: left out: {line}", file=sys.stderr)
+        self.problems = self.problems + lines
+        kept = [replace(e, action_map=found) for e, is_inside in zip(self.stored, inside, strict=True) if is_inside]
+        self._set_episodes(kept)
+        return found
 
 
 def _check_action_sizes(directory: Path, episodes: list[StoredEpisode]) -> None:

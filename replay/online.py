@@ -48,6 +48,8 @@ class OnlineReplay(SequenceStore):
             BadInput: the episode is not valid or its arrays differ from the stored ones, or the disk is full.
         """
         episode = validate_episode({key: np.asarray(value) for key, value in episode.items()}, "episode to add")
+        if self.stored and "success" in self.stored[0].arrays:  # some simulators report it in some episodes only
+            episode.setdefault("success", np.zeros_like(episode["reward"]))
         self._check_layout(episode)
         path = self.directory / episode_filename(len(episode["reward"]), datetime.now(), f"{self._added:032x}")
         write_npz(path, episode, compress=False)

@@ -17,29 +17,30 @@ from replay.formats import FORMATS, Format
 from replay.safe_read import MAX_EPISODE_BYTES
 from tools import BadInput
 
-# How many bytes a request may add to the process: this many, plus a multiple of the file's size.
+# How many bytes a request may add to the process: this many, plus `Format.expansion` times the file's size.
 MEMORY = 512 << 20
-TIMES_FILE = 100
 
 
 def serve(connection: Connection) -> None:
     """Answer requests until the connection is closed.
 
-    A request is (format name, its module, sys.path, path, raw, number, seconds). The answer is ("ok", the labels if the
-    number is None, else that episode), ("bad", message of a BadInput) or ("error", traceback).
+    A request is (format name, its module, sys.path, path, raw, mapping, number, seconds). The answer is ("ok", the
+    labels if the number is None, else that episode), ("bad", message of a BadInput) or ("error", traceback).
     """
     episodes, listed = [], None
     while True:
         try:
-            name, module, search_path, path, raw, number, seconds = connection.recv()
+            name, module, search_path, path, raw, mapping, number, seconds = connection.recv()
         except EOFError:
             return
         signal.alarm(seconds)
-        limit_memory(path)
         try:
-            if number is None or listed != (name, path, raw):
+            if number is None or listed != (name, path, raw, mapping):
                 format = load_format(name, module, search_path)
-                episodes, listed = format.list_episodes(path, raw), (name, path, raw)
+                limit_memory(path, format.expansion)
+                episodes, listed = format.episodes(path, raw, mapping), (name, path, raw, mapping)
+            else:
+                limit_memory(path, format.expansion)
             answer = [label for label, _ in episodes] if number is None else episodes[number][1]()
             reply = ("ok", answer)
         except BadInput as error:
@@ -58,10 +59,10 @@ def load_format(name: str, module: str, search_path: list[str]) -> Format:
     return importlib.import_module(module).FORMAT
 
 
-def limit_memory(path: Path) -> None:
+def limit_memory(path: Path, expansion: int) -> None:
     """Limit the growth of the process to what reading the file at ``path`` can need."""
     with contextlib.suppress(OSError, ValueError):  # no /proc, or a lower limit is set already
-        size = min(TIMES_FILE * path.stat().st_size, 2 * MAX_EPISODE_BYTES)
+        size = min(expansion * path.stat().st_size, 2 * MAX_EPISODE_BYTES)
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY + size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 

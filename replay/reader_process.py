@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from replay.formats import Format, LabelledLoaders
+from replay.mapping import DataMapping
 from tools import BadInput
 
 # Time limit for one episode or for the list of a file's episodes. Both take well under a second from any disk.
 SECONDS = 20
 
 
-def list_episodes_in_process(format: Format, path: Path, raw: bool) -> LabelledLoaders:
+def list_episodes_in_process(format: Format, path: Path, raw: bool, mapping: DataMapping) -> LabelledLoaders:
     """Label and loader of each episode of a file, read in the separate process.
 
     Raises:
         BadInput: the file cannot be read. A loader raises it if its episode cannot be read.
     """
-    labels = _request(format, path, raw, None)
-    return [(label, partial(_request, format, path, raw, number)) for number, label in enumerate(labels)]
+    labels = _request(format, path, raw, mapping, None)
+    return [(label, partial(_request, format, path, raw, mapping, number)) for number, label in enumerate(labels)]
 
 
 class _Reader:
@@ -53,13 +54,15 @@ class _Reader:
 _reader: _Reader | None = None
 
 
-def _request(format: Format, path: Path, raw: bool, number: int | None) -> Any:
+def _request(format: Format, path: Path, raw: bool, mapping: DataMapping, number: int | None) -> Any:
     """Labels of a file's episodes (``number`` None), or one episode."""
     global _reader
     if _reader is None or _reader.owner != os.getpid():
         _reader = _Reader()
     try:
-        _reader.connection.send((format.name, format.module, sys.path, path, raw, number, SECONDS))
+        _reader.connection.send(
+            (format.name, format.module, sys.path, path, raw, mapping, number, format.seconds or SECONDS)
+        )
         status, answer = _reader.connection.recv()
     except (EOFError, OSError) as error:
         stop()

@@ -87,6 +87,31 @@ class SequenceStore:
             self.stored[index].read_rows(int(first), {key: array[row] for key, array in batch.items()})
         return batch
 
+    def read(self, index: int, first: int = 0, rows: int | None = None) -> dict[str, np.ndarray]:
+        """``rows`` rows of an episode from ``first`` on, or all of them: the four standard arrays, (rows, ...)."""
+        episode = self.stored[index]
+        rows = episode.rows - first if rows is None else rows
+        arrays = {key: np.empty((rows, *episode.arrays[key].shape), episode.arrays[key].dtype) for key in KEYS}
+        episode.read_rows(first, arrays)
+        return arrays
+
+    def hold_out(self, share: float, rng: np.random.Generator) -> "SequenceStore":
+        """Move ``share`` of the episodes, drawn by ``rng``, to a store of their own; this one does not sample them.
+
+        At least one episode is moved, and at least one stays. Raises BadInput if there is only one, or if none of those
+        that stay has a sequence length that was checked before.
+        """
+        if self.episodes < 2:
+            raise BadInput(f"{self.directory}: one episode is too few to hold out a share of them; add episodes")
+        count = min(max(round(share * self.episodes), 1), self.episodes - 1)
+        chosen = set(rng.permutation(self.episodes)[:count].tolist())
+        held_out, lengths = SequenceStore(self.directory), list(self._starts)
+        held_out._set_episodes([episode for i, episode in enumerate(self.stored) if i in chosen])
+        self._set_episodes([episode for i, episode in enumerate(self.stored) if i not in chosen])
+        for length in lengths:
+            self._start_ends(length)
+        return held_out
+
     def _start_ends(self, length: int) -> np.ndarray:
         """(episodes,) cumulative count of valid starts. Start i is in the first episode whose count is above i."""
         if length not in self._starts:

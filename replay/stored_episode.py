@@ -9,6 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from replay.mapping import ActionMap
 from replay.npz_files import read_npy_header
 from replay.safe_read import READ_ERRORS
 from tools import BadInput
@@ -33,6 +34,8 @@ class StoredEpisode:
         total_reward: sum of the rewards.
         origin: name, in the dataset, of the file that this is a copy of; "" if it is no copy.
         digest: `episode_digest` of the arrays; "" if it is no copy.
+        action_extremes: smallest and largest actions, each a list of A; (None, None) if they are in [-1, 1].
+        action_map: rescales the actions when they are read; None: they are read as they are.
     """
 
     path: Path
@@ -41,6 +44,8 @@ class StoredEpisode:
     total_reward: float
     origin: str = ""
     digest: str = ""
+    action_extremes: tuple[list[float] | None, list[float] | None] = (None, None)
+    action_map: ActionMap | None = None
 
     @classmethod
     def open(cls, path: Path) -> "StoredEpisode":
@@ -61,6 +66,8 @@ class StoredEpisode:
     def read_rows(self, first: int, into: dict[str, np.ndarray]) -> None:
         """Fill arrays (T, ...) with the rows from ``first`` on. The data is read straight into the arrays.
 
+        With an ``action_map`` the actions are rescaled to [-1, 1]; that of row 0, the reset, is zero.
+
         Raises:
             BadInput: the file cannot be read or is too short.
         """
@@ -77,6 +84,10 @@ class StoredEpisode:
                 os.close(file)
         except OSError as error:
             raise BadInput(f"{self.path}: cannot be read: {error.strerror}; restore it") from error
+        if self.action_map is not None and "action" in into:
+            into["action"][:] = self.action_map.to_unit(into["action"])
+            if first == 0:
+                into["action"][0] = 0
 
 
 def locate_arrays(path: Path) -> tuple[int, dict[str, ArrayLocation]]:

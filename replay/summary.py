@@ -8,11 +8,14 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from replay.check import list_episodes, unusual_action_sizes
+from replay.check import list_episodes, outside_of, unusual_action_sizes
 from replay.data_files import DataFile
+from replay.episode import ACTION_ROUNDING, action_extremes, image_shape
+from replay.mapping import ActionMap, action_map
 from tools import BadInput, progress_bar, write_atomically
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
+SHEET_SIZE = 128  # pixels of the frames that are decoded from videos
 
 # Settings that the images depend on. They are printed even if the dataset does not record them.
 SETTINGS = ("task", "render", "flip", "camera", "action_repeat")
@@ -26,7 +29,9 @@ class Summary:
         returns, lengths: of each episode; lengths in agent steps.
         action_low, action_high: (A,) smallest and largest value of each component, without row 0.
         reward_low, reward_high: smallest and largest reward, without row 0.
-        image_sizes: number of episodes by (height, width).
+        image_sizes: number of episodes by (height, width), "grey" too if they have no colours.
+        reset_actions: number of episodes with an action in row 0.
+        action_map: the map of the actions to [-1, 1], if they are not in this range.
         terminal: number of episodes that end with discount 0.
         frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's return.
     """
@@ -37,21 +42,25 @@ class Summary:
     action_high: np.ndarray | None = None
     reward_low: float = np.inf
     reward_high: float = -np.inf
-    image_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    image_sizes: dict[str, int] = field(default_factory=dict)
+    reset_actions: int = 0
+    action_map: ActionMap | None = None
     terminal: int = 0
     frames: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
     def add(self, episode: dict, *, show: bool) -> None:
         """Add a validated episode; keep some of its frames if ``show``."""
-        reward, action = episode["reward"], episode["action"][1:]
+        reward = episode["reward"]
         self.returns.append(float(reward.sum(dtype=np.float64)))
         self.lengths.append(len(reward) - 1)
-        low, high = action.min(0), action.max(0)
+        low, high = action_extremes(episode)
+        self.reset_actions += bool(episode["action"][0].any())
         self.action_low = low if self.action_low is None else np.minimum(self.action_low, low)
         self.action_high = high if self.action_high is None else np.maximum(self.action_high, high)
         self.reward_low = min(self.reward_low, float(reward[1:].min()))
         self.reward_high = max(self.reward_high, float(reward[1:].max()))
-        size = episode["image"].shape[1:3]
+        height, width, channels = image_shape(episode)
+        size = f"{height}x{width}{' grey' if channels == 1 else ''}"
         self.image_sizes[size] = self.image_sizes.get(size, 0) + 1
         self.terminal += bool(episode["discount"][-1] == 0)
         if show:
@@ -60,22 +69,41 @@ class Summary:
 
     def lines(self, description: dict) -> list[str]:
         """The statistics and the description as text, one line each."""
-        sizes = ", ".join(f"{height}x{width} ({count} episodes)" for (height, width), count in self.image_sizes.items())
+        sizes = ", ".join(f"{size} ({count} episodes)" for size, count in self.image_sizes.items())
         ranges = " ".join(
             f"[{low:.3f}, {high:.3f}]" for low, high in zip(self.action_low, self.action_high, strict=True)
         )
         settings = dict.fromkeys(SETTINGS, "not recorded") | description
         recorded = [f"{key:<14}{value}" for key, value in settings.items() if isinstance(value, str | int | float)]
+        rescaled = [f"action map    {self.map_text()} to [-1, 1]"] if self.action_map else []
         return [
             f"episodes      {len(self.returns)}, of which {self.terminal} end with discount 0",
             f"steps         {sum(self.lengths)}",
             f"return        {quantiles(self.returns)}",
             f"length        {quantiles(self.lengths)}",
             f"actions       {len(self.action_low)}, ranges {ranges}",
+            *rescaled,
             f"reward        [{self.reward_low:.4g}, {self.reward_high:.4g}] a step",
             f"image size    {sizes}",
             *recorded,
         ]
+
+    def warnings(self) -> list[str]:
+        """What is unusual about the actions, one line each."""
+        lines = []
+        if self.action_map is None and max(-self.action_low.min(), self.action_high.max()) > 1 + ACTION_ROUNDING:
+            lines.append("actions outside [-1, 1]: to train, give --action_range data, or its LOW,HIGH")
+        if self.reset_actions:
+            lines.append(
+                f"{self.reset_actions} episode(s) with an action in row 0: row t needs the action that LED to image t, "
+                "and row 0 zeros; if these are actions taken AT image t, move them down by one row"
+            )
+        return lines
+
+    def map_text(self) -> str:
+        """The range that is rescaled to [-1, 1], of each dimension."""
+        pairs = zip(self.action_map.low, self.action_map.high, strict=True)
+        return " ".join(f"[{low:.4g}, {high:.4g}]" for low, high in pairs)
 
     def draw_returns(self, path: Path) -> None:
         """Write a histogram of the episode returns as a PNG file, atomically."""
@@ -102,8 +130,10 @@ class Summary:
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def summarize(files: list[DataFile]) -> tuple[Summary, list[str]]:
-    """Read every episode of a dataset.
+def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, list[str]]:
+    """Read every episode of a dataset. Actions are in the dataset's units.
+
+    ``action_range``: see `replay.mapping.parse_range`.
 
     Returns:
         The summary, and one line for each file or episode that cannot be used.
@@ -123,10 +153,15 @@ def summarize(files: list[DataFile]) -> tuple[Summary, list[str]]:
                 problems.append(str(error))
                 continue
             sizes[place] = episode["action"].shape[1]
-            if sizes[place] == next(iter(sizes.values())):
+            extremes = {place: action_extremes(episode)}
+            if outside := outside_of(action_range, extremes):
+                problems += outside
+            elif sizes[place] == next(iter(sizes.values())):
                 summary.add(episode, show=index in show)
     if unusual := unusual_action_sizes(sizes):
         raise BadInput(unusual[0] + (f" (and {len(unusual) - 1} more)" if len(unusual) > 1 else ""))
+    if summary.returns:
+        summary.action_map = action_map(action_range, summary.action_low, summary.action_high)
     return summary, problems
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs import read_settings
-from config import RESUMABLE_CHANGES, Config, merge, short_name
+from config import RESUMABLE_CHANGES, Config, merge
 from sweeping.sharing import Member, choose_leaders
 from sweeping.spec import NOT_IN_A_GRID, Run, Spec, blocks, setting_text
-from tools import BadInput, nearest
+from tools import BadInput, nearest, short_name
 from training.checkpoint import CHECKPOINT
 from training.methods import Method, Phase, find_method, unused_settings, unused_suite_settings
 from training.pretraining import PRETRAINED
-from wrappers import parse_task
+from wrappers import parse_task, simulated_task
 
 DATA, PRETRAINING, RUN = "data", "pretraining", "run"
 LENGTHS = "pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations".split()
@@ -97,7 +97,9 @@ def data_folder(spec: Spec, run: Run) -> str:
         raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
     values = {**merge(blocks(), spec.configs, {}), **run.settings, "seed": run.seed}
     values = {key: setting_text(value) for key, value in values.items() if key not in (*NOT_IN_A_GRID, "method")}
-    values |= {"target": parse_task(run.target).name, "source": "+".join(parse_task(s).name for s in run.sources)}
+    target = short_name(getattr(simulated_task(run.target), "name", run.target))
+    sources = "+".join(short_name(parse_task(source).name) for source in run.sources)
+    values |= {"target": target, "source": sources}
 
     def value_of(name: re.Match[str]) -> str:
         if name[1] not in values:
@@ -162,6 +164,8 @@ def data_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Chec
             raise spec.error(f"data: {folder} is not a folder, or is below a file")
         if is_there(place):
             continue
+        if simulated_task(p.run.target) is None:
+            raise spec.error(f"data: {folder} does not exist, and {p.run.target} has no simulator to collect it in")
         if not spec.collect:
             raise spec.error(f"data: {folder} does not exist; give `collect`, which says how to make it")
         yield data_job(spec, p, out, checks)

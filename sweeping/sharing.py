@@ -10,8 +10,10 @@ from typing import Any
 
 from config import Config, task_names
 from training.checkpoint import CHECKPOINT
+from training.domains import open_dataset
 from training.methods import Method, online_tasks
 from training.pretraining import PRETRAINED, compared_settings, pretraining_identity, pretraining_phases
+from wrappers import simulated_task
 from wrappers.shared.simulators import make_simulator
 
 
@@ -77,10 +79,15 @@ _identities: dict[str, str] = {}
 
 
 def domain_sizes(config: Config, method: Method) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
-    """Action size of every domain, and sizes of the observations of sources on states, as `AgentBuilder` has them."""
+    """Action size of every domain, and sizes of the observations of sources on states, as `AgentBuilder` has them.
+
+    The action size of a target without a simulator is that of its dataset.
+    """
     tasks = {name: task for name, (task, _) in online_tasks(config, method).items()}
     tasks["target"] = task_names(config, "target_task")[0]
-    sizes = {name: task_sizes(task) for name, task in tasks.items()}
+    sizes = {name: task_sizes(task) for name, task in tasks.items() if simulated_task(task)}
+    if "target" not in sizes:
+        sizes["target"] = open_dataset(config).action_dim, {}
     states = {name: state for name, (_, state) in sizes.items() if name != "target"}
     return {name: size for name, (size, _) in sizes.items()}, states if config.source_observation == "state" else {}
 

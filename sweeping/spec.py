@@ -11,10 +11,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from config import Config, check, convert, merge, read_blocks, short_name
-from tools import BadInput, nearest
+from config import Config, check, convert, merge, read_blocks
+from tools import BadInput, nearest, short_name
 from training.methods import Method, find_method, unused_settings, unused_suite_settings
-from wrappers import parse_task
+from wrappers import parse_task, simulated_task
 
 KEYS = "configs collect data grid runs resources retries share_pretraining report".split()
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
@@ -193,15 +193,16 @@ def read_text(spec: Spec, key: str, value: Any) -> str:
 
 
 def read_report(spec: Spec, key: str, value: Any) -> dict[str, Any]:
-    given = read_mapping(spec, key, value)
+    given, known = read_mapping(spec, key, value), ("by", "last", "max_score")
     for name in given:
-        if name not in ("by", "max_score"):
-            raise spec.error(f"report: unknown key {name!r}; {nearest(name, ('by', 'max_score'))}")
+        if name not in known:
+            raise spec.error(f"report: unknown key {name!r}; {nearest(name, known)}")
+    last = {"last": read_count(spec, "report: last", given.pop("last"))} if "last" in given else {}
     options = {name: [str(item) for item in read_list(spec, name, values)] for name, values in given.items()}
     for name in options.get("by", []):
         if name not in blocks()["defaults"]:
             raise spec.error(f"report: by: unknown setting {name!r}; {nearest(name, blocks()['defaults'])}")
-    return options
+    return options | last
 
 
 def read_collect(spec: Spec, key: str, value: Any) -> dict[str, Any]:
@@ -268,12 +269,16 @@ def make_run(spec: Spec, place: Mapping[str, Any]) -> Run:
 
 
 def parse_pair(text: str) -> tuple[tuple[str, ...], str]:
-    """(full names of the sources, that of the target) of ``SOURCE, SOURCE -> TARGET``."""
+    """(full names of the sources, that of the target) of ``SOURCE, SOURCE -> TARGET``.
+
+    The target may be a free name, without a simulator (see `wrappers.simulated_task`).
+    """
     sources, arrow, target = text.partition("->")
     names = [name.strip() for name in sources.split(",")]
     if not arrow or not all(names):
         raise BadInput(f"pair {text!r}: write it as SOURCE -> TARGET")
-    return tuple(str(parse_task(name)) for name in names), str(parse_task(target.strip()))
+    target = target.strip()
+    return tuple(str(parse_task(name)) for name in names), str(simulated_task(target) or target)
 
 
 def effective_settings(

@@ -16,10 +16,11 @@ from test_report import lines
 import analyse
 from analysis import embeddings, values
 from analysis.embeddings import AgentEmbeddings, embeddings_picture
-from analysis.episodes import EvaluatedRun, ValuedEpisode, evaluate_run, run_labels
+from analysis.episodes import EvaluatedRun, evaluate_run, run_labels
 from training.checkpoint import BEFORE_ALIGNMENT, CHECKPOINT, load_agent, load_checkpoint, save_checkpoint
 from training.collector import episode_seed
 from training.evaluator import EVALUATION_SEED
+from training.values import ValuedEpisode
 from wrappers.shared.simulators import make_simulator
 
 CPU = torch.device("cpu")

@@ -34,7 +34,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
     [
         (["--source_task", "walker_wlak"], "nearest: walker_walk"),
         (["--target_task", "walker_downhil"], "nearest: walker_downhill"),
-        (["--target_task", ""], "--target_task is missing"),
+        (["--target_task", "", "--method", "online_dv2"], "--offline_traindir has no effect with method online_dv2"),
         (["--target_task", "cheetah_run", "--offline_traindir", "nowhere"], "nowhere"),
         (["--device", "tpu"], "tpu"),
         (["--method", "coworl"], "nearest: coworld"),
@@ -67,6 +67,8 @@ def test_bad_flags_of_co_training(
         ("dv2_finetune", "--select first", "with method dv2_finetune"),
         ("multitask_dv2", "--value_constraint off", "with method multitask_dv2"),
         ("online_dv2", "--dataset_cache folder", "with method online_dv2"),
+        ("online_dv2", "--image_key rgb", "with method online_dv2"),
+        ("online_dv2", "--action_range -5,3", "with method online_dv2"),
         ("online_dv2", "--sparse_reward True", "with method online_dv2"),
         ("offline_dv2", "--state_alignment False", "with method offline_dv2"),
         ("offline_dv2", "--eta_end 0.2", "with method offline_dv2"),
@@ -155,12 +157,12 @@ def test_one_truncated_file_among_good_ones_is_named_and_left_out(
     assert bad.name in capsys.readouterr().err
 
 
-def test_a_dataset_of_images_without_colour(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_dataset_of_images_with_two_channels(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     data = tmp_path / "data"
     data.mkdir()
     with np.load(next(iter(dataset.glob("*.npz")))) as arrays:
         episode = dict(arrays)
-    episode["image"] = episode["image"][..., :1]
+    episode["image"] = episode["image"][..., :2]
     np.savez_compressed(data / "a-b-13.npz", **episode)
     assert "a-b-13.npz" in refused(program.main, co_training(data, tmp_path / "run"), capsys)
 

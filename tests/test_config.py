@@ -10,6 +10,7 @@ import config as settings
 from co_training import algorithm_1
 from tools import BadInput
 from training.methods import METHODS
+from training.target_notes import block_warning
 from wrappers import SUITES, Suite
 
 
@@ -202,13 +203,13 @@ def test_a_long_default_directory_ends_with_a_hash():
     ],
 )
 def test_a_suite_block_that_does_not_fit_the_target_gives_a_warning(blocks: list, target: str, right: str | None):
-    warning = settings.block_warning(blocks, target)
+    warning = block_warning(blocks, target)
     assert warning is None if right is None else warning.endswith(f"give --configs {right}") and "\n" not in warning
 
 
 def test_a_suite_without_a_block_gives_no_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(SUITES, "dots", Suite(name="dots", title="Dots", tasks=("middle",), make=None))
-    assert settings.block_warning(["dmc"], "dots_middle") is None
+    assert block_warning(["dmc"], "dots_middle") is None
 
 
 def test_settings_are_read_only():

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import dataset
-from replay import OfflineDataset, save_episode
-from replay.formats import minari, npz
+from replay import OfflineDataset, minari_writer, save_episode
+from replay.formats import npz
 from tools import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,19 +141,21 @@ def test_convert_does_not_write_within_its_input(tmp_path, monkeypatch):
     assert len(list((tmp_path / "a").iterdir())) == 1
 
 
-@pytest.mark.parametrize(("format", "writer"), [(npz, "write_npz"), (minari, "_write_group")])
-def test_ctrl_c_while_converting_leaves_nothing(tmp_path, monkeypatch, format, writer):
+@pytest.mark.parametrize(
+    ("module", "writer", "format"), [(npz, "write_npz", "npz"), (minari_writer, "_write_group", "minari")]
+)
+def test_ctrl_c_while_converting_leaves_nothing(tmp_path, monkeypatch, module, writer, format):
     fill(tmp_path / "a", [9, 12, 15])
-    written, write = [], getattr(format, writer)
+    written, write = [], getattr(module, writer)
 
     def interrupted(*args, **kwargs):
         written.append(args)
         os.kill(os.getpid(), signal.SIGINT)
         write(*args, **kwargs)
 
-    monkeypatch.setattr(format, writer, interrupted)
+    monkeypatch.setattr(module, writer, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", format.FORMAT.name])
+        dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", format])
     assert len(written) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -265,7 +265,7 @@ def test_file_in_wrappers_is_a_suite(tmp_path):
     done = run_python(code, tmp_path)
     assert done.stderr == ""
     here, there, suites = done.stdout.splitlines()
-    assert here == there and suites == "dmc metaworld robodesk dots"
+    assert here == there and suites == "dmc metaworld robodesk dots gym"
 
 
 def test_suite_of_the_script_itself_cannot_run_in_workers(dots, monkeypatch):

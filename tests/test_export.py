@@ -16,8 +16,7 @@ from test_policy import ACTIONS, BOUNDS, frames, save_run
 import export
 from policy import load_policy
 from policy.images import BoxResize
-from replay.episode import resize_images
-from tools import BadInput, exit_on_bad_input
+from tools import BadInput, exit_on_bad_input, resize_images
 
 
 @pytest.mark.parametrize(

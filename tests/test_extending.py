@@ -62,7 +62,7 @@ def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path):
         (["co_training", "--method", "plain_ofline", "--target_task", "to_right"], "nearest: plain_offline"),
         (["co_training", "--dots_action_repaet", 2], "nearest: --dots_action_repeat"),
         (["co_training", "--dots_action_repeat", 0], "is not 1 or more"),
-        (["co_training", "--dataset_format", "structurd"], "is not one of auto, minari, npz, hdf5, structured"),
+        (["co_training", "--dataset_format", "structurd"], "one of auto, lerobot, minari, npz, hdf5, structured"),
     ],
 )
 def test_misspelt_names_of_extensions_are_answered_with_the_nearest(project: Path, arguments: list, message: str):

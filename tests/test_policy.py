@@ -12,8 +12,7 @@ from agents.agent import Agent
 from agents.coworld import SourceAgent, TargetAgent
 from config import Config
 from policy import PixelPolicy, load_policy
-from replay.episode import resize_images
-from tools import BadInput
+from tools import BadInput, resize_images
 from training.checkpoint import CHECKPOINT, model_state, save_checkpoint
 from training.policies import agent_policy
 

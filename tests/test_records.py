@@ -1,5 +1,6 @@
 """Records: atomic checkpoints, curves, locks, videos."""
 
+import csv
 import json
 import os
 import subprocess
@@ -10,7 +11,9 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from conftest import command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_report import write_run
 
 import tools
 from tools import BadInput
@@ -190,3 +193,21 @@ def test_a_record_that_is_shorter_than_the_checkpoint_says_is_not_extended(tmp_p
     Logger(tmp_path, {"metrics.jsonl": 500, "scores.csv": 500}, step=1).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
     assert (tmp_path / "scores.csv").read_text().startswith("step,domain")
+
+
+def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path):
+    for name, scores, finished in [("done", [1, 20], True), ("running", [1, 20], False)]:
+        folder = write_run(tmp_path / "runs" / name, scores, seed=len(name), finished=finished)
+        (folder / "metrics.jsonl").write_text(
+            "".join(f'{{"step": {step}, "phase": "x", "target/model/kl": {step / 3}}}\n' for step in range(1000))
+        )
+    done = command("benchmarks/record.py", tmp_path / "runs", tmp_path / "kept", "--points", 50)
+    assert "1 new records" in done.stdout
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["done"]
+    with (tmp_path / "kept/done/curves.csv").open() as file:
+        curve = list(csv.DictReader(file))
+    assert len(curve) == 50
+    assert [curve[0]["step"], curve[-1]["step"], curve[-1]["target/model/kl"]] == ["0", "999", "333"]
+    for name in ("config.yaml", "scores.csv"):
+        assert (tmp_path / "kept/done" / name).read_bytes() == (tmp_path / "runs/done" / name).read_bytes()
+    assert "0 new records" in command("benchmarks/record.py", tmp_path / "runs", tmp_path / "kept").stdout

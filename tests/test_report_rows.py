@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
@@ -245,3 +246,19 @@ def test_an_error_suggests_only_settings_that_differ_and_matter(tmp_path: Path, 
     write_run(root / "same/2", [1, 2], ewc_scale=2, configs=("dmc", "small", "debug"))
     line = refused(report.main, [root / "same"], capsys)
     assert "--by" not in line and "move one of them away" in line
+
+
+# Scores
+
+
+def test_a_score_can_be_the_mean_of_the_last_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_run(tmp_path / "runs/0", [1, 10, 30], seed=0)
+    write_run(tmp_path / "runs/1", [1, 20, 60], seed=1)
+    assert rows(run_report(tmp_path / "runs")) == {"coworld": "45.0 +- 21.2 (2)"}
+    out = run_report(tmp_path / "runs", "--last", "2")
+    assert rows(out) == {"coworld": "30.0 +- 14.1 (2)"}
+    first = next(line for line in lines(out / "cells.csv") if line["seed"] == "0")
+    assert (float(first["mean"]), int(first["episodes"])) == (20, 4)
+    assert float(first["std"]) == pytest.approx(np.std([9, 11, 29, 31]))  # of two episodes 1 from each mean
+    for last, problem in [("4", "has only 3 evaluations"), ("0", "give 1 or more")]:
+        assert problem in refused(report.main, [tmp_path / "runs", "--last", last], capsys)

@@ -11,7 +11,7 @@ from config import to_yaml
 from sweeping import estimate
 from sweeping.jobs import DATA, PRETRAINING, RUN, Checks, is_finished, make_jobs, planned_runs
 from sweeping.scheduler import Scheduler, State
-from sweeping.spec import expand, read_spec
+from sweeping.spec import expand, parse_pair, read_spec
 from tools import BadInput
 
 CHECKS = Checks(sweep.check_run, sweep.check_collection)
@@ -238,3 +238,17 @@ def test_a_machine_without_gpus_is_one_line(tmp_path: Path):
     done = command("sweep.py", write_spec(tmp_path), "--out", tmp_path / "out", "--set", "resources.gpus=64")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: resources: a run needs 64 gpus") and done.stderr.count("\n") == 1
+
+
+def test_a_target_without_a_simulator_needs_its_dataset(tmp_path: Path):
+    assert parse_pair("walker_walk -> my_robot") == (("dmc_walker_walk",), "my_robot")
+    with pytest.raises(BadInput, match="unknown task 'my_robot'"):
+        parse_pair("my_robot -> walker_walk")
+    text = SPEC.replace("walker_downhill", "my_robot")
+    with pytest.raises(BadInput, match=r"my_robot does not exist, and my_robot has no simulator to collect it in"):
+        jobs_of(tmp_path, text=text)
+    (tmp_path / "data" / "my_robot").mkdir(parents=True)
+    (tmp_path / "data" / "my_robot" / "episode.npz").touch()
+    (run,) = jobs_of(tmp_path, "method=offline_dv2", text=text)
+    assert run.kind == RUN and run.name == "offline_dv2-my_robot-seed0"
+    assert run.command[run.command.index("--target_task") + 1] == "my_robot"

@@ -29,6 +29,7 @@ from training.methods import (
     unused_settings,
     unused_suite_settings,
 )
+from wrappers import simulated_task
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
@@ -99,6 +100,7 @@ def read_resumable(
     if not (logdir / CHECKPOINT).exists():
         return config, None
     saved = load_checkpoint(logdir / CHECKPOINT)
+    saved["config"] = {"holdout": 0.0, **saved["config"]}  # an older run held out nothing
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
     if config.precision == "auto":
         config = config.replace(precision=run.precision)
@@ -289,6 +291,17 @@ def agent_role(config: Config, domain: str) -> str:
     if domain == "target":
         return "target"
     return "source" if config.target_task else "collect"  # a run of collect.py has no target
+
+
+def simulated_agent_task(logdir: Path, config: Config, domain: str) -> str:
+    """`agent_task`. Raises BadInput if the target of the run in ``logdir`` has no simulator."""
+    task = agent_task(config, domain)
+    if simulated_task(task) is None:
+        raise BadInput(
+            f"{logdir}: its target {task} has no simulator; its offline figures are in scores.csv; evaluate.py "
+            f"takes --task, or --agent source"
+        )
+    return task
 
 
 def agent_task(config: Config, domain: str) -> str:

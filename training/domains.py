@@ -10,7 +10,7 @@ import torch
 
 from agents.agent import Agent, Batch
 from config import Config, task_names
-from replay import OfflineDataset, OnlineReplay, Prefetcher, SequenceStore
+from replay import DataMapping, OfflineDataset, OnlineReplay, Prefetcher, SequenceStore
 from tools import BadInput
 from training.collector import Collector
 from training.device import generator_state, restore_generator, to_device, to_tensors
@@ -18,6 +18,7 @@ from training.evaluator import Evaluator
 from training.logger import Logger
 from training.methods import AgentBuilder, Method, online_tasks
 from training.policies import Policy, agent_policy
+from wrappers import simulated_task
 from wrappers.shared.simulators import check_recorded_alike, collection_envs
 
 
@@ -132,6 +133,8 @@ def open_dataset(config: Config) -> OfflineDataset:
         length=config.batch_length,
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
+        mapping=DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key),
+        action_range=config.action_range,
     )
 
 
@@ -139,6 +142,16 @@ def domain_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
     """Name -> (task, role) of every domain of a run, online ones first."""
     tasks = online_tasks(config, method)
     return tasks | ({"target": (task_names(config, "target_task")[0], "target")} if method.dataset else {})
+
+
+def simulated_tasks(tasks: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Those of `domain_tasks` that have a simulator."""
+    return {name: (task, role) for name, (task, role) in tasks.items() if simulated_task(task)}
+
+
+def hold_out_episodes(config: Config, dataset: OfflineDataset) -> SequenceStore | None:
+    """Take the share ``holdout`` of the episodes out of ``dataset``; None if it is 0. The run's seed decides which."""
+    return dataset.hold_out(config.holdout, np.random.default_rng([config.seed, 0, 11])) if config.holdout else None
 
 
 def source_seed(seed: int, index: int) -> int:
@@ -170,9 +183,12 @@ def agent_builder(
         if config.source_observation == "state":
             spaces = env.observation_space.spaces
             states[name] = {key: space.shape[0] for key, space in spaces.items() if key != "image"}
+            if not states[name]:
+                raise BadInput(f"--source_observation state: {evaluator.tasks[name][0]} has images only; give image")
     if dataset is not None:
         action_dims["target"] = dataset.action_dim
-        check_dataset(dataset, evaluator, config)
+        if "target" in evaluator.tasks:
+            check_dataset(dataset, evaluator, config)
     return AgentBuilder(config, device, action_dims, states)
 
 
@@ -208,7 +224,35 @@ def check_dataset(dataset: OfflineDataset, evaluator: Evaluator, config: Config)
             f"--offline_traindir {config.offline_traindir}: its actions have {found} dimensions, those of "
             f"{evaluator.tasks['target'][0]} have {expected}; give that task's dataset"
         )
+    check_action_units(dataset, evaluator, config)
     check_recorded_alike(dataset.directory, recorded_settings(dataset), evaluator.description("target"))
+
+
+def data_properties(store: SequenceStore) -> dict[str, Any] | None:
+    """What the agent's user must know of the dataset: the units of its actions and the shape of its images."""
+    if not isinstance(store, OfflineDataset):
+        return None
+    return {"action_map": store.action_map, "image_shape": store.image_shape}
+
+
+def check_action_units(dataset: OfflineDataset, evaluator: Evaluator, config: Config) -> None:
+    """Raises BadInput if -1 and 1 are other actions in the dataset than in the target's simulator."""
+    if dataset.action_map is None:
+        return
+    low, high = evaluator.simulator("target").get_wrapper_attr("action_bounds")
+    margin = 1e-3 * (high - low)
+    if all(
+        (np.abs(np.array(dataset.action_map[side]) - bound) <= margin).all()
+        for side, bound in (("low", low), ("high", high))
+    ):
+        return
+    pairs = np.stack([low, high], 1)
+    own = ",".join(f"{number:g}" for number in (pairs[0] if (pairs == pairs[0]).all() else pairs.ravel()))
+    given = f"--action_range {config.action_range}" if config.action_range else "dataset.json's action_map"
+    raise BadInput(
+        f"--offline_traindir {config.offline_traindir}: {given} is not the range of {evaluator.tasks['target'][0]}'s "
+        f"own actions, so that its simulator would act differently: give --action_range {own}, or another target"
+    )
 
 
 def recorded_settings(dataset: OfflineDataset) -> dict[str, Any]:

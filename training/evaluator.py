@@ -24,7 +24,7 @@ class EvalResult:
 
     Attributes:
         returns: of each episode.
-        successes: of each episode, 0 or 1; empty if the suite has no success.
+        successes: of each episode, 0 or 1; empty if the simulator reports no success.
         frames: of the first episode, (T + 1, H, W, 3) uint8.
     """
 
@@ -42,7 +42,7 @@ class EvalResult:
 
     @property
     def success(self) -> float | None:
-        """Share of episodes that succeeded at some step, or None if the suite has no success."""
+        """Share of episodes that succeeded at some step, or None if the simulator reports no success."""
         return float(np.mean(self.successes)) if self.successes else None
 
 
@@ -83,7 +83,7 @@ def evaluate(
     is restored afterwards, so an evaluation does not change a run. ``on_step`` is called after every step with the
     number of agent steps; it may raise to stop the evaluation.
     """
-    result = EvalResult()
+    result, successes = EvalResult(), []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for begun in range(0, episodes, len(envs)):
@@ -92,9 +92,11 @@ def evaluate(
             ]
             play(policy, running, on_step)
             result.returns += [episode.total for episode in running]
-            result.successes += [episode.success for episode in running if episode.success is not None]
+            successes += [episode.success for episode in running]
             if begun == 0:
                 result.frames = np.stack(running[0].frames)
+    if any(success is not None for success in successes):  # some environments report it on success only
+        result.successes = [success or 0.0 for success in successes]
     return result
 
 

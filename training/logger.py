@@ -20,6 +20,7 @@ from tools import DIVERGED, BadInput, write_atomically, write_text
 from training.visuals import encode_video
 
 SCORES = "step domain phase round source_steps target_updates mean std success episodes".split()
+HORIZONS = range(5, 50, 5)  # steps after the context at which the error of open-loop predictions is recorded
 
 CURVES = {  # group -> metric -> its description in TensorBoard; a metric that is not here is in the group "other"
     "model": {
@@ -58,6 +59,15 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "success": "Share of evaluation episodes that succeeded.",
         "evaluation": "The first episode of an evaluation.",
     },
+    "offline": {  # on held-out episodes (docs/offline_evaluation.md)
+        "image_loss": "Negative log-likelihood of held-out images, summed over pixels.",
+        "reward_loss": "Negative log-likelihood of held-out rewards.",
+        "kl": "Mean KL of the posterior to the prior on held-out episodes, without free nats.",
+        "open_loop_error": "Mean squared error of pixels in [0, 1], predicted from actions after five frames.",
+        "value_correlation": "Correlation of the critic's estimates with held-out discounted returns.",
+        "value_bias": "Mean of the critic's estimates minus held-out discounted returns. Positive: over-estimated.",
+        "action_distance": "Distance of the policy's mode to the data's actions, root mean square over dimensions.",
+    },
     "data": {
         "episode_return": "Return of the episodes that the agent collects.",
         "episode_length": "Length of the episodes that the agent collects, in agent steps.",
@@ -80,15 +90,24 @@ CHARTS = {  # category of the tab "Custom Scalars" -> title of a chart -> metric
 }
 
 
-def find_curve(metric: str) -> tuple[str, str]:
-    """Group and description of a metric. A number at its end, as in ``distance_source_2``, is ignored."""
+OFFLINE_PREFIX = "offline_"  # begins the columns of scores.csv with the figures of the group "offline"
+OFFLINE_COLUMNS = [f"{OFFLINE_PREFIX}{metric}" for metric in CURVES["offline"]]
+OFFLINE_COLUMNS[4:4] = [f"{OFFLINE_PREFIX}open_loop_error_{horizon}" for horizon in HORIZONS]
+
+
+def find_curve(metric: str, group: str = "") -> tuple[str, str]:
+    """Group and description of a metric. A number at its end, as in ``distance_source_2``, is ignored.
+
+    ``group`` decides if several groups have the metric; else it is the first one's.
+    """
     name = re.sub(r"_\d+$", "", metric)
-    return next(((group, known[name]) for group, known in CURVES.items() if name in known), ("other", ""))
+    groups = {group: CURVES[group]} if name in CURVES.get(group, {}) else CURVES
+    return next(((group, known[name]) for group, known in groups.items() if name in known), ("other", ""))
 
 
-def curve_name(domain: str, metric: str) -> str:
+def curve_name(domain: str, metric: str, group: str = "") -> str:
     """The name of a curve in TensorBoard and in metrics.jsonl: DOMAIN/GROUP/METRIC."""
-    return f"{domain}/{find_curve(metric)[0]}/{metric}"
+    return f"{domain}/{find_curve(metric, group)[0]}/{metric}"
 
 
 class Logger:
@@ -98,8 +117,13 @@ class Logger:
     Metrics may be tensors on any device. They are summed there, and read once, when `write` makes a point.
     """
 
-    def __init__(self, directory: Path, sizes: dict[str, int] | None = None, step: int | None = None):
-        """``sizes`` and ``step`` of a checkpoint's `state` remove what a killed run wrote after the checkpoint."""
+    def __init__(
+        self, directory: Path, sizes: dict[str, int] | None = None, step: int | None = None, offline: bool = False
+    ):
+        """``sizes`` and ``step`` of a checkpoint's `state` remove what a killed run wrote after the checkpoint.
+
+        ``offline``: the run has offline figures, so scores.csv has their columns.
+        """
         self.metrics_file, self.scores_file = directory / "metrics.jsonl", directory / "scores.csv"
         self.choices_file = directory / "choices.csv"  # only with several sources
         self.status_file = directory / "status.json"
@@ -110,8 +134,9 @@ class Logger:
                 handle.truncate(min((sizes or {}).get(file.name, 0), file.stat().st_size))  # never longer than it is
         if not self.choices_file.stat().st_size:
             self.choices_file.unlink()
+        self.columns = [*SCORES, *OFFLINE_COLUMNS * offline]
         if not self.scores_file.stat().st_size:
-            self._append(self.scores_file, ",".join(SCORES) + "\n")
+            self._append(self.scores_file, ",".join(self.columns) + "\n")
         self.writer = SummaryWriter(str(directory), purge_step=None if step is None else step + 1)
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
@@ -163,18 +188,20 @@ class Logger:
         self.latest.update(point)
 
     def score(self, **row: Any) -> None:
-        """One line of scores.csv and a point of the evaluation curves; ``success`` is empty if the suite has none.
+        """One line of scores.csv and a point of the evaluation curves; columns that are not given are empty.
 
         If a run is made longer without a step in between, the evaluation at its old end is replaced by the one before
         its next round, which is the same.
         """
         self._drop_last_score(row)
         text = io.StringIO()
-        csv.DictWriter(text, SCORES, lineterminator="\n").writerow(row)
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
         self._append(self.scores_file, text.getvalue())
-        curves = {curve_name(row["domain"], "return"): row["mean"]}
-        if row["success"] != "":
-            curves[curve_name(row["domain"], "success")] = row["success"]
+        named = {"return": row.get("mean"), "success": row.get("success")}
+        curves = {curve_name(row["domain"], name): value for name, value in named.items() if value not in (None, "")}
+        for key in OFFLINE_COLUMNS:
+            if key in row:
+                curves[curve_name(row["domain"], key.removeprefix(OFFLINE_PREFIX), "offline")] = row[key]
         for name, value in curves.items():
             self._add_point(name, row["step"], "scalars", DATA_CLASS_SCALAR, simple_value=value)
         context = {key: row[key] for key in ("step", "phase", "round", "source_steps", "target_updates")}
@@ -185,7 +212,7 @@ class Logger:
         lines = self.scores_file.read_text().splitlines(keepends=True)
         if len(lines) < 2:
             return
-        last = dict(zip(SCORES, lines[-1].strip().split(","), strict=False))
+        last = dict(zip(self.columns, lines[-1].strip().split(","), strict=False))
         same = all(last.get(key) == str(row[key]) for key in ("step", "domain", "phase"))
         if same and last.get("round") != str(row["round"]):
             write_text(self.scores_file, "".join(lines[:-1]))
@@ -241,7 +268,7 @@ class Logger:
         metadata = SummaryMetadata(
             plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
             data_class=data_class,
-            summary_description=find_curve(name.rpartition("/")[2])[1],
+            summary_description=find_curve(*name.split("/")[:0:-1])[1],
         )
         summary = Summary(value=[Summary.Value(tag=name, metadata=metadata, **value)])
         self.writer._get_file_writer().add_summary(summary, step)
@@ -266,7 +293,7 @@ def read_scores(logdir: Path, evaluated: bool = False) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read: {error}; give a run's directory") from None
-    if any(not row.get("phase") or not row.get("mean") for row in rows):
+    if any(not row.get("phase") or not (row.get("mean") or row.get(OFFLINE_COLUMNS[0])) for row in rows):
         raise BadInput(f"{path} is damaged: a line has no phase or mean; mend or remove that line")
     if not rows:
         if evaluated:

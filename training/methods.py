@@ -14,9 +14,9 @@ import torch
 from agents.agent import Agent
 from agents.baselines import FinetunedAgent, MultitaskSource, MultitaskTarget, OfflineAgent
 from agents.coworld import SourceAgent, TargetAgent
-from config import Config, task_names
+from config import Config, has_target_simulator, task_names
 from tools import BadInput, multiples_crossed, nearest
-from wrappers import SUITES, Task, parse_task
+from wrappers import SUITES, Task, simulated_task
 
 SELECTED = -1  # as `Phase.source`: the source that the selector chooses
 
@@ -243,6 +243,11 @@ METHODS = {
 COLLECTION = Method(online_agents, online="source", dataset=False)  # collect.py: DreamerV2, for its episodes
 
 
+def evaluates_in_simulator(method: Method, config: Config) -> bool:
+    """Whether a run's evaluations are episodes in a simulator. Without one, it has only its offline figures."""
+    return not method.dataset or has_target_simulator(config)
+
+
 # Settings that have an effect on some runs only: (names, whether a run uses them, the setting that they need, "" for
 # another method). All others have an effect on every run, except `Method.settings` and the settings of suites.
 USED_IF: tuple[tuple[str, Callable[[Method, Config], object], str], ...] = (
@@ -250,7 +255,21 @@ USED_IF: tuple[tuple[str, Callable[[Method, Config], object], str], ...] = (
     ("sparse_reward source_observation", lambda method, config: method.uses_sources, ""),
     ("pretrain_steps warmup_steps source_iterations", lambda method, config: method.uses_sources, ""),
     ("select", lambda method, config: method.online == "sources", ""),
-    ("offline_traindir dataset_format dataset_cache", lambda method, config: method.dataset, ""),
+    (
+        "offline_traindir dataset_format dataset_cache image_key action_key reward_key done_key action_range holdout",
+        lambda method, config: method.dataset,
+        "",
+    ),
+    (
+        "eval_episodes eval_envs background video_size",
+        lambda method, config: evaluates_in_simulator(method, config),
+        "a simulator of the target",
+    ),
+    (
+        "time_limit render",
+        lambda method, config: method.online or evaluates_in_simulator(method, config),
+        "a simulator",
+    ),
     (
         "state_alignment state_alignment_scale reward_alignment target_informed_factor eta_start eta_end eta_steps "
         "value_constraint value_constraint_scale",
@@ -286,8 +305,11 @@ def unused_settings(config: Config, method: Method, where: str = "") -> dict[str
 
 
 def unused_suite_settings(tasks: Iterable[str | Task]) -> dict[str, str]:
-    """The settings of suites that none of ``tasks`` belongs to, with the reason as in `unused_settings`."""
-    used = {parse_task(task).suite for task in tasks}
+    """The settings of suites that none of ``tasks`` belongs to, with the reason as in `unused_settings`.
+
+    A target without a simulator belongs to none.
+    """
+    used = {task.suite for task in map(simulated_task, tasks) if task}
     others = [suite for suite in SUITES.values() if suite.name not in used]
     return {f"{suite.name}_{key}": f"without a {suite.title} task" for suite in others for key in suite.settings}
 
@@ -305,6 +327,9 @@ def online_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
     Raises BadInput if no source task is given, or more than ``method`` uses.
     """
     if method.online == "target":
+        if not has_target_simulator(config):
+            target = config.target_task or "a dataset"
+            raise BadInput(f"--method {config.method} learns in the target's simulator, and {target} has none")
         return {"target": (task_names(config, "target_task")[0], "target")}
     if not method.online:
         return {}

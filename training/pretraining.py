@@ -44,8 +44,9 @@ from training.trainer import Progress, Trainer
 PRETRAINED = "pretrained"  # the snapshot's folder in a run's directory
 WITHOUT_EFFECT = set(  # on pretraining; all other settings are compared, but those that `unused_settings` names
     # which target, method and data; how the target learns; the ties
-    "method target_task background offline_traindir dataset_format dataset_cache select warmup_rounds warmup_updates "
-    "warmup_steps rounds target_iterations source_iterations ensemble disagreement_scale ewc_scale ewc_batches "
+    "method target_task background offline_traindir dataset_format dataset_cache image_key action_key reward_key "
+    "done_key action_range holdout select warmup_rounds warmup_updates warmup_steps rounds target_iterations "
+    "source_iterations ensemble disagreement_scale ewc_scale ewc_batches "
     "state_alignment state_alignment_scale reward_alignment target_informed_factor eta_start eta_end eta_steps "
     "value_constraint value_constraint_scale "
     # names, the machine, evaluations and records; what only collect.py uses

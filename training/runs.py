@@ -1,5 +1,6 @@
 """Opening a run: building or resuming its parts, running it to its end, and closing them."""
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,12 +16,15 @@ from training.domains import (
     agent_builder,
     build_domains,
     domain_tasks,
+    hold_out_episodes,
     open_dataset,
     open_simulators,
+    simulated_tasks,
 )
 from training.evaluator import Evaluator
-from training.logger import Logger, read_scores
+from training.logger import Logger
 from training.methods import Method, Phase, PhaseKind
+from training.offline_figures import OfflineFigures
 from training.pretraining import (
     awaits_snapshot,
     check_networks,
@@ -29,8 +33,8 @@ from training.pretraining import (
     share_pretraining,
 )
 from training.selector import SourceSelector
+from training.summary import draw_summary
 from training.trainer import Interrupted, Progress, Trainer
-from training.visuals import CONTEXT, open_loop_images, prediction_sheet, score_curve
 from wrappers.shared.vector import WorkerCrash
 
 
@@ -39,6 +43,15 @@ def dataset_identity(dataset: OfflineDataset | None) -> DatasetIdentity | None:
         return None
     figures = [dataset.episodes, dataset.steps, round(float(sum(dataset.returns)), 3)]
     return DatasetIdentity(figures, dataset.digest)
+
+
+def code_version() -> str:
+    """The commit of this code, with ``-dirty`` if files differ from it; "unknown" outside a git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 @contextmanager
@@ -68,8 +81,9 @@ def open_trainer(
             precision = snapshot["config"]["precision"] if snapshot else pick_precision("auto", device)
             config = config.replace(precision=precision)
             print(f"precision: {config.precision} on {device}", file=sys.stderr)
+        held_out = hold_out_episodes(config, dataset) if dataset else None
         seed_everything(config.seed)
-        evaluator = Evaluator(config, tasks)
+        evaluator = Evaluator(config, simulated_tasks(tasks))
         resources.callback(evaluator.close)
         envs = open_simulators(config, method, resources)
         agents = method.agents(agent_builder(config, device, envs, dataset, evaluator))
@@ -77,14 +91,18 @@ def open_trainer(
         if snapshot:
             check_networks(config, snapshot, agents)
             snapshot = None  # read again when its turn comes; until then its weights take no memory
-        logger = Logger(logdir, saved["logger"]["sizes"], progress.step) if saved else Logger(logdir)
+        offline = OfflineFigures(held_out, config.discount, config.seed) if held_out else None
+        if offline and (note := offline.short_episode_note()):
+            print(note, file=sys.stderr)
+        begun = (saved["logger"]["sizes"], progress.step) if saved else (None, None)
+        logger = Logger(logdir, *begun, offline=offline is not None)
         resources.callback(logger.close)
         domains = build_domains(config, agents, tasks, envs, dataset, logger)
         for domain in domains.values():
             resources.callback(domain.close)
         sources = [name for name, domain in domains.items() if isinstance(domain, OnlineDomain)]
         selector = SourceSelector(config, sources)
-        trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, identity)
+        trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, identity, offline)
         if saved:
             trainer.load_state_dict(saved)
             print(f"resuming {logdir} at step {progress.step}", file=sys.stderr)
@@ -92,7 +110,7 @@ def open_trainer(
             for source in trainer.sources:
                 source.clear()
         if progress.phase < len(phases):  # else the record of the finished run stays
-            write_text(logdir / "config.yaml", to_yaml(config))
+            write_text(logdir / "config.yaml", to_yaml(config) + f"# commit {code_version()}\n")
         yield trainer
 
 
@@ -120,39 +138,3 @@ def run_to_completion(
         sys.exit(128 + trainer.stop.signal)
     except WorkerCrash as crash:
         sys.exit(f"{crash}\na simulator's process failed; the same command continues {logdir} from its last checkpoint")
-
-
-def draw_summary(trainer: Trainer) -> None:
-    """predictions.png, what the agents see and predict at the end, and scores.png."""
-    logdir, seed = trainer.logdir, (trainer.config.seed, trainer.progress.step)
-    images = open_loop_images(trainer.domains, 1, seed)
-    if images:
-        sheets = {name: (truth[0], predicted[0]) for name, (truth, predicted) in images.items()}
-        prediction_sheet(sheets, CONTEXT, logdir / "predictions.png")
-    score_curve(read_scores(logdir, evaluated=True), logdir.name, logdir / "scores.png")
-
-
-def summary(trainer: Trainer) -> str:
-    """The scores of a finished run as a short table; with several sources, how often each was selected."""
-    config, tasks = trainer.config, [domain.task for domain in trainer.domains.values()]
-    rows = [row for row in read_scores(trainer.logdir, evaluated=True) if row["domain"] == "target"]
-    labels = []
-    for row in rows:
-        before = f"{config.method}, before round {row['round']}"
-        longer = before in labels or row["round"] == "0"  # the run was made longer, perhaps from no rounds
-        earlier = f"{config.method}, at an earlier end" if longer else before
-        labels.append("random policy" if row["phase"] == "evaluate_random" else earlier)
-    if rows[-1]["phase"] == "evaluate":
-        labels[-1] = f"{config.method}, at the end"
-    width = max(map(len, [*labels, *tasks])) + 10
-    lines = [f"{trainer.target.task:{width}} {'return':>9} {'+-':>7} {'success':>8} {'target updates':>15}"]
-    for label, row in zip(labels, rows, strict=True):
-        success = f"{float(row['success']):.0%}" if row["success"] else "-"
-        figures = f"{float(row['mean']):9.1f} {float(row['std']):7.1f} {success:>8} {row['target_updates']:>15}"
-        lines.append(f"{label:{width}} {figures}")
-    counts = trainer.selector.total_counts
-    if sum(counts):
-        lines.append(f"{'source':{width}} {'selected':>9} of {sum(counts)} target updates")
-        for source, count in zip(trainer.sources, counts, strict=True):
-            lines.append(f"{source.name + ' ' + source.task:{width}} {count / sum(counts):9.0%}")
-    return "\n".join([*lines, f"run directory: {trainer.logdir}"])

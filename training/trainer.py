@@ -11,10 +11,11 @@ from config import Config, to_yaml
 from tools import StopRequest, multiples_crossed, progress_bar
 from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
 from training.device import restore_torch_rng, torch_rng_state
-from training.domains import Domain, OnlineDomain
+from training.domains import Domain, OnlineDomain, data_properties
 from training.evaluator import Evaluator
-from training.logger import Logger, curve_name
+from training.logger import OFFLINE_PREFIX, Logger, curve_name
 from training.methods import OFFLINE, SELECTED, Method, Phase, PhaseKind
+from training.offline_figures import OfflineFigures
 from training.policies import Policy
 from training.selector import Selection, SourceSelector
 from training.visuals import enlarge, open_loop_images, open_loop_video
@@ -52,6 +53,7 @@ class Trainer:
     logger: Logger
     progress: Progress
     dataset: DatasetIdentity | None
+    offline: OfflineFigures | None = None  # of the target, if episodes are held out
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
@@ -147,22 +149,33 @@ class Trainer:
         self.save()
 
     def evaluate(self, policy: Policy | None, phase: Phase) -> None:
-        """Evaluate ``policy``, or random actions, in the simulator of the phase's domain, and log the result."""
+        """Evaluate ``policy``, or random actions, in the simulator of the phase's domain, and log the result.
+
+        The target may have held-out episodes beside its simulator, or in its place.
+        """
+        figures = self._simulate(policy, phase) if phase.domain in self.evaluator.tasks else {}
+        if policy is not None and phase.domain == "target" and self.offline is not None:
+            offline = self.offline.compute(self.agents["target"])
+            figures |= {f"{OFFLINE_PREFIX}{name}": value for name, value in offline.items()}
+        if figures:
+            counts = {k: getattr(self.progress, k) for k in ("step", "source_steps", "target_updates")}
+            place = {"domain": phase.domain, "phase": str(phase.kind), "round": phase.round}
+            self.logger.score(**place, **counts, **figures)
+
+    def _simulate(self, policy: Policy | None, phase: Phase) -> dict[str, float]:
+        """Evaluation episodes, and the video of the first. Returns columns of scores.csv."""
 
         def on_step(steps: int) -> None:
             if self.stop.signal is not None:
                 raise Interrupted  # the last phase is saved, and this one will be repeated
 
         result = self.evaluator.evaluate(policy, phase.domain, on_step)
-        counts = {k: getattr(self.progress, k) for k in ("step", "source_steps", "target_updates")}
-        figures = {"mean": result.mean, "std": result.std, "episodes": len(result.returns)}
-        success = "" if result.success is None else result.success
-        place = {"domain": phase.domain, "phase": str(phase.kind), "round": phase.round}
-        self.logger.score(**place, **counts, **figures, success=success)
         if policy is not None:
             frames = enlarge(result.frames, self.config.video_size)
             self.logger.video(phase.domain, "evaluation", frames, self.progress.step)
             self.progress.last_score = result.mean
+        figures = {"mean": result.mean, "std": result.std, "episodes": len(result.returns)}
+        return figures if result.success is None else {**figures, "success": result.success}
 
     # Records
 
@@ -225,7 +238,12 @@ class Trainer:
         save_checkpoint(self.logdir / name, {**self._about(), "agents": weights})
 
     def _about(self) -> dict[str, Any]:
-        return {"config": dict(vars(self.config)), "progress": asdict(self.progress), **model_state(self.agents)}
+        return {
+            "config": dict(vars(self.config)),
+            "progress": asdict(self.progress),
+            **model_state(self.agents),
+            "data": self.target and data_properties(self.target.store),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,7 @@
 """Videos and pictures of a run: what its agents see and predict, and its scores."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,4 +128,22 @@ def score_curve(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     axis.grid(alpha=0.3)
     axis.legend(loc="best")
     figure.tight_layout()
+    save_figure(figure, path)
+
+
+def line_panels(curves: Mapping[str, Sequence[tuple[int, float | None]]], xlabel: str, title: str, path: Path) -> None:
+    """A panel for each named curve of (x, y), without the points that have no y; a curve without points has none."""
+    points = {name: [(x, y) for x, y in curve if y is not None] for name, curve in curves.items()}
+    points = {name: curve for name, curve in points.items() if curve}
+    columns = min(4, len(points))
+    rows = -(-len(points) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.5 * rows), squeeze=False, layout="constrained")
+    for axis, (name, curve) in zip(axes.flat, points.items(), strict=False):
+        axis.plot(*zip(*curve, strict=True), marker="o")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel(xlabel, fontsize=8)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(points) :]:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
     save_figure(figure, path)

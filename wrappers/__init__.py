@@ -7,9 +7,19 @@ import gymnasium
 
 from tools import BadInput, nearest
 from wrappers.shared.sparse import SparseReward
-from wrappers.shared.suites import SUITES, Suite, Task, all_tasks, discover, max_return, parse_task, register
+from wrappers.shared.suites import (
+    SUITES,
+    Suite,
+    Task,
+    all_tasks,
+    discover,
+    max_return,
+    parse_task,
+    register,
+    simulated_task,
+)
 
-__all__ = ["SUITES", "Suite", "Task", "all_tasks", "make_env", "max_return", "parse_task", "register"]
+__all__ = ["SUITES", "Suite", "Task", "all_tasks", "make_env", "max_return", "parse_task", "register", "simulated_task"]
 
 discover()
 

@@ -7,11 +7,13 @@ format outside this folder is added with `register`.
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from replay.mapping import PLAIN, DataMapping
 
 Episode = dict[str, np.ndarray]  # each array (N, ...), see `replay.episode`
 Load = Callable[[], Episode]
@@ -28,12 +30,18 @@ class Format:
         list_episodes: called with a path and ``raw``; returns a label and a loader for each episode of the file. It
             reads nothing large. A loader validates the episode. It returns all arrays of the file in the row
             convention if ``raw``, else the result of `validate_episode`. Both raise BadInput on a damaged file.
+        mapped: ``list_episodes`` takes a `DataMapping` as a third argument, so that ``--image_key`` and
+            ``--action_range`` work.
         suffixes: endings of its files' names.
         filenames: names that belong to this format even if they have the suffix of another one.
         find_below: finds the files, in order, of a dataset whose files are in subfolders of the folder given.
         separate_process: read the files in another process, because their library can hang or crash on a damaged
             file. Then ``list_episodes`` and ``FORMAT`` must be in the same importable module.
-        unsupported: endings of related files that cannot be read, and what the error message says about them.
+        related: the other files that the episodes of a file are read from. Copies are made again when one changes.
+        facts: lines for `dataset.py info`, by their names, from a dataset's folder.
+        seconds: time limit of the separate process for one episode, or for the list of a file's episodes;
+            None: `replay.reader_process.SECONDS`.
+        expansion: how many times its files' size an episode may take in the memory of the separate process.
         write: called with an empty folder, pairs of label and raw episode, and the dataset's name; returns the number
             of episodes written. None: `dataset.py convert` cannot write this format.
         usage: one line printed after writing, with the fields {folder} (the parent folder) and {name}.
@@ -41,12 +49,16 @@ class Format:
 
     name: str
     title: str
-    list_episodes: Callable[[Path, bool], LabelledLoaders]
+    list_episodes: Callable[..., LabelledLoaders]
+    mapped: bool = False
     suffixes: tuple[str, ...] = ()
     filenames: tuple[str, ...] = ()
     find_below: Callable[[Path], list[Path]] | None = None
     separate_process: bool = True
-    unsupported: Mapping[str, str] = field(default_factory=dict)
+    related: Callable[[Path], list[Path]] = lambda path: []
+    facts: Callable[[Path], dict[str, str]] = lambda directory: {}
+    seconds: int | None = None
+    expansion: int = 100
     write: Callable[[Path, Iterator[tuple[str, Episode]], str], int] | None = None
     usage: str = ""
 
@@ -54,6 +66,10 @@ class Format:
     def module(self) -> str:
         """Name of the module that the separate process imports."""
         return self.list_episodes.__module__
+
+    def episodes(self, path: Path, raw: bool, mapping: DataMapping = PLAIN) -> LabelledLoaders:
+        """Label and loader of each episode of a file; see ``list_episodes``."""
+        return self.list_episodes(path, raw, mapping) if self.mapped else self.list_episodes(path, raw)
 
 
 FORMATS: dict[str, Format] = {}

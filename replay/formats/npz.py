@@ -9,34 +9,50 @@ from pathlib import Path
 
 import numpy as np
 
-from replay.episode import KEYS, validate_episode
+from replay.episode import KEYS, as_raw, validate_episode
 from replay.formats import Format, LabelledLoaders
+from replay.mapping import PLAIN, ROLES, DataMapping, by_likeness, renamed
 from replay.npz_files import episode_filename, read_npy_header, write_npz
 from replay.safe_read import check_expansion, safe_read
 from tools import BadInput
 
 
-def list_episodes(path: Path, raw: bool) -> LabelledLoaders:
+def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> LabelledLoaders:
     """The file's name and the loader of its only episode."""
-    return [(path.name, partial(read_npz, path, raw))]
+    return [(path.name, partial(read_npz, path, raw, mapping))]
 
 
-def read_npz(path: Path, raw: bool) -> dict[str, np.ndarray]:
+def read_npz(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> dict[str, np.ndarray]:
     """The episode of one ``.npz`` file, validated.
 
     Args:
         path: the file. Nothing in it is ever unpickled.
         raw: return all arrays exactly as they are in the file, instead of the four in their standard form.
+        mapping: the names of the arrays.
 
     Raises:
         BadInput: the file is truncated, no zip archive, or not a valid episode.
     """
     with safe_read(path, "npz"), zipfile.ZipFile(path) as archive:
-        names = [info.filename for info in archive.infolist() if info.filename.endswith(".npy")]
-        wanted = [name for name in names if raw or name[:-4] in KEYS]
-        episode = {name[:-4]: _read_array(archive, name, path) for name in wanted}
-    standard = validate_episode(episode, path)
-    return episode if raw else standard
+        found = [info.filename[:-4] for info in archive.infolist() if info.filename.endswith(".npy")]
+        names = mapping.names(dict(zip(ROLES, (*KEYS[:3], ""), strict=True)), found, path)
+        _require(names, found, path)
+        used = {*names.values(), "discount"}
+        arrays = {name: _read_array(archive, f"{name}.npy", path) for name in found if raw or name in used}
+    episode = renamed(arrays, names, path)
+    standard = validate_episode(episode, path, mapping.any_actions)
+    return as_raw(episode, standard) if raw else standard
+
+
+def _require(names: dict[str, str], found: list[str], path: Path) -> None:
+    """Raise BadInput, with the options to give, if arrays are missing but there are others."""
+    missing = [role for role in KEYS[:3] if names[role] not in found]
+    if missing and set(found) - {*names.values(), "discount"}:
+        options = ", ".join(f"--{role}_key" for role in missing)
+        raise BadInput(
+            f"{path}: no array named {', '.join(missing)}; there are: {by_likeness(missing[0], found)}; "
+            f"name them with {options}"
+        )
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
@@ -69,6 +85,7 @@ FORMAT = Format(
     name="npz",
     title="*.npz",
     list_episodes=list_episodes,
+    mapped=True,
     suffixes=(".npz",),
     separate_process=False,
     write=write,

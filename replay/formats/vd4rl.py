@@ -8,14 +8,15 @@ import numpy as np
 
 from replay.episode import validate_episode
 from replay.formats import Format, LabelledLoaders, minari
+from replay.mapping import PLAIN, DataMapping, renamed
 from replay.safe_read import read_hdf5_array, require_arrays, safe_read
 from tools import BadInput
 
 FIRST, LAST = 0, 2
-NEEDED = ("observation", "action", "reward", "step_type")
+NAMES = {"image": "observation", "action": "action", "reward": "reward", "done": ""}
 
 
-def list_episodes(path: Path, raw: bool) -> LabelledLoaders:
+def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> LabelledLoaders:
     """Label and loader of each episode of a file.
 
     Its arrays are ``observation`` (rows, 3, H, W), ``action``, ``reward``, ``step_type`` (0 first, 1 mid, 2 last) and,
@@ -27,10 +28,12 @@ def list_episodes(path: Path, raw: bool) -> LabelledLoaders:
     """
     with safe_read(path, "HDF5"), h5py.File(path, "r") as file:
         if "step_type" not in file:
-            return minari.list_episodes(path, raw)
-        require_arrays(NEEDED, file, path)
+            return minari.list_episodes(path, raw, mapping)
+        names = mapping.names(NAMES, file, path)
+        needed = [name for name in (*names.values(), "step_type") if name]
+        require_arrays(needed, file, path)
         step_type = read_hdf5_array(file["step_type"])
-        lengths = {key: len(file[key]) for key in NEEDED}
+        lengths = {key: len(file[key]) for key in needed}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise BadInput(f"{path}: arrays differ in length ({listed}); copy the file again or remove it")
@@ -39,21 +42,21 @@ def list_episodes(path: Path, raw: bool) -> LabelledLoaders:
         raise BadInput(f"{path}: step_type does not begin with 0, the first step of an episode; remove the file")
     ends = [*firsts[1:], len(step_type)]
     return [
-        (f"{path.stem}-{number}", partial(_load, path, number, int(first), int(end), raw))
+        (f"{path.stem}-{number}", partial(_load, path, number, slice(int(first), int(end)), names, raw, mapping))
         for number, (first, end) in enumerate(zip(firsts, ends, strict=True))
     ]
 
 
-def _load(path: Path, number: int, first: int, end: int, raw: bool) -> dict:
+def _load(path: Path, number: int, rows: slice, names: dict[str, str], raw: bool, mapping: DataMapping) -> dict:
     where = f"{path} episode {number}"
     with safe_read(where, "HDF5"), h5py.File(path, "r") as file:
-        rows = slice(first, end)
-        episode = {key: read_hdf5_array(file[key], rows) for key in ("action", "reward", "discount") if key in file}
-        episode["image"] = read_hdf5_array(file["observation"], rows)
+        wanted = {*filter(None, names.values()), "discount"}
+        arrays = {key: read_hdf5_array(file[key], rows) for key in wanted if key in file}
         if (read_hdf5_array(file["step_type"], rows)[:-1] == LAST).any():
             raise BadInput(f"{where}: steps follow the last one (step_type 2) without a first one; remove it")
-    standard = validate_episode(episode, where)
+    episode = renamed(arrays, names, where)
+    standard = validate_episode(episode, where, mapping.any_actions)
     return episode | {"image": standard["image"]} if raw else standard
 
 
-FORMAT = Format(name="hdf5", title="*.hdf5", list_episodes=list_episodes, suffixes=(".hdf5", ".h5"))
+FORMAT = Format(name="hdf5", title="*.hdf5", list_episodes=list_episodes, mapped=True, suffixes=(".hdf5", ".h5"))

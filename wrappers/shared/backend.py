@@ -72,6 +72,15 @@ def _set_backend(backend: str) -> None:
         importlib.reload(importlib.import_module("mujoco.gl_context"))
 
 
+def choose_backend_if_possible() -> BadInput | None:
+    """`choose_backend`, for simulators that may not need it: its error is returned, not raised."""
+    try:
+        choose_backend()
+    except BadInput as error:
+        return error
+    return None
+
+
 def import_with_opengl(module: str) -> ModuleType:
     """Import ``module``, which may import MuJoCo or dm_control, after `choose_backend`. Raises BadInput as it does."""
     choose_backend()

@@ -15,7 +15,8 @@ class SimulatorStep(NamedTuple):
 
     reward: float
     discount: float = 1.0
-    success: float | None = None  # None in suites that define no success
+    success: float | None = None  # None where the simulator reports none
+    truncated: bool = False  # ended by the simulator's own time limit, which is no termination
 
 
 class PixelEnv(gymnasium.Env):
@@ -23,7 +24,8 @@ class PixelEnv(gymnasium.Env):
 
     Observations are a dict: ``image`` (size, size, 3) uint8, and the suite's low-dimensional entries, each a
     1-D float32 array. One frame is drawn per agent step, at any action repeat.
-    ``info`` has ``discount`` and, only in suites that define it, ``success`` (1.0 on a step that succeeds).
+    ``info`` has ``discount`` and, where the simulator reports it, ``success`` (1.0 on a step that succeeds). In suites
+    that define success it is always there.
 
     A suite implements the four abstract methods. Its constructor makes the simulator, in a state that
     `_low_dimensional` can read, before it calls this one.
@@ -47,6 +49,11 @@ class PixelEnv(gymnasium.Env):
         for name, value in self._low_dimensional().items():
             spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)
         self.observation_space = Dict(spaces)
+
+    @property
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The simulator's own actions that -1 and 1 stand for, each (A,)."""
+        return self._action_low, self._action_high
 
     @abstractmethod
     def _reset_simulator(self, seed: int) -> None:
@@ -79,19 +86,21 @@ class PixelEnv(gymnasium.Env):
         """Repeat ``action`` (A,), in [-1, 1]; the reward is the sum over the repeats."""
         action = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         action = self._action_low + (action + 1.0) * 0.5 * (self._action_high - self._action_low)
-        reward, discount, success = 0.0, 1.0, 0.0
+        reward, discount, truncated, success = 0.0, 1.0, False, None
         for _ in range(self.description["action_repeat"]):
             result = self._step_simulator(action)
             reward += float(result.reward)
             discount *= float(result.discount)
-            success = max(success, float(result.success or 0.0))
-            if discount == 0.0:
+            truncated = bool(result.truncated)
+            if result.success is not None:
+                success = max(success or 0.0, float(result.success))
+            if discount == 0.0 or truncated:
                 break
         self.agent_steps += 1
         info = {"discount": discount}
-        if self._has_success:
-            info["success"] = success
-        return self._observation(), reward, discount == 0.0, False, info
+        if self._has_success or success is not None:
+            info["success"] = success or 0.0
+        return self._observation(), reward, discount == 0.0, truncated and discount != 0.0, info
 
     def render(self) -> np.ndarray:
         """The current frame, (size, size, 3) uint8, as in the observation."""

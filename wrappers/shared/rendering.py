@@ -8,7 +8,7 @@ recorded with the data, and a dataset and its evaluation must use the same.
 import atexit
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from wrappers.shared.backend import import_with_opengl
 
 if TYPE_CHECKING:
     import mujoco
+
+_drawings: weakref.WeakSet = weakref.WeakSet()  # what `close_at_exit` was given
 
 
 def camera_id(model: "mujoco.MjModel", camera: str | int) -> int:
@@ -67,9 +69,7 @@ class FrameRenderer:
         if quality == "fast":
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = False
-        # The simulators close OpenGL's display at exit. A renderer freed after its display prints a traceback;
-        # atexit calls the function registered last first, so this one runs before theirs.
-        atexit.register(_close_if_alive, weakref.ref(self))
+        close_at_exit(self)
 
     def frame(self, data: "mujoco.MjData") -> np.ndarray:
         """The scene of ``data`` as a new (size, size, 3) uint8 array."""
@@ -91,7 +91,17 @@ class FrameRenderer:
             self._renderer = None
 
 
-def _close_if_alive(reference: "weakref.ref[FrameRenderer]") -> None:
-    renderer = reference()
-    if renderer is not None:
-        renderer.close()
+def close_at_exit(drawing: Any) -> None:
+    """Call ``drawing.close()`` when Python exits, unless it is gone by then. Use it once ``drawing`` has its context.
+
+    The simulators close OpenGL's display at exit. A renderer freed after its display prints a traceback; atexit calls
+    the function registered last first, so ours is registered again after every simulator.
+    """
+    _drawings.add(drawing)
+    atexit.unregister(_close_drawings)
+    atexit.register(_close_drawings)
+
+
+def _close_drawings() -> None:
+    for drawing in list(_drawings):
+        drawing.close()

@@ -3,8 +3,11 @@
 Suite files import no simulator, so that a task name can be checked without one.
 """
 
+import contextlib
+import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,7 @@ SETTINGS_HELP = {
     "flip": "turn the frames upside down",
 }
 _FIRST = {"dmc", "metaworld", "robodesk"}
+NEAR = 0.8  # difflib's ratio of two names, above which one is taken for a typing error in the other
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Suite:
     name: prefix of the suite's tasks and flags, an identifier.
     title: name for readers.
     tasks: task names without the prefix.
+    find_task: for a suite with more tasks than ``tasks``: a name without the prefix -> the task's canonical name.
+        Raises BadInput if there is no such task. The prefix cannot be left out of these names.
     make: (task name, description) -> `wrappers.shared.base.PixelEnv`; ``description`` is that of `make_env`.
         Worker processes import it, so it is a function or class at the top level of a module.
     settings: default by setting. Each is an argument of `make_env` (a key of `SETTINGS_HELP`), and the flag
@@ -37,7 +43,7 @@ class Suite:
     has_sky: whether `make_env` accepts a moving background.
     max_return: the most that an episode of any task can pay, None if it is not known.
     max_returns: the same for single tasks, which have priority.
-    uses_mujoco: whether MuJoCo draws the frames, so that an OpenGL library must be chosen.
+    uses_mujoco: whether MuJoCo draws the frames, so that an OpenGL library must be chosen; None if some tasks do.
     """
 
     name: str
@@ -49,7 +55,8 @@ class Suite:
     has_sky: bool = False
     max_return: float | None = None
     max_returns: dict[str, float] = field(default_factory=dict)
-    uses_mujoco: bool = True
+    uses_mujoco: bool | None = True
+    find_task: Callable[[str], str] | None = None
 
     def setting_help(self, key: str) -> str:
         """One line of help for the flag ``--{name}_{key}``."""
@@ -58,13 +65,16 @@ class Suite:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a suite; ``str(task)`` is its canonical name, e.g. ``dmc_walker_walk``."""
+    """A task of a suite; ``str(task)`` is its canonical name, e.g. ``dmc_walker_walk``.
+
+    ``suite`` is empty for a target without a simulator, in reports only.
+    """
 
     suite: str
     name: str
 
     def __str__(self) -> str:
-        return f"{self.suite}_{self.name}"
+        return f"{self.suite}_{self.name}" if self.suite else self.name
 
 
 SUITES: dict[str, Suite] = {}
@@ -98,7 +108,7 @@ def discover() -> None:
 
 
 def all_tasks() -> list[Task]:
-    """The tasks of all suites."""
+    """The tasks of all suites, without those that only `Suite.find_task` knows."""
     return [Task(suite.name, name) for suite in SUITES.values() for name in suite.tasks]
 
 
@@ -117,13 +127,48 @@ def parse_task(name: str | Task) -> Task:
     tasks = all_tasks()
     if isinstance(name, Task) and name in tasks:
         return name
+    prefix, _, rest = str(name).strip().partition("_")
+    suite = SUITES.get(prefix.lower())
+    if suite is not None and suite.find_task is not None:
+        return Task(suite.name, suite.find_task(rest))
     spellings = {_normalized(task.name): task for task in reversed(tasks)}  # reversed: the first suite wins
     spellings |= {_normalized(str(task)): task for task in tasks}
     task = spellings.get(_normalized(str(name)))
     if task is None:
         known = {str(task) for task in tasks} | {task.name for task in tasks}
-        raise BadInput(f"unknown task {str(name)!r}; {nearest(str(name), known)}")
+        close = _without_prefix(str(name)) or nearest(str(name), known)
+        raise BadInput(f"unknown task {str(name)!r}; {close}")
     return task
+
+
+def _without_prefix(name: str) -> str:
+    """The end of an error message, if ``name`` is that of a task whose prefix cannot be left out; else empty."""
+    for suite in SUITES.values():
+        with contextlib.suppress(BadInput):
+            if suite.find_task is not None:
+                return f"give {suite.name}_{suite.find_task(name)}"
+    return ""
+
+
+def simulated_task(name: str | Task) -> Task | None:
+    """The task with that name, or None if it is a free name: that of a dataset without a simulator.
+
+    A free name has letters, digits, ``_``, ``-``, ``.`` and ``+``. It begins with no suite's prefix, and is not near
+    the name of a task (`NEAR`): such a name is taken for a typing error. Raises BadInput for these.
+    """
+    try:
+        return parse_task(name)
+    except BadInput as error:
+        unknown = error
+    spelling = _normalized(str(name))
+    if any(spelling.startswith(f"{suite.lower()}_") for suite in SUITES) or _without_prefix(str(name)):
+        raise unknown
+    known = {_normalized(text) for task in all_tasks() for text in (str(task), task.name)}
+    if difflib.get_close_matches(spelling, known, 1, cutoff=NEAR):
+        raise BadInput(f"{unknown}; a dataset without a simulator needs a name that is not so near to a task's")
+    if not re.fullmatch(r"[\w.+-]+", str(name)):
+        raise BadInput(f"{str(name)!r} is no task, and no name for a dataset: use letters, digits, _, -, . and +")
+    return None
 
 
 def max_return(task: Task) -> float:

@@ -23,7 +23,7 @@ import gymnasium
 import numpy as np
 
 from tools import BadInput
-from wrappers.shared.backend import choose_backend
+from wrappers.shared.backend import choose_backend, choose_backend_if_possible
 from wrappers.shared.suites import SUITES, Suite, Task, parse_task
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -108,6 +108,8 @@ class ProcessEnv(gymnasium.Env):
         pickled = _pickled(suite)
         if suite.uses_mujoco:
             choose_backend()  # once in the parent, for all workers
+        elif suite.uses_mujoco is None:
+            choose_backend_if_possible()
         self._connection, worker_end = Pipe()
         self._process = _start(worker_end)
         worker_end.close()

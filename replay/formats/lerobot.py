@@ -1,0 +1,220 @@
+"""lerobot: LeRobot datasets of format v2.0, v2.1 and v3.0 in a local folder, read with PyArrow and PyAV.
+
+Action t was taken AT frame t, and reward t came with the next frame. An episode of T frames has T rows here: row t + 1
+has action t and reward t. The last action has no next frame and is left out. The last reward, often the only one, is
+added to that of the last row, so returns stay as they are; the last ``done`` counts there too.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from replay.episode import validate_episode
+from replay.formats import Format, LabelledLoaders
+from replay.lerobot_meta import (
+    CAMERA_TYPES,
+    INFO,
+    LABELS,
+    EpisodePlace,
+    cameras,
+    metadata_files,
+    read_info,
+    read_labels,
+    read_places,
+)
+from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, discount_of
+from replay.safe_read import safe_read
+from replay.tables import column_array, read_parquet, require_pyarrow
+from replay.video import Frames, read_images, read_video
+from tools import BadInput
+
+ACTION, REWARD, DONE = "action", "next.reward", "next.done"
+STATE = "observation."  # low-dimensional observations begin with it
+
+
+def find_below(directory: Path) -> list[Path]:
+    """The files that list the episodes of the LeRobot dataset in a folder; none if it is not one."""
+    if not (directory / INFO).is_file():
+        return []
+    return metadata_files(directory, read_info(directory))
+
+
+def dataset_root(path: Path) -> Path:
+    """The dataset's folder, from one of `metadata_files`."""
+    return path.parents[1] if path.suffix == ".jsonl" else path.parents[3]
+
+
+def related(path: Path) -> list[Path]:
+    """All files of the dataset but its statistics; see `Format`."""
+    root = dataset_root(path)
+    found = [file for folder in ("data", "videos") for file in (root / folder).rglob("*.*")]
+    return sorted([root / INFO, root / LABELS, *found])
+
+
+def facts(directory: Path) -> dict[str, str]:
+    """Lines for `dataset.py info`."""
+    info = read_info(directory)
+    names = info["features"].get(ACTION, {}).get("names") or []
+    while isinstance(names, dict):  # such as {"motors": [...]}
+        names = next(iter(names.values()), [])
+    found = {
+        "frames": f"{info.get('total_frames')} in {info.get('total_episodes')} episodes, {info['codebase_version']}",
+        "fps": f"{info['fps']:g}",
+        "cameras": ", ".join(cameras(info)),
+        "action names": ", ".join(map(str, names)),
+        "robot": str(info.get("robot_type") or ""),
+        "rewards": f"from {LABELS}" if (directory / LABELS).exists() else "",
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+# Reading
+
+
+def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> LabelledLoaders:
+    """Label and loader of each episode that one of `metadata_files` lists.
+
+    Raises:
+        BadInput: the metadata is damaged, no camera is chosen of several, or an array that was named does not exist.
+    """
+    require_pyarrow(path)
+    root = dataset_root(path)
+    info, labels = read_info(root), read_labels(root)
+    names = _names(info, mapping, labels is not None, root)
+    with safe_read(path, "LeRobot"):
+        places = read_places(path, root, info)
+    states = [name for name in _numbers(info) if name.startswith(STATE) and name not in names.values()]
+    loaders: LabelledLoaders = []
+    for lost, numbers in _missing_files(places, names["image"]).items():
+        loaders.append((f"episode_{numbers[0]}", partial(_raise_missing, lost, numbers)))
+        places = [place for place in places if place.number not in numbers]
+    for place in places:
+        success = None if labels is None or "reward" in mapping.keys else place.number in labels
+        load = partial(_load, place, names, states if raw else None, float(info["fps"]), success, root, mapping)
+        loaders.append((f"episode_{place.number}", load))
+    return loaders + _count_check(path, root, info)
+
+
+def _names(info: dict, mapping: DataMapping, labelled: bool, root: Path) -> dict[str, str]:
+    """The name of the column of each role; "" for a reward that comes from labels, and for a missing ``done``."""
+    features, found = info["features"], cameras(info)
+    defaults = {"image": found[0] if len(found) == 1 else "", "action": ACTION}
+    defaults |= {"reward": "" if labelled else REWARD, "done": DONE if DONE in features else ""}
+    names = mapping.names(defaults, features, root)
+    if names["image"] not in found:
+        listed = by_likeness(names["image"], found)
+        what = f"{names['image']} has no images" if names["image"] else f"{len(found)} cameras"
+        raise BadInput(f"{root}: {what}; choose one with --image_key: {listed}")
+    numbers = _numbers(info)
+    if names["reward"] == REWARD and REWARD not in numbers:
+        raise BadInput(
+            f"{root}: no rewards (column {REWARD}); name them with --reward_key ({by_likeness(REWARD, numbers)}), or "
+            f"say which episodes succeeded: python dataset.py label {root} --success 0,3,7"
+        )
+    for role in ("action", "reward", "done"):
+        if names[role] and names[role] not in numbers:
+            listed = by_likeness(names[role], numbers)
+            raise BadInput(f"{root}: no column {names[role]} with numbers; name one with --{role}_key: {listed}")
+    return names
+
+
+def _numbers(info: dict) -> list[str]:
+    """Names of the columns with numbers."""
+    return [name for name, feature in info["features"].items() if feature["dtype"] not in (*CAMERA_TYPES, "string")]
+
+
+def _missing_files(places: list[EpisodePlace], camera: str) -> dict[Path, list[int]]:
+    """Files that do not exist, with the numbers of their episodes."""
+    exists: dict[Path, bool] = {}
+    missing: dict[Path, list[int]] = {}
+    for place in places:
+        for path in [place.data, *(video for key, (video, _) in place.videos.items() if key == camera)]:
+            if path not in exists:
+                exists[path] = path.is_file()
+            if not exists[path]:
+                missing.setdefault(path, []).append(place.number)
+                break
+    return missing
+
+
+def _raise_missing(path: Path, numbers: list[int]) -> dict:
+    episodes = f"episode {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} episodes from {numbers[0]} on"
+    raise BadInput(f"{path}: missing, with {episodes}; copy the dataset again")
+
+
+def _count_check(path: Path, root: Path, info: dict) -> LabelledLoaders:
+    """A loader that fails, for the first file of the metadata, if ``info.json`` says another number of episodes."""
+    files = metadata_files(root, info)
+    total = info.get("total_episodes")
+    if path != files[0] or not isinstance(total, int):
+        return []
+    with safe_read(path, "LeRobot"):
+        listed = sum(len(read_places(file, root, info)) for file in files)
+    return [] if listed == total else [("info.json", partial(_raise_count, root, total, listed))]
+
+
+def _raise_count(root: Path, total: int, listed: int) -> dict:
+    raise BadInput(f"{root / INFO}: total_episodes is {total}, meta/episodes lists {listed}; copy the dataset again")
+
+
+def _load(
+    place: EpisodePlace, names: dict[str, str], states: list[str] | None, fps: float, success: bool | None, root: Path,
+    mapping: DataMapping,
+) -> dict:  # fmt: skip
+    """An episode in the row convention, with the columns ``states`` too. ``success`` replaces its rewards."""
+    where, image = f"{root} episode {place.number}", names["image"]
+    used = {role: names[role] for role in ("action", "reward", "done") if names[role]}
+    wanted = {*used.values(), *(states or ()), "frame_index", *({image} - place.videos.keys())}
+    with safe_read(place.data, "Parquet"):
+        rows = read_parquet(place.data, sorted(wanted), [("episode_index", "=", place.number)]).sort_by("frame_index")
+        if len(rows) != place.frames:
+            raise ValueError(f"{len(rows)} of the {place.frames} rows of episode {place.number} are in it")
+        frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size)
+        columns = {role: as_numbers(column_array(rows[name])) for role, name in used.items()}
+        extras = {name: column_array(rows[name]) for name in states or ()}
+    if frames is None:
+        video, start = place.videos[image]
+        with safe_read(f"{video} episode {place.number}", "video"):
+            frames = read_video(video, start, fps, place.frames, mapping.image_size)
+    if success is not None:
+        columns["reward"] = np.zeros(place.frames, np.float32)
+        columns["reward"][-1] = success
+    episode = _to_rows(columns, where) | {"image": frames.images}
+    standard = validate_episode(episode, where, mapping.any_actions)
+    return standard | ({"image_shape": np.array(frames.shape)} if states is None else extras)
+
+
+def _encoded_images(column, size: int | None) -> Frames:
+    """The frames of a column of {bytes, path}."""
+    return read_images([row["bytes"] for row in column.to_pylist()], size)
+
+
+def _to_rows(columns: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """Action, reward and discount in the row convention, from the columns; see the top of this file."""
+    action = columns["action"].reshape(len(columns["action"]), -1)
+    reward = columns["reward"].reshape(len(action), -1)[:, 0].astype(np.float32)
+    episode = {
+        "action": np.concatenate([np.zeros_like(action[:1]), action[:-1]]),
+        "reward": np.concatenate([np.zeros_like(reward[:1]), reward[:-1]]),
+    }
+    episode["reward"][-1] += reward[-1]
+    if "done" in columns:
+        done = 1 - discount_of(columns["done"], where)
+        episode["discount"] = 1 - np.concatenate([np.zeros_like(done[:1]), done[:-1]])
+        episode["discount"][-1] = min(episode["discount"][-1], 1 - done[-1])
+    return episode
+
+
+FORMAT = Format(
+    name="lerobot",
+    title="LeRobot",
+    list_episodes=list_episodes,
+    mapped=True,
+    find_below=find_below,
+    related=related,
+    facts=facts,
+    # Videos take any small share of their frames' bytes, and long episodes minutes.
+    expansion=1 << 30,
+    seconds=300,
+)

@@ -1,0 +1,170 @@
+"""The metadata of a LeRobot dataset: ``meta/info.json``, its episodes, and the labels of successful episodes."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from replay.tables import read_parquet
+from tools import BadInput, write_text
+
+INFO = "meta/info.json"
+LABELS = "coworld_labels.json"  # of `dataset.py label`, in the dataset's folder
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+CAMERA_TYPES = ("video", "image")
+
+
+@dataclass(frozen=True)
+class EpisodePlace:
+    """Where an episode is.
+
+    Attributes:
+        number: its episode_index.
+        frames: T.
+        data: the Parquet file with its rows.
+        videos: the mp4 file of each camera and the time of the first frame in it, in seconds.
+    """
+
+    number: int
+    frames: int
+    data: Path
+    videos: dict[str, tuple[Path, float]]
+
+
+def read_info(root: Path) -> dict:
+    """The contents of ``meta/info.json``.
+
+    Raises:
+        BadInput: it is missing, damaged, lacks an entry, or is of an unknown version.
+    """
+    path = root / INFO
+    try:
+        info = json.loads(path.read_text())
+        version, features, fps = info["codebase_version"], info["features"], float(info["fps"])
+        types = [feature["dtype"] for feature in features.values()]
+        if not all(isinstance(text, str) for text in (*types, info["data_path"])):
+            raise ValueError("features or data_path")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}; copy the dataset again") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(
+            f"{path}: not the description of a LeRobot dataset ({str(error)[:80]}); copy it again"
+        ) from error
+    except KeyError as error:
+        raise BadInput(f"{path}: no entry {error}; copy it again") from error
+    if version not in VERSIONS:
+        raise BadInput(f"{path}: LeRobot format {version!r}, not {', '.join(VERSIONS)}; convert it with lerobot")
+    if not 0 < fps < 10_000:
+        raise BadInput(f"{path}: fps {fps:g}; correct it")
+    return info
+
+
+def cameras(info: dict) -> list[str]:
+    """Names of the features that are images, without depth maps."""
+    found = []
+    for name, feature in info["features"].items():
+        details = feature.get("info") or feature.get("video_info") or {}
+        if feature["dtype"] in CAMERA_TYPES and not details.get("video.is_depth_map"):
+            found.append(name)
+    return found
+
+
+def metadata_files(root: Path, info: dict) -> list[Path]:
+    """The files that list the episodes, in order."""
+    if info["codebase_version"] != "v3.0":
+        return [root / "meta" / "episodes.jsonl"]
+    found = sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
+    if not found:
+        raise BadInput(f"{root / 'meta' / 'episodes'}: no chunk-000/file-000.parquet in it; copy the dataset again")
+    return found
+
+
+def read_places(path: Path, root: Path, info: dict) -> list[EpisodePlace]:
+    """The episodes that one of `metadata_files` lists.
+
+    Raises:
+        Any of `safe_read.READ_ERRORS` if the file is damaged.
+    """
+    keys = [name for name in cameras(info) if info["features"][name]["dtype"] == "video"]
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return [_place_of_file(root, info, keys, row) for row in rows]
+    wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    for key in keys:
+        wanted += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    return [_place_in_file(root, info, keys, row) for row in read_parquet(path, wanted).to_pylist()]
+
+
+def _place_of_file(root: Path, info: dict, keys: list[str], row: dict) -> EpisodePlace:
+    """Format v2: an episode has files of its own."""
+    number = int(row["episode_index"])
+    fields = {"episode_index": number, "episode_chunk": number // int(info.get("chunks_size") or 1000)}
+    videos = {key: (_file(root, info, "video_path", **fields, video_key=key), 0.0) for key in keys}
+    return EpisodePlace(number, int(row["length"]), _file(root, info, "data_path", **fields), videos)
+
+
+def _place_in_file(root: Path, info: dict, keys: list[str], row: dict) -> EpisodePlace:
+    """Format v3: a file has many episodes."""
+    videos = {}
+    for key in keys:
+        fields = {name: int(row[f"videos/{key}/{name}"]) for name in ("chunk_index", "file_index")}
+        path = _file(root, info, "video_path", **fields, video_key=key)
+        videos[key] = (path, float(row[f"videos/{key}/from_timestamp"]))
+    fields = {name: int(row[f"data/{name}"]) for name in ("chunk_index", "file_index")}
+    return EpisodePlace(int(row["episode_index"]), int(row["length"]), _file(root, info, "data_path", **fields), videos)
+
+
+def _file(root: Path, info: dict, template: str, **fields: object) -> Path:
+    relative = Path(str(info[template]).format(**fields))
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"{template} leaves the dataset's folder")
+    return root / relative
+
+
+# Labels
+
+
+def write_labels(root: Path, success: Iterable[int]) -> int:
+    """Write which episodes succeeded; the rewards of all episodes then come from this file. Returns how many did.
+
+    Raises:
+        BadInput: not a LeRobot dataset, no such episode, or the file cannot be written.
+    """
+    if not (root / INFO).is_file():
+        raise BadInput(f"{root}: no {INFO}; label is for LeRobot datasets, others have rewards in their files")
+    total, numbers = int(read_info(root).get("total_episodes", 0)), sorted(set(success))
+    wrong = [number for number in numbers if number >= total]
+    if wrong:
+        raise BadInput(f"--success {wrong[0]}: {root} has episodes 0 to {total - 1}; give numbers of these")
+    write_text(root / LABELS, json.dumps({"success": numbers}) + "\n")
+    return len(numbers)
+
+
+def read_labels(root: Path) -> set[int] | None:
+    """Numbers of the successful episodes; None if the dataset has no labels.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    path = root / LABELS
+    try:
+        return {int(number) for number in json.loads(path.read_text())["success"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path}: not written by dataset.py label; write it again or remove it") from error
+
+
+def parse_numbers(text: str) -> list[int]:
+    """The numbers of a list such as ``0,3,7-9``; "" has none.
+
+    Raises:
+        BadInput: it is not such a list.
+    """
+    numbers: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 20:
+            raise BadInput(f"--success {text}: {part!r} is no number; give numbers of episodes, like 0,3,7-9")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers

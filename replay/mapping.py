@@ -1,0 +1,213 @@
+"""Which arrays of a data file are used, and the linear map from a dataset's actions to [-1, 1]."""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tools import BadInput
+
+ROLES = ("image", "action", "reward", "done")
+OPTIONS = tuple(f"{role}_key" for role in ROLES)
+
+# Values up to this share of the range outside it are rounding, see `replay.episode.ACTION_ROUNDING`.
+ROUNDING = 5e-4
+
+MOST_NAMES = 12  # names of arrays in an error message
+
+
+@dataclass(frozen=True)
+class DataMapping:
+    """How the arrays of a data file become image, action, reward and discount.
+
+    Attributes:
+        image_key, action_key, reward_key: names of the arrays; "": the format's own.
+        done_key: an array that is true where the task terminated (discount 0); "": the format's own.
+        any_actions: accept actions outside [-1, 1]; an `ActionMap` rescales them later.
+        image_size: formats that decode videos return images of this size, so that they do not fill the memory.
+    """
+
+    image_key: str = ""
+    action_key: str = ""
+    reward_key: str = ""
+    done_key: str = ""
+    any_actions: bool = False
+    image_size: int | None = None
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The names that were given, by role."""
+        return {role: key for role, option in zip(ROLES, OPTIONS, strict=True) if (key := getattr(self, option))}
+
+    @property
+    def changes_episodes(self) -> bool:
+        """Whether episodes differ from those that the format's own names give."""
+        return bool(self.keys) or self.any_actions
+
+    def names(self, defaults: Mapping[str, str], available: Iterable[str], where: object) -> dict[str, str]:
+        """The name of the array of each role in ``defaults``, which has the format's own names.
+
+        Raises:
+            BadInput: an array whose name was given is not ``available``.
+        """
+        available = list(available)
+        for role, key in self.keys.items():
+            if key not in available:
+                raise BadInput(f"{where}: no array {key!r} (--{role}_key); there are: {by_likeness(key, available)}")
+        return {role: self.keys.get(role) or name for role, name in defaults.items()}
+
+    def digest(self) -> str:
+        """A short name for what this mapping changes; "" for nothing."""
+        if not self.changes_episodes:
+            return ""
+        text = repr((sorted(self.keys.items()), self.any_actions))
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+PLAIN = DataMapping()
+
+
+def by_likeness(name: str, available: Iterable[str]) -> str:
+    """Names, the one that is most like ``name`` first, as text."""
+
+    def likeness(other: str) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+
+    listed = sorted(sorted(available), key=likeness, reverse=True)
+    more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
+    return (", ".join(listed[:MOST_NAMES]) or "none") + more
+
+
+def as_numbers(array: np.ndarray) -> np.ndarray:
+    """Booleans as float32; other arrays as they are."""
+    return array.astype(np.float32) if array.dtype == bool else array
+
+
+def discount_of(done: np.ndarray, where: object) -> np.ndarray:
+    """1 - done as float32, for an array (N,) or (N, 1) that is true where the task terminated.
+
+    Raises:
+        BadInput: values other than 0 and 1.
+    """
+    done = as_numbers(done).reshape(len(done), -1)
+    if done.shape[1] != 1 or not np.isin(done, (0, 1)).all():
+        raise BadInput(f"{where}: the array of --done_key must be true or false (1 or 0) in each row")
+    return (1 - done[:, 0]).astype(np.float32)
+
+
+def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], where: object) -> dict[str, np.ndarray]:
+    """Arrays with the names of an episode, then those without a role.
+
+    Args:
+        arrays: by their names in the file.
+        names: the array of each role, see `DataMapping.names`; one of "" is missing.
+
+    Raises:
+        BadInput: the array of the role ``done`` has values other than 0 and 1.
+    """
+    episode = {role: arrays[name] for role, name in names.items() if role != "done" and name in arrays}
+    episode |= {role: as_numbers(array) for role, array in episode.items() if role != "image"}
+    if names.get("done") in arrays:
+        episode["discount"] = discount_of(arrays[names["done"]], where)
+    taken = {*names.values(), *episode}
+    return episode | {name: array for name, array in arrays.items() if name not in taken}
+
+
+# The range of the actions
+
+
+@dataclass(frozen=True)
+class ActionMap:
+    """The linear map from a dataset's actions, ``low`` to ``high`` in each of A dimensions, to [-1, 1].
+
+    A dimension with equal bounds is 0 for the agent, and always that value in the dataset's units.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def to_unit(self, action: np.ndarray) -> np.ndarray:
+        """Actions (..., A) in the dataset's units as float32 in [-1, 1]."""
+        low, high = np.array(self.low), np.array(self.high)
+        span = np.where(high > low, high - low, 1.0)
+        scaled = np.where(high > low, 2 * (action.astype(np.float64) - low) / span - 1, 0.0)
+        return np.clip(scaled, -1, 1).astype(np.float32)
+
+    def as_dict(self) -> dict[str, list[float]]:
+        return {"low": list(self.low), "high": list(self.high)}
+
+    def contains(self, low: np.ndarray, high: np.ndarray) -> bool:
+        """Whether actions with these extremes, each (A,), are in the range, but for rounding."""
+        margin = ROUNDING * (np.array(self.high) - np.array(self.low))
+        return bool((low >= self.low - margin).all() and (high <= self.high + margin).all())
+
+
+def parse_range(text: str) -> list[float] | None:
+    """The numbers of ``--action_range``; None for "" and "data".
+
+    Raises:
+        BadInput: not ``data``, two numbers or pairs of numbers, or a pair that is not increasing.
+    """
+    if text in ("", "data"):
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or len(numbers) % 2 or not all(map(math.isfinite, numbers)):
+        expected = "data, LOW,HIGH, or a pair LOW,HIGH for each dimension, like -5,3"
+        raise BadInput(f"--action_range {text}: give {expected}")
+    for low, high in zip(numbers[::2], numbers[1::2], strict=True):
+        if low >= high:
+            raise BadInput(f"--action_range {text}: {low:g} is not below {high:g}; give the lower bound first")
+    return numbers
+
+
+def action_map(text: str, low: np.ndarray, high: np.ndarray) -> ActionMap | None:
+    """The map of ``--action_range``, for a dataset whose actions have these extremes, each (A,). None for "".
+
+    Raises:
+        BadInput: the number of numbers does not fit the action size A; see also `parse_range`.
+    """
+    numbers = parse_range(text)
+    if text == "":
+        return None
+    if numbers is None:
+        return ActionMap(tuple(map(float, low)), tuple(map(float, high)))
+    if len(numbers) == 2:
+        numbers *= len(low)
+    if len(numbers) != 2 * len(low):
+        raise BadInput(
+            f"--action_range {text}: {len(numbers)} numbers for actions of size {len(low)}; give data, LOW,HIGH, or "
+            f"{2 * len(low)} numbers, a pair for each dimension"
+        )
+    return ActionMap(tuple(numbers[::2]), tuple(numbers[1::2]))
+
+
+def outside_range(name: str, extremes: tuple[Iterable[float], Iterable[float]], text: str) -> str:
+    """That an episode's actions, with these smallest and largest values, are not in the range ``text``."""
+    ranges = " ".join(f"[{low:.4g}, {high:.4g}]" for low, high in zip(*extremes, strict=True))
+    return f"{name}: actions {ranges} are outside --action_range {text}; give a wider one, or data"
+
+
+def recorded_map(description: dict, size: int, where: object) -> ActionMap | None:
+    """The map that ``dataset.json`` of a converted dataset records for actions of this size; None if there is none.
+
+    Raises:
+        BadInput: it is not a map.
+    """
+    recorded = description.get("action_map")
+    if recorded is None:
+        return None
+    try:
+        found = ActionMap(tuple(map(float, recorded["low"])), tuple(map(float, recorded["high"])))
+        if len(found.low) != size or len(found.high) != size:
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise BadInput(
+            f"{where}/dataset.json: action_map is not {{low, high}} with {size} numbers each; correct or remove it"
+        ) from None
+    return found

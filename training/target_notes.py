@@ -1,0 +1,36 @@
+"""Lines on stderr about a run's target, before the run begins."""
+
+from config import Config, has_target_simulator, read_blocks
+from training.methods import Method
+from wrappers import SUITES, simulated_task
+
+
+def target_notes(config: Config, method: Method) -> list[str]:
+    """A warning if the blocks do not fit the target, and a note if it has no simulator. ``config`` is resolved."""
+    warning = block_warning(config.configs, config.target_task)
+    notes = [warning] if warning else []
+    if method.dataset and not has_target_simulator(config):
+        notes.append(
+            f"note: no simulator for {config.target_task}: no scores, but offline figures on {config.holdout:.0%} of "
+            f"the episodes, which are not trained on (docs/offline_evaluation.md)"
+        )
+    return notes
+
+
+def block_warning(names: list[str], target_task: str) -> str | None:
+    """A warning if the last suite's block of ``names``, blocks but `defaults`, does not fit the target, else None.
+
+    Every suite's block fits a target without a simulator.
+    """
+    if (task := simulated_task(target_task)) is None:
+        return None
+    blocks, suite = read_blocks(), task.suite
+    suites = [name for name in names if name in SUITES and name in blocks]
+    last = [name for name in names if name in suites or name == "release"][-1:]
+    if suite not in blocks or last in ([suite], ["release"]):
+        return None
+    right = [name for name in names if name == suite or name not in suites]
+    if suite not in right and "release" not in right:
+        right.insert(0, suite)
+    found = f"block {last[0]} is for other targets" if last else f"--configs has no block for {suite} targets"
+    return f"warning: {target_task}: {found}: give --configs {' '.join(['defaults', *right])}"

@@ -75,10 +75,16 @@ class RunResult:
 
     @property
     def final(self) -> Score:
-        """The mean of the last ``averaged`` evaluations, over all their episodes; the counters are the last one's."""
+        """The mean of the last ``averaged`` evaluations, over all their episodes; the counters are the last one's.
+
+        Without a simulator it is the last evaluation: offline figures are not averaged.
+        """
         last = self.scores[-self.averaged :]
+        if last[-1].mean is None:
+            return last[-1]
         means, stds = ([getattr(score, key) for score in last] for key in ("mean", "std"))
-        success = None if last[-1].success is None else statistics.fmean(score.success for score in last)
+        known = [score.success for score in last if score.success is not None]
+        success = statistics.fmean(known) if known else None
         spread = math.sqrt(statistics.fmean(std**2 for std in stds) + statistics.pvariance(means))
         episodes = sum(score.episodes for score in last)
         return replace(last[-1], mean=statistics.fmean(means), std=spread, success=success, episodes=episodes)

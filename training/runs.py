@@ -110,7 +110,7 @@ def open_trainer(
             for source in trainer.sources:
                 source.clear()
         if progress.phase < len(phases):  # else the record of the finished run stays
-            write_text(logdir / "config.yaml", to_yaml(config) + f"# commit {code_version()}\n")
+            write_text(logdir / "config.yaml", f"{to_yaml(config)}# commit {code_version()}\n")
         yield trainer
 
 

@@ -34,7 +34,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
     [
         (["--source_task", "walker_wlak"], "nearest: walker_walk"),
         (["--target_task", "walker_downhil"], "nearest: walker_downhill"),
-        (["--target_task", "", "--method", "online_dv2"], "--offline_traindir has no effect with method online_dv2"),
+        (["--target_task", "", "--method", "online_dv2"], "--target_task is missing"),
         (["--target_task", "cheetah_run", "--offline_traindir", "nowhere"], "nowhere"),
         (["--device", "tpu"], "tpu"),
         (["--method", "coworl"], "nearest: coworld"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import co_training, tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_bad_input import refused
 from test_co_training import assert_same_results, metrics, scores, train
 
@@ -271,6 +272,9 @@ def test_a_run_without_a_simulator_has_offline_figures_only(finished: Path):
         assert all(float(row[f"offline_{name}"]) > 0 for row in rows)
         curve = [point[f"target/offline/{name}"] for point in metrics(finished) if f"target/offline/{name}" in point]
         assert curve == [float(row[f"offline_{name}"]) for row in rows]
+    events = EventAccumulator(str(finished)).Reload()
+    assert "held-out images" in events.SummaryMetadata("target/offline/image_loss").summary_description
+    assert "Eq. 2" in events.SummaryMetadata("target/model/image_loss").summary_description
     assert not any("target/eval/return" in point for point in metrics(finished))
     pictures = {path.name for path in finished.iterdir() if path.suffix == ".png"}
     assert pictures == {"predictions.png", "offline.png"}

@@ -22,7 +22,7 @@ from dataclasses import replace
 from torch import nn
 
 import config as settings
-from agents.agent import Batch
+from agents.base import Batch
 from config import Config
 from training import online
 from training.checkpoint import BEFORE_ALIGNMENT
@@ -34,8 +34,6 @@ from training.methods import (
     PhaseKind,
     evaluates_in_simulator,
     find_method,
-    unused_settings,
-    unused_suite_settings,
 )
 from training.pretraining import (
     PRETRAINED,
@@ -48,6 +46,7 @@ from training.runs import open_trainer, run_to_completion
 from training.summary import summary
 from training.target_notes import target_notes
 from training.trainer import Trainer
+from training.used_settings import unused_settings, unused_suite_settings
 
 
 def algorithm_1(config: Config) -> list[Phase]:
@@ -88,7 +87,7 @@ def target_batch(trainer: Trainer, source: OnlineDomain) -> Batch:
     A source on low-dimensional states cannot encode images, so it gets the target encoder's embedding.
     """
     batch = trainer.target.next_batch()
-    return {**batch, "embed": trainer.target.agent.embed(batch)} if source.agent.world.state else batch
+    return {**batch, "embed": trainer.target.agent.embed(batch)} if source.agent.state else batch
 
 
 # Offline phases: the target agent
@@ -131,7 +130,7 @@ def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Batch |
     if trainer.progress.target_updates == 0:
         trainer.save_models(BEFORE_ALIGNMENT)  # analyse.py compares embeddings before and after
     agents, source_batches = [source.agent for source in trainer.sources], None
-    if any(agent.world.state for agent in agents):
+    if any(agent.state for agent in agents):
         source_batches = [source.next_batch() for source in trainer.sources]
     selection = trainer.selector.select(trainer.target.agent, agents, batch, source_batches)
     trainer.log_selection(selection, phase)
@@ -141,6 +140,16 @@ def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Batch |
 
 
 # Baselines
+
+
+def train_offline(trainer: Trainer, phase: Phase) -> None:
+    """Update an agent that learns from the dataset by an update of its own: the model-free baselines, LOMPO."""
+    target, progress = trainer.target, trainer.progress
+    for _ in trainer.steps(phase):
+        progress.target_iterations += 1
+        if multiples_crossed(progress.target_iterations, 1, trainer.config.train_every):
+            trainer.logger.add(target.name, target.agent.update(target.next_batch(), step=progress.target_updates))
+            progress.target_updates += 1
 
 
 def transfer_source_to_target(trainer: Trainer, phase: Phase) -> None:
@@ -157,6 +166,7 @@ LOOPS = {
     PhaseKind.TRAIN_SOURCE: train_source,
     PhaseKind.WARM_UP_TARGET: warm_up_target,
     PhaseKind.TRAIN_TARGET: train_target,
+    PhaseKind.TRAIN_OFFLINE: train_offline,
     PhaseKind.TRANSFER: transfer_source_to_target,
 }
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import config as settings
 from config import Config
 from training.collecting import SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
-from training.methods import COLLECTION, unused_settings, unused_suite_settings
+from training.methods import COLLECTION
+from training.used_settings import unused_settings, unused_suite_settings
 
 POLICIES = ("random", "checkpoint", "dreamer")
 OF_CO_TRAINING = (

@@ -34,7 +34,8 @@ CHOICES = {  # `method` is checked by training/methods.py, which defines the met
 MIN_VALUES = {  # the minimum of other numbers is 0
     1: (
         "time_limit train_every eval_every eval_episodes eval_envs batch_size grad_accum dyn_stoch dyn_deter "
-        "dyn_hidden cnn_depth units ewc_batches slow_target_update log_every"
+        "dyn_hidden cnn_depth units ewc_batches slow_target_update log_every transitions frame_stack nstep "
+        "feature_size q_units conservative_actions"
     ).split(),
     2: ["batch_length", "imag_horizon", "ensemble"],
 }
@@ -47,6 +48,8 @@ FRACTIONS = (
     "eta_end",
     "actor_grad_mix",
     "holdout",
+    "target_tau",
+    "key_tau",
 )
 
 LENGTHS = (  # settings that decide the phases of a run; `episodes` is collect.py's
@@ -124,7 +127,7 @@ def add_suite_settings(defaults: CommentedMap) -> None:
 
 
 def merge(blocks: CommentedMap, names: list[str], flags: dict[str, str]) -> dict[str, Any]:
-    """Values of `defaults`, then of each named block, then of the flags.
+    """Values of `defaults`, then of the block of the method's name if there is one, of each named block, of the flags.
 
     Raises BadInput on an unknown name or an invalid value.
     """
@@ -133,6 +136,9 @@ def merge(blocks: CommentedMap, names: list[str], flags: dict[str, str]) -> dict
     for name in names:
         if name not in blocks:
             raise BadInput(f"--configs {name}: no such block in configs.yaml; {nearest(name, blocks)}")
+    method = [blocks[name]["method"] for name in names if "method" in blocks[name]]
+    method = flags.get("method") or [values["method"], *method][-1]
+    for name in [*[method] * (method in blocks), *(name for name in names if name != "defaults")]:
         values.update(blocks[name])
         origin.update(dict.fromkeys(blocks[name], name))
     values.update(flags)
@@ -352,7 +358,7 @@ def run_directory(config: Config, *parts: str, settings: Sequence[str] = ()) -> 
     those that may change when a run is resumed.
     """
     changed = list(settings)
-    for key, value in merge(read_blocks(), config.configs, {}).items():
+    for key, value in merge(read_blocks(), config.configs, {"method": config.method}).items():
         own = getattr(config, key)
         if own != value and key not in RESUMABLE_CHANGES | IN_A_RUNS_NAME:
             changed.append(f"{key}={'x'.join(map(str, own)) if isinstance(own, list) else own}")
@@ -388,7 +394,7 @@ def check_against_each_other(config: Config, method: Any) -> None:
             f"{envs} simulators; raise it"
         )
     simulators = method.online or has_target_simulator(config)
-    if simulators and config.time_limit + 1 < config.batch_length:
+    if simulators and method.world_model and config.time_limit + 1 < config.batch_length:
         raise BadInput(
             f"batch_length {config.batch_length} is longer than an episode of {config.time_limit} steps; lower it"
         )

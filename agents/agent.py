@@ -1,28 +1,20 @@
 """DreamerV2: a world model (phi), and an actor (psi) and a critic (xi) that learn from imagined trajectories."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import models
-from agents import compilation
-from agents.optim import Optimizer, Tree, cast_weights, frozen, micro_batches
+from agents.base import BaseAgent, Batch, Metrics, Store
+from agents.optim import Optimizer, cast_weights, frozen
 from config import Config
 from models import ActorCritic, RolloutNoise, WorldModel
 from networks import State, pad_action
-from tools import DIVERGED, BadInput
-
-Batch = dict[str, Tensor]
-Metrics = dict[str, Tensor | float]
-Loss = Callable[..., tuple[Tensor, Metrics, Any]]  # -> (loss, metrics, an output to keep)
 
 
-class Agent:
+class Agent(BaseAgent):
     """A DreamerV2 agent. Its subclasses change the world model's loss; the training step is the same for all.
 
     Args:
@@ -34,6 +26,10 @@ class Agent:
     """
 
     world_model_class = WorldModel
+    world: WorldModel
+    MODULES = ("world", "behavior")
+    OPTIMIZERS = ("model_opt", "actor_opt", "critic_opt")
+    COUNTERS = ("behavior_updates",)
 
     def __init__(
         self,
@@ -47,23 +43,27 @@ class Agent:
         world: WorldModel | None = None,
         model_opt: Optimizer | None = None,
     ):
-        if config.precision == "auto":
-            raise ValueError("precision is auto: replace it by training.device.pick_precision's")
-        self.config, self.device, self.action_dim = config, device, action_dim
+        super().__init__(config, action_dim, device)
         self.world = world or self.world_model_class(config, model_action_dim, state).to(device)
-        self.behavior = ActorCritic(config, self.world.rssm.feat_size, action_dim, actor_dim).to(device)
-        self.frozen_world, self.frozen_critic = frozen(self.world), frozen(self.behavior.critic)
+        self.frozen_world = frozen(self.world)
         bfloat16 = config.precision == "bfloat16"
         self.cast_weights = cast_weights(self.frozen_world.rssm, torch.bfloat16) if bfloat16 else []
         self.model_opt = model_opt or Optimizer([self.world], config.model_lr, config)
-        self.actor_opt = Optimizer([self.behavior.actor], config.actor_lr, config)
-        self.critic_opt = Optimizer([self.behavior.critic], config.value_lr, config)
-        self.behavior_updates = 0
         self.scales = self.world.loss_scales(config)
         self._world_model_loss, self._policy_step = self.world_model_loss, self.policy_step
         if device.type != "cpu":  # there, compiling takes minutes and gains nothing (docs/performance.md)
             self._world_model_loss = self._compiled(self.world_model_loss, self.model_opt)
             self._policy_step = self._compiled(self.policy_step)
+        self.build_behavior(actor_dim)
+
+    def build_behavior(self, actor_dim: int | None) -> None:
+        """Make what learns from imagined trajectories, and its optimisers."""
+        config = self.config
+        self.behavior = ActorCritic(config, self.world.rssm.feat_size, self.action_dim, actor_dim).to(self.device)
+        self.frozen_critic = frozen(self.behavior.critic)
+        self.actor_opt = Optimizer([self.behavior.actor], config.actor_lr, config)
+        self.critic_opt = Optimizer([self.behavior.critic], config.value_lr, config)
+        self.behavior_updates = 0
         self._behavior_loss = self._compiled(self.behavior_loss, self.actor_opt, self.critic_opt)
 
     # Acting
@@ -72,20 +72,6 @@ class Agent:
     def act(
         self, observation: dict[str, np.ndarray], state: State | None, first: np.ndarray, sample: bool
     ) -> tuple[np.ndarray, State]:
-        """One policy step for N environments.
-
-        Args:
-            observation: arrays (N, ...); those that the agent sees are used (image (N, H, W, 3) uint8).
-            state: what the last call returned, or None.
-            first: (N,) bool, True where an episode begins.
-            sample: draw the action from the policy; else take its mode.
-
-        Returns:
-            actions (N, own A) float32, and the state for the next call.
-
-        Raises:
-            BadInput: the actions are not finite.
-        """
         rssm, n = self.world.rssm, len(first)
         if state is None:
             state = {**rssm.initial(n), "action": torch.zeros(n, self.action_dim, device=self.device)}
@@ -94,10 +80,7 @@ class Agent:
         uniform = torch.rand(n, self.action_dim, device=self.device) if sample else None
         with self.autocast():
             state = self._policy_step(inputs, state, keep, rssm.noise(n, 1), uniform)
-        actions = state["action"].cpu().numpy()
-        if not np.isfinite(actions).all():
-            raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
-        return actions, state
+        return self.finite_actions(state["action"]), state
 
     def policy_step(self, inputs: Batch, state: State, keep: Tensor, noise: Tensor, uniform: Tensor | None) -> State:
         """The state after observations (N, 1, ...). Its action is the mode, or the sample at ``uniform`` (N, A)."""
@@ -107,6 +90,15 @@ class Agent:
         latent = {key: post[key][:, -1] for key in ("stoch", "deter")}
         policy = self.behavior.actor(self.world.rssm.feat(latent))
         return {**latent, "action": policy.mode if uniform is None else policy.icdf(uniform)}
+
+    def value(self, feat: Tensor) -> Tensor:
+        """v(s_t) of features (..., F): the discounted sum of rewards from the one on arrival in s_t on, (...)."""
+        return self.behavior.critic(feat)
+
+    @torch.no_grad()
+    def state_value(self, state: State) -> Tensor:
+        with self.autocast():
+            return self.value(self.world.rssm.feat(state))
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
@@ -120,12 +112,24 @@ class Agent:
         with self.autocast():
             return self.world.observe(batch, self._noise(batch)).latent
 
-    def autocast(self) -> AbstractContextManager:
-        """The precision of the forward passes."""
-        bfloat16 = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
-
     # Learning
+
+    def sample(self, store: Store, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Sequences (B, T, ...) of the agent's observations, action, reward and discount."""
+        keys = (*self.world.keys, "action", "reward", "discount")
+        return store.sample(self.config.batch_size, self.config.batch_length, rng, keys)
+
+    def random_batch(self) -> Batch:
+        config, device = self.config, self.device
+        shape, size = (config.batch_size, config.batch_length), config.size[0]
+        observed = {key: torch.randn(*shape, width, device=device) for key, width in self.state.items()}
+        image = {"image": torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, device=device)}
+        return {
+            **(observed or image),
+            "action": torch.rand(*shape, self.action_dim, device=device) * 2 - 1,
+            "reward": torch.rand(shape, device=device),
+            "discount": torch.ones(shape, device=device),
+        }
 
     def update(
         self, batch: Batch, peer: Batch | None = None, source_critic: nn.Module | None = None, *, step: int
@@ -251,64 +255,3 @@ class Agent:
             found[f"{name}_opt"] = [torch.zeros_like(p) if p.grad is None else p.grad for p in optimizer.parameters]
             optimizer.zero_grad()
         return found
-
-    def _optimize(
-        self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: Tree
-    ) -> tuple[Metrics, list[Any]]:
-        """One step of ``optimizers`` on ``loss(*inputs)``, whose tensors have ``size`` rows.
-
-        Returns the metrics, with each optimiser's gradient norm, and the loss's third output for each micro-batch.
-        """
-        metrics, outputs = self._accumulate_gradients(loss, optimizers, size, *inputs)
-        norms = {f"{name}_grad_norm": optimizer.step() for name, optimizer in optimizers.items()}
-        return {**metrics, **norms}, outputs
-
-    def _accumulate_gradients(
-        self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: Tree
-    ) -> tuple[Metrics, list[Any]]:
-        """Add the gradients of ``loss(*inputs)``, in ``grad_accum`` micro-batches, to the optimisers' parameters.
-
-        No other parameters get a gradient, so nothing else has to be frozen.
-        """
-        parameters = [p for optimizer in optimizers.values() for p in optimizer.parameters]
-        metrics, outputs = {}, []
-        for share, part in micro_batches(self.config.grad_accum, size, *inputs):
-            with self.autocast():
-                total, values, output = loss(*part)
-            if self.device.type == "cpu" and not torch.isfinite(total):  # on a GPU, reading it would stall the device
-                raise BadInput(f"a loss is not finite: {DIVERGED}")
-            (share * total).backward(inputs=parameters)
-            metrics = {k: metrics.get(k, 0.0) + share * v.detach() for k, v in values.items()}
-            outputs.append(output)
-        return metrics, outputs
-
-    def _compiled(self, function: Callable[..., Any], *optimizers: Optimizer) -> Callable[..., Any]:
-        """``function`` as `compilation.Compiled` if ``compile`` asks for it."""
-        if not compilation.wanted(self.config.compile, self.device):
-            return function
-        graphs = self.device.type == "cuda" and self.config.grad_accum == 1
-        return compilation.Compiled(function, [p for o in optimizers for p in o.parameters], graphs)
-
-    # Saving
-
-    def state_dict(self) -> dict:
-        return {
-            **self.model_dict(),
-            **{name: getattr(self, name).state_dict() for name in ("model_opt", "actor_opt", "critic_opt")},
-            "behavior_updates": self.behavior_updates,
-        }
-
-    def model_dict(self) -> dict:
-        """The weights alone, for `load_models`."""
-        return {"world": self.world.state_dict(), "behavior": self.behavior.state_dict()}
-
-    def load_models(self, state: dict) -> None:
-        """Restore the weights of a `state_dict` or `model_dict`: enough to act, predict and evaluate."""
-        self.world.load_state_dict(state["world"])
-        self.behavior.load_state_dict(state["behavior"])
-
-    def load_state_dict(self, state: dict) -> None:
-        self.load_models(state)
-        for name in ("model_opt", "actor_opt", "critic_opt"):
-            getattr(self, name).load_state_dict(state[name])
-        self.behavior_updates = state["behavior_updates"]

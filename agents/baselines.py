@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.agent import Agent, Batch, Metrics
+from agents.agent import Agent
+from agents.base import Batch, Metrics
 from agents.coworld import SourceAgent, TargetAgent
 from agents.optim import Optimizer, select_rows
 from config import Config
@@ -75,8 +76,6 @@ class ElasticWeights:
 
 class FinetunedAgent(TargetAgent):
     """DV2 Finetune: starts as a copy of an agent trained online in the source, then learns from the dataset."""
-
-    OPTIMIZERS = ("model_opt", "actor_opt", "critic_opt")
 
     def copy_from(self, source: Agent) -> None:
         """Copy the weights, optimisers and counters of ``source``."""

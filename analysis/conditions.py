@@ -9,7 +9,7 @@ from analysis.runs import RunResult
 from analysis.separation import LENGTHS
 from config import Config
 from tools import BadInput
-from training.methods import unused_settings, unused_suite_settings
+from training.used_settings import unused_settings, unused_suite_settings
 
 MANY = 8  # settings in a line of the notes; of more, it has only the names
 

@@ -44,7 +44,9 @@ def source_names(config: Config) -> list[str]:
 def target_images(config: Config, count: int) -> np.ndarray:
     """At most ``count`` different random images of the run's dataset, uint8 (N, 1, H, W, 3)."""
     rng = np.random.default_rng(EVALUATION_SEED + config.seed)
-    return np.unique(open_dataset(config).sample(count, 1, rng, ("image",))["image"], axis=0)
+    return np.unique(
+        open_dataset(config, find_method(config.method)).sample(count, 1, rng, ("image",))["image"], axis=0
+    )
 
 
 def embed_images(

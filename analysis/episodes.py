@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from agents.agent import Agent
+from agents.base import BaseAgent
 from config import Config
 from tools import BadInput, progress_bar
 from training.checkpoint import load_agent, simulated_agent_task
@@ -40,17 +40,15 @@ class EpisodeRecorder(gymnasium.Wrapper):
         return result
 
 
-def valuing_policy(agent: Agent, estimates: list[list[float]]) -> Policy:
-    """The mode of the agent's policy in one environment. It appends v(s_t) to ``estimates``, a list per episode."""
+def valuing_policy(agent: BaseAgent, estimates: list[list[float]]) -> Policy:
+    """The mode of the policy in one environment. It appends `state_value`s to ``estimates``, a list an episode."""
     act = agent_policy(agent, sample=False)
 
     def policy(observation: Observation, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
         actions, state = act(observation, state, first)
-        with torch.no_grad(), agent.autocast():
-            value = agent.behavior.critic(agent.world.rssm.feat(state))
         if first[0]:
             estimates.append([])
-        estimates[-1].append(value.item())
+        estimates[-1].append(agent.state_value(state).item())
         return actions, state
 
     return policy
@@ -77,6 +75,8 @@ class EvaluatedRun:
 def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) -> EvaluatedRun:
     """Evaluate the target agent of a run, on episodes that start as those of the run's own evaluations."""
     agent, config = load_agent(logdir, "target", device)
+    if config.method == "bc":
+        raise BadInput(f"{logdir}: method bc has no critic whose values could be compared; give another run")
     task = simulated_agent_task(logdir, config, "target")
     env, estimates = EpisodeRecorder(make_simulator(config, task, "target")), []
     policy, seed = valuing_policy(agent, estimates), EVALUATION_SEED + config.seed
@@ -85,10 +85,10 @@ def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) 
             result = evaluate(policy, [SyncEnv(env)], episodes, seed, bar.update)
     finally:
         env.close()
-    recorded = [
-        ValuedEpisode(np.array(v), np.array(r), ended)
-        for v, r, ended in zip(estimates, env.rewards, env.terminated, strict=True)
-    ]
+    recorded = []
+    for v, r, ended in zip(map(np.array, estimates), map(np.array, env.rewards), env.terminated, strict=True):
+        v = v if agent.world else r[:-1] + config.discount * v  # a Q begins with the reward after s_t
+        recorded.append(ValuedEpisode(v, r, ended))
     return EvaluatedRun(label, config, recorded, result.frames)
 
 

@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
 import config as settings
-from agents.agent import Batch, Metrics
+from agents.base import Batch, Metrics
 from agents.coworld import TargetAgent
 from config import Config
 from tools import BadInput, Parser, exit_on_bad_input, write_text

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
 import config as settings
-from agents.agent import Batch
+from agents.base import Batch
 from agents.coworld import SourceAgent, TargetAgent
 from benchmarks.plain import PlainTrainer
 from config import Config
@@ -66,16 +66,6 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / seconds(lambda: a @ b, 9, device)
-
-
-def random_batch(config: Config, device: torch.device) -> Batch:
-    shape, size = (config.batch_size, config.batch_length), config.size[0]
-    return {
-        "image": torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, device=device),
-        "action": torch.rand(*shape, ACTIONS, device=device) * 2 - 1,
-        "reward": torch.rand(shape, device=device),
-        "discount": torch.ones(shape, device=device),
-    }
 
 
 @contextmanager
@@ -118,7 +108,7 @@ def update_target(source: SourceAgent, target: TargetAgent, batch: Batch) -> Non
 
 def work_of(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], object]]:
     """The work to time on random batches, by name."""
-    batch, other = (random_batch(source.config, source.device) for _ in range(2))
+    batch, other = (source.random_batch() for _ in range(2))
     return {
         "target world model": lambda: target.update_world_model(batch, {"source_embed": source.embed(batch)}, step=0),
         "target update": lambda: update_target(source, target, batch),
@@ -128,7 +118,7 @@ def work_of(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], 
 
 
 def plain_work(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], object]]:
-    trainer, batch = PlainTrainer(target), random_batch(target.config, target.device)
+    trainer, batch = PlainTrainer(target), target.random_batch()
     return {
         "plain target world model": lambda: trainer.update_world_model(batch, source),
         "plain target update": lambda: trainer.update(batch, source),

@@ -31,9 +31,10 @@ from training.collector import Collector
 from training.domains import Domain
 from training.evaluator import Evaluator
 from training.logger import Logger
-from training.methods import find_method, unused_settings
+from training.methods import find_method
 from training.selector import SourceSelector
 from training.trainer import Trainer
+from training.used_settings import unused_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {  # part -> its functions, as (class or module, name)

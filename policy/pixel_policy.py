@@ -43,9 +43,9 @@ class PixelPolicy:
         sample: bool = False,
         seed: int = 0,
     ):
-        if agent.world.state:
+        if agent.state:
             raise BadInput(
-                f"the {name} agent observes low-dimensional states ({', '.join(agent.world.state)}), not images; "
+                f"the {name} agent observes low-dimensional states ({', '.join(agent.state)}), not images; "
                 f"choose another agent"
             )
         self.agent, self.name, self.task, self.data, self.sample = agent, name, task, data or {}, sample
@@ -114,7 +114,7 @@ class PixelPolicy:
         It estimates the discounted sum of the rewards from now on. Raises ValueError before the first image.
         """
         latent = self._latent()
-        value = self.agent.behavior.critic(self.agent.world.rssm.feat(latent)).cpu().numpy()
+        value = self.agent.value(self.agent.world.rssm.feat(latent)).cpu().numpy()
         return float(value[0]) if self._single else value
 
     @torch.no_grad()
@@ -195,5 +195,9 @@ def load_policy(
     """
     saved = load_checkpoint(Path(logdir).expanduser() / CHECKPOINT, advice="give another run")
     built, config = build_agent(saved, Path(logdir), agent, pick_device(device))
+    if built.world is None:
+        raise BadInput(
+            f"{logdir}: method {config.method} has no world model; load_policy and export.py need a run with one"
+        )
     data = saved.get("data") if agent == "target" else None
     return PixelPolicy(built, agent, agent_task(config, agent), data, sample=sample, seed=seed)

@@ -3,6 +3,7 @@
 Dataset formats are in `replay.formats`, one file each.
 """
 
+from replay.data_files import first_image_shape
 from replay.description import read_description
 from replay.formats import FORMATS
 from replay.mapping import DataMapping
@@ -21,6 +22,7 @@ __all__ = [
     "Prefetcher",
     "SequenceStore",
     "episode_filename",
+    "first_image_shape",
     "read_description",
     "save_episode",
 ]

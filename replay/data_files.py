@@ -1,11 +1,13 @@
 """Recognising the format of a dataset's folder and listing its files."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from replay import reader_process
+from replay.episode import image_shape
 from replay.formats import FORMATS, Format, LabelledLoaders
 from replay.mapping import PLAIN, DataMapping
-from replay.reader_process import list_episodes_in_process
 from tools import BadInput, nearest
 
 
@@ -35,7 +37,7 @@ class DataFile:
             BadInput: the file as a whole cannot be used. A loader raises it if only its episode cannot be used.
         """
         if self.format.separate_process:
-            return list_episodes_in_process(self.format, self.path, raw, self.mapping)
+            return reader_process.list_episodes_in_process(self.format, self.path, raw, self.mapping)
         return self.format.episodes(self.path, raw, self.mapping)
 
     def with_any_actions(self) -> "DataFile":
@@ -80,6 +82,24 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
         given = [f"--{role}_key" for role in mapping.keys] or ["--action_range"]
         raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")
     return [replace(file, mapping=mapping) for file in files]
+
+
+def first_image_shape(
+    directory: Path | str, format: str = "auto", mapping: DataMapping = PLAIN
+) -> tuple[int, int, int] | None:
+    """Height, width and channels of the images of the first episode that can be read; None if none can.
+
+    Raises BadInput as `find_data_files` does.
+    """
+    try:
+        for file in find_data_files(directory, format, mapping):
+            with suppress(BadInput):
+                for _, load in file.with_any_actions().episodes():
+                    with suppress(BadInput):
+                        return image_shape(load())
+    finally:
+        reader_process.stop()
+    return None
 
 
 def _files_by_format(paths: list[Path]) -> dict[str, list[DataFile]]:

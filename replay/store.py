@@ -87,6 +87,40 @@ class SequenceStore:
             self.stored[index].read_rows(int(first), {key: array[row] for key, array in batch.items()})
         return batch
 
+    def sample_windows(
+        self, batch_size: int, frames: int, nstep: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Transitions for model-free agents, uniform over all steps t that are followed by ``nstep`` others.
+
+        The first ``frames`` images are the observation at t, oldest first, the last ``frames`` the one at t + nstep.
+        Before the beginning of an episode its first image is repeated.
+
+        Args:
+            batch_size: B.
+            frames: images of an observation.
+            nstep: n, steps from one observation to the other.
+            rng: the only source of random numbers.
+
+        Returns:
+            image (B, frames + n, H, W, 3) uint8; action (B, A) float32, taken at t; reward and discount (B, n)
+            float32, those that came after it.
+
+        Raises:
+            BadInput: no episode has n + 1 rows.
+        """
+        ends = self._start_ends(nstep + 1)
+        starts = rng.integers(ends[-1], size=batch_size)
+        episodes = np.searchsorted(ends, starts, side="right")
+        steps = starts - np.concatenate([[0], ends])[episodes]
+        image = self._empty("image", batch_size, frames + nstep)
+        after = {key: self._empty(key, batch_size, nstep) for key in ("action", "reward", "discount")}
+        for row, (index, t) in enumerate(zip(episodes, steps, strict=True)):
+            missing = max(0, frames - 1 - int(t))  # images before the first of the episode
+            self.stored[index].read_rows(int(t) + missing + 1 - frames, {"image": image[row, missing:]})
+            image[row, :missing] = image[row, missing]
+            self.stored[index].read_rows(int(t) + 1, {key: array[row] for key, array in after.items()})
+        return {"image": image, **after, "action": after["action"][:, 0]}
+
     def read(self, index: int, first: int = 0, rows: int | None = None) -> dict[str, np.ndarray]:
         """``rows`` rows of an episode from ``first`` on, or all of them: the four standard arrays, (rows, ...)."""
         episode = self.stored[index]

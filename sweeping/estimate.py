@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from agents.agent import Agent, Batch
+from agents.base import BaseAgent, Batch
 from config import Config
 from sweeping.jobs import DATA, PRETRAINING, RUN, Job, PlannedRun
 from sweeping.sharing import domain_sizes
@@ -22,13 +22,15 @@ DEVICES = (1, 2, 4, 8, 16)
 REPEATS = 2  # after one that is not counted
 COSTLY = (  # settings that decide what an update costs
     "size source_observation precision dyn_stoch dyn_discrete dyn_deter dyn_hidden cnn_depth units actor_layers "
-    "value_layers batch_size batch_length grad_accum imag_horizon imag_starts ensemble"
+    "value_layers batch_size batch_length grad_accum imag_horizon imag_starts ensemble transitions frame_stack nstep "
+    "feature_size q_units conservative_actions"
 ).split()
 
 
 def updates(phases: Sequence[Phase], config: Config) -> int:
     """The updates of all agents in ``phases``, the first of a run or all of them."""
-    offline = sum(phase.iterations for phase in phases if phase.kind == PhaseKind.TRAIN_TARGET)
+    kinds = PhaseKind.TRAIN_TARGET, PhaseKind.TRAIN_OFFLINE
+    offline = sum(phase.iterations for phase in phases if phase.kind in kinds)
     return source_updates(phases, config) + warm_up_updates(phases) + offline // config.train_every
 
 
@@ -53,31 +55,18 @@ def seconds_per_update(planned: PlannedRun) -> float:
     agents = method.agents(AgentBuilder(config, device, action_dims, states))
     means = []
     for agent in agents.values():
-        batch = random_batch(config, agent)
+        batch = agent.random_batch()
         times = [timed(agent, batch, device) for _ in range(REPEATS + 1)]
         means.append(min(times[1:]))
     return statistics.fmean(means)
 
 
-def timed(agent: Agent, batch: Batch, device: torch.device) -> float:
+def timed(agent: BaseAgent, batch: Batch, device: torch.device) -> float:
     start = time.perf_counter()
     agent.update(batch, step=0)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def random_batch(config: Config, agent: Agent) -> Batch:
-    """image (B, T, H, W, 3) or the agent's states (B, T, N), action (B, T, A), reward and discount (B, T)."""
-    shape, size, device = (config.batch_size, config.batch_length), config.size[0], agent.device
-    observed = {key: torch.randn(*shape, width, device=device) for key, width in agent.world.state.items()}
-    image = {"image": torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, device=device)}
-    return {
-        **(observed or image),
-        "action": torch.rand(*shape, agent.action_dim, device=device) * 2 - 1,
-        "reward": torch.rand(shape, device=device),
-        "discount": torch.ones(shape, device=device),
-    }
 
 
 def kind_of(planned: PlannedRun) -> tuple[str, str]:

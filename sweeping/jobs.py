@@ -13,8 +13,9 @@ from sweeping.sharing import Member, choose_leaders
 from sweeping.spec import NOT_IN_A_GRID, Run, Spec, blocks, setting_text
 from tools import BadInput, nearest, short_name
 from training.checkpoint import CHECKPOINT
-from training.methods import Method, Phase, find_method, unused_settings, unused_suite_settings
+from training.methods import Method, Phase, find_method
 from training.pretraining import PRETRAINED
+from training.used_settings import unused_settings, unused_suite_settings
 from wrappers import parse_task, simulated_task
 
 DATA, PRETRAINING, RUN = "data", "pretraining", "run"
@@ -95,7 +96,7 @@ def data_folder(spec: Spec, run: Run) -> str:
     """The folder of a run's dataset: ``data`` with {target}, {source} and {SETTING} replaced. Raises BadInput."""
     if not spec.data:
         raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
-    values = {**merge(blocks(), spec.configs, {}), **run.settings, "seed": run.seed}
+    values = {**merge(blocks(), spec.configs, {"method": run.method}), **run.settings, "seed": run.seed}
     values = {key: setting_text(value) for key, value in values.items() if key not in (*NOT_IN_A_GRID, "method")}
     target = short_name(getattr(simulated_task(run.target), "name", run.target))
     sources = "+".join(short_name(parse_task(source).name) for source in run.sources)

@@ -87,7 +87,7 @@ def domain_sizes(config: Config, method: Method) -> tuple[dict[str, int], dict[s
     tasks["target"] = task_names(config, "target_task")[0]
     sizes = {name: task_sizes(task) for name, task in tasks.items() if simulated_task(task)}
     if "target" not in sizes:
-        sizes["target"] = open_dataset(config).action_dim, {}
+        sizes["target"] = open_dataset(config, method).action_dim, {}
     states = {name: state for name, (_, state) in sizes.items() if name != "target"}
     return {name: size for name, (size, _) in sizes.items()}, states if config.source_observation == "state" else {}
 

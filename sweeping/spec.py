@@ -13,7 +13,8 @@ from ruamel.yaml.error import YAMLError
 
 from config import Config, check, convert, merge, read_blocks
 from tools import BadInput, nearest, short_name
-from training.methods import Method, find_method, unused_settings, unused_suite_settings
+from training.methods import find_method
+from training.used_settings import unused_settings, unused_suite_settings
 from wrappers import parse_task, simulated_task
 
 KEYS = "configs collect data grid runs resources retries share_pretraining report".split()
@@ -264,7 +265,7 @@ def make_run(spec: Spec, place: Mapping[str, Any]) -> Run:
         raise spec.error(str(detail)) from None
     sources = sources if method.uses_sources else ()
     others = {key: value for key, value in place.items() if key not in ("pair", "method", "seed")}
-    settings = effective_settings(spec, others, method, sources, target)
+    settings = effective_settings(spec, others, method_name, sources, target)
     return Run(run_name(method_name, sources, target, settings, seed), method_name, sources, target, seed, settings)
 
 
@@ -282,7 +283,7 @@ def parse_pair(text: str) -> tuple[tuple[str, ...], str]:
 
 
 def effective_settings(
-    spec: Spec, given: Mapping[str, Any], method: Method, sources: Sequence[str], target: str
+    spec: Spec, given: Mapping[str, Any], method: str, sources: Sequence[str], target: str
 ) -> dict[str, Any]:
     """The settings of ``given`` that change the run: those with another value than its blocks, and with an effect.
 
@@ -290,12 +291,13 @@ def effective_settings(
     """
     defaults = blocks()["defaults"]
     flags = {k: v if isinstance(v, list) and isinstance(defaults[k], list) else str(v) for k, v in given.items()}
+    named = {"method": method}
     try:
-        base, merged = merge(blocks(), spec.configs, {}), merge(blocks(), spec.configs, flags)
+        base, merged = merge(blocks(), spec.configs, named), merge(blocks(), spec.configs, named | flags)
     except BadInput as error:
         raise spec.error(str(error).replace("(the command line)", "(the spec)")) from None
     config = Config(**{**merged, "source_task": ",".join(sources), "target_task": target})
-    unused = unused_settings(config, method).keys() | unused_suite_settings([*sources, target]).keys()
+    unused = unused_settings(config, find_method(method)).keys() | unused_suite_settings([*sources, target]).keys()
     return {key: merged[key] for key in given if merged[key] != base[key] and key not in unused}
 
 

@@ -51,8 +51,9 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+OFFLINE_METHODS = ("offline_dv2", "bc", "drq_bc", "cql", "curl", "lompo")  # they learn from the dataset alone
 UNUSED = {  # method -> flags of the tests that it refuses, because they have no effect on it
-    "offline_dv2": {"--envs", "--pretrain_steps"},
+    **{method: {"--envs", "--pretrain_steps"} for method in OFFLINE_METHODS},
     "online_dv2": {"--offline_traindir", "--pretrain_steps"},
 }
 

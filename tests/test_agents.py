@@ -9,7 +9,7 @@ from conftest import tiny
 from torch import Tensor, nn
 
 import models
-from agents.agent import Metrics
+from agents.base import Metrics
 from agents.coworld import SourceAgent, TargetAgent
 from agents.optim import Optimizer
 

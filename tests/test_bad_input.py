@@ -15,7 +15,8 @@ import evaluate
 import tools
 from tools import exit_on_bad_input
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.methods import METHODS, USED_IF
+from training.methods import METHODS
+from training.used_settings import USED_IF
 
 SHORT = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import torch
 
-from agents.agent import Agent
+from agents.base import BaseAgent
 from config import LENGTHS, RESUMABLE_CHANGES, Config, aligned_steps, task_names
 from tools import BadInput, one_line, write_atomically
 from training.methods import (
@@ -26,9 +26,8 @@ from training.methods import (
     Method,
     Phase,
     find_method,
-    unused_settings,
-    unused_suite_settings,
 )
+from training.used_settings import unused_settings, unused_suite_settings
 from wrappers import simulated_task
 
 CHECKPOINT = "checkpoint.pt"
@@ -246,15 +245,15 @@ def with_full_names(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, **{key: ",".join(task_names(Config(**settings), key)) for key in keys}}
 
 
-def model_state(agents: dict[str, Agent]) -> dict[str, Any]:
+def model_state(agents: dict[str, BaseAgent]) -> dict[str, Any]:
     """What `load_agent` needs to rebuild the agents, without their weights."""
     return {
         "action_dims": {name: agent.action_dim for name, agent in agents.items()},
-        "states": {name: agent.world.state for name, agent in agents.items()},
+        "states": {name: agent.state for name, agent in agents.items()},
     }
 
 
-def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT) -> tuple[Agent, Config]:
+def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT) -> tuple[BaseAgent, Config]:
     """An agent of a run, with its weights alone, and the run's settings.
 
     ``domain`` is ``target``, ``source``, ``source_2``, ... Raises BadInput if there is no such agent or checkpoint.
@@ -262,7 +261,7 @@ def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHEC
     return build_agent(load_checkpoint(Path(logdir).expanduser() / file), logdir, domain, device)
 
 
-def build_agent(saved: dict[str, Any], logdir: Path, domain: str, device: torch.device) -> tuple[Agent, Config]:
+def build_agent(saved: dict[str, Any], logdir: Path, domain: str, device: torch.device) -> tuple[BaseAgent, Config]:
     """`load_agent` from ``saved``, the checkpoint's contents."""
     if domain not in saved["agents"]:
         raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}")
@@ -273,13 +272,13 @@ def build_agent(saved: dict[str, Any], logdir: Path, domain: str, device: torch.
     return agent, config
 
 
-def check_fits(agent: Agent, env: gymnasium.Env, task: str) -> None:
+def check_fits(agent: BaseAgent, env: gymnasium.Env, task: str) -> None:
     """Raises BadInput if the agent cannot play ``task``: another action size, or missing observations."""
     actions = env.action_space.shape[0]
     if actions != agent.action_dim:
         raise BadInput(f"{task} has {actions} actions, the agent {agent.action_dim}; choose another task or agent")
     spaces = env.observation_space.spaces
-    for key, size in agent.world.state.items():
+    for key, size in agent.state.items():
         if key not in spaces or spaces[key].shape != (size,):
             raise BadInput(
                 f"{task} has no state {key!r} of {size} numbers, which the agent observes; choose another task or agent"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.agent import Agent, Batch
+from agents.base import BaseAgent, Batch
 from config import Config, task_names
-from replay import DataMapping, OfflineDataset, OnlineReplay, Prefetcher, SequenceStore
+from replay import DataMapping, OfflineDataset, OnlineReplay, Prefetcher, SequenceStore, first_image_shape
 from tools import BadInput
 from training.collector import Collector
 from training.device import generator_state, restore_generator, to_device, to_tensors
@@ -26,26 +26,24 @@ class Domain:
     """A domain with stored data: the target's dataset. ``rng`` is the RNG of its batches."""
 
     def __init__(
-        self, name: str, task: str, store: SequenceStore, agent: Agent, config: Config, rng: np.random.Generator
+        self, name: str, task: str, store: SequenceStore, agent: BaseAgent, config: Config, rng: np.random.Generator
     ):
         self.name, self.task, self.store, self.agent, self.config = name, task, store, agent, config
         self._prefetcher = Prefetcher(self._sample, rng)
 
     def next_batch(self) -> Batch:
-        """A batch on the device: the agent's observations, action, reward, discount, each (B, T, ...)."""
+        """A batch on the device, what the agent's `sample` draws."""
         return to_device(self._prefetcher.next(), self.agent.device)
 
     def _sample(self) -> Batch:
-        keys = (*self.agent.world.keys, "action", "reward", "discount")
-        arrays = self.store.sample(self.config.batch_size, self.config.batch_length, self._prefetcher.rng, keys)
-        return to_tensors(arrays, self.agent.device)
+        return to_tensors(self.agent.sample(self.store, self._prefetcher.rng), self.agent.device)
 
     def open_loop(self, sequences: int, context: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
         """True and predicted images, uint8 (B, T, H, W, 3), without a change of any RNG state.
 
-        None if there is no data, or the agent does not observe images.
+        None if there is no data, or the agent has no world model of images.
         """
-        if self.store.episodes == 0 or self.agent.world.state:
+        if self.store.episodes == 0 or self.agent.world is None or self.agent.state:
             return None
         count, length = min(sequences, self.config.batch_size), self.config.batch_length
         arrays = self.store.sample(count, length, np.random.default_rng(seed))
@@ -81,7 +79,7 @@ class OnlineDomain(Domain):
     store: OnlineReplay
 
     def __init__(
-        self, name: str, task: str, store: OnlineReplay, agent: Agent, config: Config, rng: np.random.Generator,
+        self, name: str, task: str, store: OnlineReplay, agent: BaseAgent, config: Config, rng: np.random.Generator,
         *, envs: list[Any], seed: int, action_noise: float, logger: Logger,
     ):  # fmt: skip
         super().__init__(name, task, store, agent, config, rng)
@@ -123,14 +121,28 @@ class OnlineDomain(Domain):
         self.store.delete_evicted()
 
 
-def open_dataset(config: Config) -> OfflineDataset:
+def fit_image_size(config: Config, method: Method) -> Config:
+    """The settings with a smaller ``size`` for model-free agents if the dataset's images are smaller.
+
+    Raises BadInput if there is no dataset.
+    """
+    if method.world_model or not method.dataset or not config.offline_traindir:
+        return config
+    mapping = DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key)
+    shape = first_image_shape(config.offline_traindir, config.dataset_format, mapping)
+    side = max(min(shape[:2]), 16) if shape else config.size[0]
+    return config.replace(size=[side, side]) if side < config.size[0] else config
+
+
+def open_dataset(config: Config, method: Method) -> OfflineDataset:
     """The target's dataset. Raises BadInput if there is none or it cannot be used."""
+    rows = config.batch_length if method.world_model else config.nstep + 1
     if not config.offline_traindir:
         raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
     return OfflineDataset(
         config.offline_traindir,
         size=config.size[0],
-        length=config.batch_length,
+        length=rows,
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
         mapping=DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key),
@@ -194,7 +206,7 @@ def agent_builder(
 
 def build_domains(
     config: Config,
-    agents: dict[str, Agent],
+    agents: dict[str, BaseAgent],
     tasks: dict[str, tuple[str, str]],
     envs: dict[str, list[Any]],
     dataset: OfflineDataset | None,

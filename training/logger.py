@@ -36,10 +36,17 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "open_loop": "Rows: seen, predicted from actions after five frames, difference. A column for each sequence.",
     },
     "behavior": {
-        "value": "Mean value of imagined states, by the slow critic. Far above the scores it is over-estimated.",
+        "value": "Mean value of imagined states, by the slow critic; of model-free agents and lompo, mean target of a "
+        "batch. Far above the scores it is over-estimated.",
         "imagined_return": "Mean lambda-return of imagined trajectories (Eq. 8).",
         "imagined_reward": "Mean reward of imagined states, less penalties.",
-        "disagreement": "Mean disagreement of the ensemble on imagined states (offline_dv2).",
+        "disagreement": "Mean disagreement of the ensemble on imagined states (offline_dv2, lompo).",
+        "temporal_difference": "Squared n-step errors of both critics (drq_bc, cql).",
+        "cloning_loss": "Mean squared distance of a noisy action to the data's (bc, drq_bc).",
+        "conservative_gap": "Log-sum-exp of the values of many actions, less the value of the data's (cql).",
+        "contrastive_loss": "Cross-entropy of crops of one image among those of the batch (curl).",
+        "contrastive_grad_norm": "Gradient norm of the contrastive loss before clipping.",
+        "temperature": "Weight of the entropy (curl).",
         "actor_loss": "Loss of the actor (Eq. 7, 10).",
         "actor_entropy": "Mean entropy of the policy on imagined states.",
         "critic_loss": "Loss of the critic (Eq. 11; Eq. 6 with the value constraint).",
@@ -293,7 +300,7 @@ def read_scores(logdir: Path, evaluated: bool = False) -> list[dict[str, str]]:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read: {error}; give a run's directory") from None
-    if any(not row.get("phase") or not (row.get("mean") or row.get(OFFLINE_COLUMNS[0])) for row in rows):
+    if any(not row.get("phase") or not (row.get("mean") or any(map(row.get, OFFLINE_COLUMNS))) for row in rows):
         raise BadInput(f"{path} is damaged: a line has no phase or mean; mend or remove that line")
     if not rows:
         if evaluated:

@@ -1,10 +1,10 @@
 """CoWorld and the methods it is compared with: for each, its agents, its schedule, and what it learns from.
 
-A schedule rearranges the phases of Algorithm 1. A new method is one more entry of `METHODS`. `USED_IF` lists the
-settings that have an effect on some runs only.
+A schedule rearranges the phases of Algorithm 1. A new method is one more entry of `METHODS`. used_settings.py says
+which settings have an effect on it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
@@ -12,11 +12,14 @@ from fractions import Fraction
 import torch
 
 from agents.agent import Agent
+from agents.base import BaseAgent
 from agents.baselines import FinetunedAgent, MultitaskSource, MultitaskTarget, OfflineAgent
 from agents.coworld import SourceAgent, TargetAgent
+from agents.curl import CURLAgent
+from agents.lompo import LOMPOAgent
+from agents.model_free import BCAgent, CQLAgent, DrQBCAgent
 from config import Config, has_target_simulator, task_names
 from tools import BadInput, multiples_crossed, nearest
-from wrappers import SUITES, Task, simulated_task
 
 SELECTED = -1  # as `Phase.source`: the source that the selector chooses
 
@@ -30,12 +33,13 @@ class PhaseKind(StrEnum):
     TRANSFER = "transfer_source_to_target"  # the target agent becomes a copy of the source agent
     WARM_UP_TARGET = "warm_up_target"  # updates of the target's world model alone
     TRAIN_TARGET = "train_target"  # offline phase: updates on the dataset
+    TRAIN_OFFLINE = "train_offline"  # the same, of an agent whose update is all its own: model-free ones and LOMPO
     EVALUATE_RANDOM = "evaluate_random"  # the random policy's score
     EVALUATE = "evaluate"  # the agent's score
 
 
 ONLINE = (PhaseKind.PREFILL, PhaseKind.PRETRAIN_SOURCE, PhaseKind.TRAIN_SOURCE)
-OFFLINE = (PhaseKind.WARM_UP_TARGET, PhaseKind.TRAIN_TARGET)
+OFFLINE = (PhaseKind.WARM_UP_TARGET, PhaseKind.TRAIN_TARGET, PhaseKind.TRAIN_OFFLINE)
 EVALUATIONS = (PhaseKind.EVALUATE_RANDOM, PhaseKind.EVALUATE)
 
 
@@ -72,8 +76,8 @@ class AgentBuilder:
     action_dims: dict[str, int]
     states: dict[str, dict[str, int]]
 
-    def build(self, kind: type[Agent], name: str, **options: object) -> Agent:
-        """An agent for the domain ``name``; ``options`` are `Agent`'s."""
+    def build(self, kind: type[BaseAgent], name: str, **options: object) -> BaseAgent:
+        """An agent for the domain ``name``; ``options`` are those of its class."""
         sizes = self.action_dims[name], self.largest_action_dim
         return kind(self.config, *sizes, self.device, self.states.get(name), **options)
 
@@ -104,17 +108,22 @@ class Method:
         aligned_with_sources: whether the target's updates use the source agents (the ties of CoWorld).
         shared_world_model: one world model learns from both domains' batches.
         elastic_weights: the transfer from source to target adds an EWC penalty.
-        settings: names, separated by spaces, of settings that have an effect on this method only.
+        world_model: whether its agents have one.
+        settings: names, separated by spaces, of settings that have an effect on this and few other methods, which
+            name them too.
+        unused: names of settings that all others use, and this one does not.
     """
 
-    agents: Callable[[AgentBuilder], dict[str, Agent]]
+    agents: Callable[[AgentBuilder], dict[str, BaseAgent]]
     schedule: Callable[[list[Phase], Config], list[Phase]] = algorithm_1_schedule
     online: str = "source"
     dataset: bool = True
     aligned_with_sources: bool = False
     shared_world_model: bool = False
     elastic_weights: bool = False
+    world_model: bool = True
     settings: str = ""
+    unused: str = ""
 
     @property
     def uses_sources(self) -> bool:
@@ -139,14 +148,15 @@ def online_agents(builder: AgentBuilder) -> dict[str, Agent]:
     return {name: builder.build(SourceAgent, name) for name in builder.action_dims}
 
 
-def offline_agents(builder: AgentBuilder) -> dict[str, Agent]:
-    return {"target": builder.build(OfflineAgent, "target")}
-
-
 def finetune_agents(builder: AgentBuilder) -> dict[str, Agent]:
     """Two agents with networks of the same sizes, those of the larger domain, so that weights can be copied."""
     kinds = {"source": SourceAgent, "target": FinetunedAgent}
     return {name: builder.build(kind, name, actor_dim=builder.largest_action_dim) for name, kind in kinds.items()}
+
+
+def agents_of(kind: type[BaseAgent]) -> Callable[[AgentBuilder], dict[str, BaseAgent]]:
+    """A builder of one agent, the target's, of the class ``kind``."""
+    return lambda builder: {"target": builder.build(kind, "target")}
 
 
 def multitask_agents(builder: AgentBuilder) -> dict[str, Agent]:
@@ -162,6 +172,23 @@ def multitask_agents(builder: AgentBuilder) -> dict[str, Agent]:
 def offline_schedule(phases: list[Phase], config: Config) -> list[Phase]:
     """The target's phases and the evaluations."""
     return [phase for phase in phases if phase.kind in (*OFFLINE, *EVALUATIONS)]
+
+
+def model_free_schedule(phases: list[Phase], config: Config) -> list[Phase]:
+    """`offline_schedule` with as many updates of the agent; those of the warm-up come before the first evaluation."""
+    found = []
+    for phase in offline_schedule(phases, config):
+        if phase.kind == PhaseKind.WARM_UP_TARGET:
+            phase = replace(phase, iterations=phase.iterations * config.train_every)
+        found.append(replace(phase, kind=PhaseKind.TRAIN_OFFLINE) if phase.kind in OFFLINE else phase)
+    return found
+
+
+def lompo_schedule(phases: list[Phase], config: Config) -> list[Phase]:
+    """The warm-up trains the world model; the rounds train actor and critics on it as it is."""
+    offline = offline_schedule(phases, config)
+    train = PhaseKind.TRAIN_TARGET
+    return [replace(phase, kind=PhaseKind.TRAIN_OFFLINE) if phase.kind == train else phase for phase in offline]
 
 
 def finetune_schedule(phases: list[Phase], config: Config) -> list[Phase]:
@@ -230,15 +257,45 @@ def source_updates(phases: list[Phase], config: Config) -> int:
     return updates
 
 
+# Settings of model-free agents, and those that they do not use.
+FRAME_STACKS = "transitions frame_stack feature_size q_units"
+DRQ = f"{FRAME_STACKS} nstep random_shift noise_start noise_end noise_steps noise_clip target_tau"
+OF_ACTOR_CRITICS = (
+    "imag_starts discount_lambda actor_grad actor_grad_mix actor_entropy actor_min_std slow_target_update"
+)
+OF_WORLD_MODELS = (
+    f"{OF_ACTOR_CRITICS} compile grad_accum batch_size batch_length dyn_stoch dyn_discrete dyn_deter dyn_hidden "
+    "dyn_min_std cnn_depth state_layers units act reward_layers discount_layers pred_discount kl_scale kl_balance "
+    "kl_free image_scale reward_scale discount_scale imag_horizon actor_layers value_layers model_lr video_every"
+)
+
+
+def model_free(kind: type[BaseAgent], settings: str, without: str = "") -> Method:
+    """A method of agents without a world model, which does not use ``without`` either."""
+    unused = f"{OF_WORLD_MODELS} {without}"
+    return Method(agents_of(kind), model_free_schedule, online="", world_model=False, settings=settings, unused=unused)
+
+
 METHODS = {
     "coworld": Method(coworld_agents, online="sources", aligned_with_sources=True),
-    "offline_dv2": Method(offline_agents, offline_schedule, online="", settings="ensemble disagreement_scale"),
+    "offline_dv2": Method(agents_of(OfflineAgent), offline_schedule, online="", settings="ensemble disagreement_scale"),
     "dv2_finetune": Method(finetune_agents, finetune_schedule),
     "dv2_finetune_ewc": Method(
         finetune_agents, finetune_schedule, elastic_weights=True, settings="ewc_scale ewc_batches"
     ),
     "multitask_dv2": Method(multitask_agents, multitask_schedule, shared_world_model=True),
     "online_dv2": Method(online_agents, target_online_schedule, online="target", dataset=False),
+    "bc": model_free(BCAgent, DRQ.replace("nstep ", "").replace(" target_tau", ""), "value_lr discount"),
+    "drq_bc": model_free(DrQBCAgent, f"{DRQ} bc_scale"),
+    "cql": model_free(CQLAgent, f"{DRQ} conservative_scale conservative_actions"),
+    "curl": model_free(CURLAgent, f"{FRAME_STACKS} nstep target_tau key_tau initial_temperature temperature_lr"),
+    "lompo": Method(
+        agents_of(LOMPOAgent),
+        lompo_schedule,
+        online="",
+        settings="ensemble transitions target_tau uncertainty_scale imagined_noise",
+        unused=OF_ACTOR_CRITICS,
+    ),
 }
 COLLECTION = Method(online_agents, online="source", dataset=False)  # collect.py: DreamerV2, for its episodes
 
@@ -246,72 +303,6 @@ COLLECTION = Method(online_agents, online="source", dataset=False)  # collect.py
 def evaluates_in_simulator(method: Method, config: Config) -> bool:
     """Whether a run's evaluations are episodes in a simulator. Without one, it has only its offline figures."""
     return not method.dataset or has_target_simulator(config)
-
-
-# Settings that have an effect on some runs only: (names, whether a run uses them, the setting that they need, "" for
-# another method). All others have an effect on every run, except `Method.settings` and the settings of suites.
-USED_IF: tuple[tuple[str, Callable[[Method, Config], object], str], ...] = (
-    ("envs prefill pretrain replay_size", lambda method, config: method.online, ""),
-    ("sparse_reward source_observation", lambda method, config: method.uses_sources, ""),
-    ("pretrain_steps warmup_steps source_iterations", lambda method, config: method.uses_sources, ""),
-    ("select", lambda method, config: method.online == "sources", ""),
-    (
-        "offline_traindir dataset_format dataset_cache image_key action_key reward_key done_key action_range holdout",
-        lambda method, config: method.dataset,
-        "",
-    ),
-    (
-        "eval_episodes eval_envs background video_size",
-        lambda method, config: evaluates_in_simulator(method, config),
-        "a simulator of the target",
-    ),
-    (
-        "time_limit render",
-        lambda method, config: method.online or evaluates_in_simulator(method, config),
-        "a simulator",
-    ),
-    (
-        "state_alignment state_alignment_scale reward_alignment target_informed_factor eta_start eta_end eta_steps "
-        "value_constraint value_constraint_scale",
-        lambda method, config: method.aligned_with_sources,
-        "",
-    ),
-    ("state_alignment_scale", lambda method, config: config.state_alignment, "state_alignment"),
-    (
-        "target_informed_factor eta_start eta_end eta_steps",
-        lambda method, config: config.reward_alignment,
-        "reward_alignment",
-    ),
-    ("value_constraint_scale", lambda method, config: config.value_constraint != "off", "value_constraint"),
-    ("state_layers", lambda method, config: config.source_observation == "state", "source_observation state"),
-    ("dyn_min_std", lambda method, config: config.dyn_discrete == 0, "dyn_discrete 0"),
-    ("discount_layers discount_scale", lambda method, config: config.pred_discount, "pred_discount True"),
-    ("actor_grad_mix", lambda method, config: config.actor_grad == "both", "actor_grad both"),
-)
-
-
-def unused_settings(config: Config, method: Method, where: str = "") -> dict[str, str]:
-    """The settings that have no effect on a run, each with the reason, which is the end of an error message.
-
-    ``where`` is the reason for settings that ``method`` does not use. For suites' see `unused_suite_settings`.
-    """
-    others = {key for other in METHODS.values() for key in other.settings.split()}
-    unused = dict.fromkeys(others - set(method.settings.split()), where)
-    for keys, used, without in USED_IF:
-        if not used(method, config):
-            for key in keys.split():
-                unused.setdefault(key, f"without {without}" if without else where)
-    return unused
-
-
-def unused_suite_settings(tasks: Iterable[str | Task]) -> dict[str, str]:
-    """The settings of suites that none of ``tasks`` belongs to, with the reason as in `unused_settings`.
-
-    A target without a simulator belongs to none.
-    """
-    used = {task.suite for task in map(simulated_task, tasks) if task}
-    others = [suite for suite in SUITES.values() if suite.name not in used]
-    return {f"{suite.name}_{key}": f"without a {suite.title} task" for suite in others for key in suite.settings}
 
 
 def find_method(name: str) -> Method:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 import models
 from agents.agent import Agent
+from agents.base import BaseAgent
+from agents.model_free import StackAgent
 from models import WorldModelOutput
 from replay import SequenceStore
 from tools import DIVERGED, BadInput
@@ -34,13 +36,13 @@ class ObservedEpisode:
     Attributes:
         rows: the stored arrays, (T + 1, ...).
         nll: sums over the T + 1 rows of image loss, reward loss and KL, by name.
-        value: the critic's estimates, (T + 1,).
+        value: the critic's estimates, (T + 1,); None if the agent has no critic.
         mode: the mode of the policy in every state, (T + 1, A).
     """
 
     rows: dict[str, np.ndarray]
     nll: dict[str, float]
-    value: np.ndarray
+    value: np.ndarray | None
     mode: np.ndarray
 
     def valued(self) -> ValuedEpisode:
@@ -67,19 +69,20 @@ class OfflineFigures:
         self.indices = sorted(chosen.tolist(), key=lambda i: store.stored[i].rows)  # equal lengths together
 
     @torch.no_grad()
-    def compute(self, agent: Agent) -> dict[str, float]:
-        """Name -> figure. One that the episodes are too short or too few for is missing.
+    def compute(self, agent: BaseAgent) -> dict[str, float]:
+        """Name -> figure. One that the episodes are too short or too few for is missing, or that the agent lacks.
 
         Raises BadInput if a figure is not finite.
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            episodes = [episode for group in self._groups() for episode in observe(agent, group)]
+            see = observe if agent.world else observe_frames
+            episodes = [episode for group in self._groups() for episode in see(agent, group)]
             errors = self._open_loop_errors(agent)
-        rows = sum(len(episode.value) for episode in episodes)
+        rows = sum(len(episode.mode) for episode in episodes)
         figures = {name: sum(episode.nll[name] for episode in episodes) / rows for name in episodes[0].nll}
         figures |= open_loop_figures(errors)
-        figures |= value_figures([episode.valued() for episode in episodes], self.gamma)
+        figures |= value_figures([e.valued() for e in episodes if e.value is not None], self.gamma)
         figures["action_distance"] = float(np.concatenate([e.action_distances() for e in episodes]).mean())
         wrong = [name for name, value in figures.items() if not np.isfinite(value)]
         if wrong:
@@ -101,9 +104,11 @@ class OfflineFigures:
         for start in range(0, len(self.indices), AT_ONCE):
             yield [self.store.read(i) for i in self.indices[start : start + AT_ONCE]]
 
-    def _open_loop_errors(self, agent: Agent) -> np.ndarray:
+    def _open_loop_errors(self, agent: BaseAgent) -> np.ndarray:
         """`prediction_errors` of all sequences, (sequences, HORIZONS[-1]); NaN after the end of a shorter one."""
         found = [np.empty((0, HORIZONS[-1]))]
+        if agent.world is None:
+            return found[0]
         for start in range(0, len(self.indices), AT_ONCE):
             by_length: dict[int, list[dict[str, np.ndarray]]] = {}
             for i in self.indices[start : start + AT_ONCE]:
@@ -134,7 +139,7 @@ def observe(agent: Agent, episodes: list[dict[str, np.ndarray]]) -> list[Observe
         output = world.rollout_posterior(embed.view(sequences, steps, -1), batch["action"], noise=noise)
         kl = world.rssm.kl(output.post, output.prior).float().reshape(-1, sequences, steps).mean(0)  # over an ensemble
         reward = models.scalar_nll(world.reward(output.feat).float(), batch["reward"])
-        value, mode = agent.behavior.critic(output.feat), agent.behavior.actor(output.feat).mode
+        value, mode = agent.value(output.feat), agent.behavior.actor(output.feat).mode
     found = []
     for i, episode in enumerate(episodes):
         rows = len(episode["reward"])
@@ -142,6 +147,18 @@ def observe(agent: Agent, episodes: list[dict[str, np.ndarray]]) -> list[Observe
         nll |= {"reward_loss": reward[i, :rows].sum().item(), "kl": kl[i, :rows].sum().item()}
         arrays = (x[i, :rows].float().cpu().numpy() for x in (value, mode))
         found.append(ObservedEpisode(episode, nll, *arrays))
+    return found
+
+
+def observe_frames(agent: StackAgent, episodes: list[dict[str, np.ndarray]]) -> list[ObservedEpisode]:
+    """`observe` for model-free agents. Q(s_t) begins with the reward after s_t, so v(s_t) is r_t + gamma Q(s_t)."""
+    found = []
+    for rows in episodes:
+        values, modes = agent.evaluate_episode(torch.from_numpy(rows["image"]).to(agent.device))
+        value = None
+        if values is not None:
+            value = rows["reward"] + agent.config.discount * values.float().cpu().numpy()
+        found.append(ObservedEpisode(rows, {}, value, modes.float().cpu().numpy()))
     return found
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from agents.agent import Batch
+from agents.base import Batch
 from tools import multiples_crossed
 from training.domains import OnlineDomain
 from training.methods import Phase, PhaseKind

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from agents.agent import Agent
+from agents.base import BaseAgent
 
 Observation = dict[str, np.ndarray]
 
@@ -31,7 +31,7 @@ class RandomPolicy:
         return actions.astype(np.float32), state
 
 
-def agent_policy(agent: Agent, sample: bool) -> Policy:
+def agent_policy(agent: BaseAgent, sample: bool) -> Policy:
     """The agent's policy: samples, or its mode."""
     return lambda observation, state, first: agent.act(observation, state, first, sample)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from agents.agent import Agent
+from agents.base import BaseAgent
 from config import Config, merge, read_blocks, task_names
 from replay.stored_episode import StoredEpisode
 from tools import BadInput, directory_when_complete, write_atomically
@@ -36,10 +36,9 @@ from training.methods import (
     Phase,
     PhaseKind,
     find_method,
-    unused_settings,
-    unused_suite_settings,
 )
 from training.trainer import Progress, Trainer
+from training.used_settings import unused_settings, unused_suite_settings
 
 PRETRAINED = "pretrained"  # the snapshot's folder in a run's directory
 WITHOUT_EFFECT = set(  # on pretraining; all other settings are compared, but those that `unused_settings` names
@@ -143,7 +142,7 @@ def describe_phases(phases: Iterable[Phase]) -> list[list[Any]]:
     return [[str(phase.kind), phase.source, phase.iterations] for phase in phases]
 
 
-def class_names(agents: Mapping[str, Agent]) -> dict[str, str]:
+def class_names(agents: Mapping[str, BaseAgent]) -> dict[str, str]:
     return {name: type(agent).__name__ for name, agent in agents.items()}
 
 
@@ -294,7 +293,7 @@ def read_snapshot(config: Config, method: Method, phases: Sequence[Phase]) -> di
     return saved
 
 
-def check_networks(config: Config, saved: dict[str, Any], agents: Mapping[str, Agent]) -> None:
+def check_networks(config: Config, saved: dict[str, Any], agents: Mapping[str, BaseAgent]) -> None:
     """Raises BadInput if the source agents of a snapshot have other classes or sizes than those of ``agents``."""
     where, instead = f"--source_from {config.source_from}", "give another --source_from, or none"
     for name, state in saved["agents"].items():

@@ -16,6 +16,7 @@ from training.domains import (
     agent_builder,
     build_domains,
     domain_tasks,
+    fit_image_size,
     hold_out_episodes,
     open_dataset,
     open_simulators,
@@ -66,7 +67,8 @@ def open_trainer(
     device = pick_device(config.device)
     keep_freed_memory()
     tasks = domain_tasks(config, method)
-    dataset = open_dataset(config) if method.dataset else None
+    config = fit_image_size(config, method)
+    dataset = open_dataset(config, method) if method.dataset else None
     logdir = Path(config.logdir).expanduser()
     with ExitStack() as resources:
         resources.enter_context(lock_directory(logdir))  # first, so that it is released last

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import models
-from agents.agent import Agent, Batch, Metrics
+from agents.agent import Agent
+from agents.base import Batch, Metrics
 from config import Config
 
 

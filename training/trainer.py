@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.agent import Agent
+from agents.base import BaseAgent
 from config import Config, to_yaml
 from tools import StopRequest, multiples_crossed, progress_bar
 from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
@@ -86,7 +86,7 @@ class Trainer:
         return total
 
     @property
-    def agents(self) -> dict[str, Agent]:
+    def agents(self) -> dict[str, BaseAgent]:
         return {name: domain.agent for name, domain in self.domains.items()}
 
     # Running

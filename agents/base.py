@@ -1,0 +1,173 @@
+"""What a run needs of every agent: acting, drawing its batches, updates, saving."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents import compilation
+from agents.optim import Optimizer, Tree, micro_batches
+from config import Config
+from models import WorldModel
+from tools import DIVERGED, BadInput
+
+Batch = dict[str, Tensor]
+Metrics = dict[str, Tensor | float]
+Loss = Callable[..., tuple[Tensor, Metrics, Any]]  # -> (loss, metrics, an output to keep)
+
+
+class Store(Protocol):
+    """What agents draw batches from: `replay.SequenceStore`, which imports no torch."""
+
+    def sample(
+        self, batch_size: int, length: int, rng: np.random.Generator, keys: tuple[str, ...]
+    ) -> dict[str, np.ndarray]: ...
+
+    def sample_windows(
+        self, batch_size: int, frames: int, nstep: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]: ...
+
+
+class BaseAgent:
+    """An agent of any method. Its class names what is saved; subclasses act and learn.
+
+    Attributes:
+        action_dim: the agent's own action size A.
+        world: its world model; None for a model-free agent.
+        state: names and sizes of low-dimensional observations, used instead of images.
+    """
+
+    MODULES: ClassVar[tuple[str, ...]] = ()  # attributes with weights
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ()
+    COUNTERS: ClassVar[tuple[str, ...]] = ()  # attributes that are whole numbers
+    world: WorldModel | None = None
+
+    def __init__(self, config: Config, action_dim: int, device: torch.device):
+        if config.precision == "auto":
+            raise ValueError("precision is auto: replace it by training.device.pick_precision's")
+        self.config, self.device, self.action_dim = config, device, action_dim
+
+    @property
+    def state(self) -> dict[str, int]:
+        return self.world.state if self.world else {}
+
+    def act(
+        self, observation: dict[str, np.ndarray], state: Any, first: np.ndarray, sample: bool
+    ) -> tuple[np.ndarray, Any]:
+        """One policy step for N environments.
+
+        Args:
+            observation: arrays (N, ...); those that the agent sees are used (image (N, H, W, 3) uint8).
+            state: what the last call returned, or None.
+            first: (N,) bool, True where an episode begins.
+            sample: draw the action from the policy; else take its mode.
+
+        Returns:
+            actions (N, own A) float32, and the state for the next call.
+
+        Raises:
+            BadInput: the actions are not finite.
+        """
+        raise NotImplementedError
+
+    def state_value(self, state: Any) -> Tensor | None:
+        """The critic's value (N,) in a state that `act` returned; None without a critic.
+
+        With a world model it includes the reward on arrival in the state. A model-free Q begins with the next one.
+        """
+        raise NotImplementedError
+
+    def sample(self, store: Store, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The arrays of a batch, drawn from ``store``."""
+        raise NotImplementedError
+
+    def random_batch(self) -> Batch:
+        """A batch of random numbers, for measurements."""
+        raise NotImplementedError
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        """One update of everything that the agent learns."""
+        raise NotImplementedError
+
+    def finite_actions(self, action: Tensor) -> np.ndarray:
+        """Actions as an array. Raises BadInput if they are not finite."""
+        actions = action.float().cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
+        return actions
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of the forward passes."""
+        bfloat16 = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+    # Learning
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Raises BadInput if a loss is not finite. On a GPU reading it would stall the device, so it is not read."""
+        if self.device.type == "cpu" and not torch.isfinite(loss):
+            raise BadInput(f"a loss is not finite: {DIVERGED}")
+
+    def _optimize(
+        self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: Tree
+    ) -> tuple[Metrics, list[Any]]:
+        """One step of ``optimizers`` on ``loss(*inputs)``, whose tensors have ``size`` rows.
+
+        Returns the metrics, with each optimiser's gradient norm, and the loss's third output for each micro-batch.
+        """
+        metrics, outputs = self._accumulate_gradients(loss, optimizers, size, *inputs)
+        norms = {f"{name}_grad_norm": optimizer.step() for name, optimizer in optimizers.items()}
+        return {**metrics, **norms}, outputs
+
+    def _accumulate_gradients(
+        self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: Tree
+    ) -> tuple[Metrics, list[Any]]:
+        """Add the gradients of ``loss(*inputs)``, in ``grad_accum`` micro-batches, to the optimisers' parameters.
+
+        No other parameters get a gradient, so nothing else has to be frozen.
+        """
+        parameters = [p for optimizer in optimizers.values() for p in optimizer.parameters]
+        metrics, outputs = {}, []
+        for share, part in micro_batches(self.config.grad_accum, size, *inputs):
+            with self.autocast():
+                total, values, output = loss(*part)
+            self.check_finite(total)
+            (share * total).backward(inputs=parameters)
+            metrics = {k: metrics.get(k, 0.0) + share * v.detach() for k, v in values.items()}
+            outputs.append(output)
+        return metrics, outputs
+
+    def _compiled(self, function: Callable[..., Any], *optimizers: Optimizer) -> Callable[..., Any]:
+        """``function`` as `compilation.Compiled` if ``compile`` asks for it."""
+        if not compilation.wanted(self.config.compile, self.device):
+            return function
+        graphs = self.device.type == "cuda" and self.config.grad_accum == 1
+        return compilation.Compiled(function, [p for o in optimizers for p in o.parameters], graphs)
+
+    # Saving
+
+    def state_dict(self) -> dict:
+        return {
+            **self.model_dict(),
+            **{name: getattr(self, name).state_dict() for name in self.OPTIMIZERS},
+            **{name: getattr(self, name) for name in self.COUNTERS},
+        }
+
+    def model_dict(self) -> dict:
+        """The weights alone, for `load_models`."""
+        return {name: getattr(self, name).state_dict() for name in self.MODULES}
+
+    def load_models(self, state: dict) -> None:
+        """Restore the weights of a `state_dict` or `model_dict`: enough to act, predict and evaluate."""
+        for name in self.MODULES:
+            getattr(self, name).load_state_dict(state[name])
+
+    def load_state_dict(self, state: dict) -> None:
+        self.load_models(state)
+        for name in self.OPTIMIZERS:
+            getattr(self, name).load_state_dict(state[name])
+        for name in self.COUNTERS:
+            setattr(self, name, state[name])

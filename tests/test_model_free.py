@@ -1,0 +1,434 @@
+"""The model-free agents against V-D4RL's code: the same weights, batch and random numbers give the same losses.
+
+The constants were computed once, in float64, by running V-D4RL's `drqbc` folder (github.com/conglu1997/v-d4rl, commit
+1ceaf22) with the numbers of `integers`; its random shifts were replaced by the integer crops that they stand for.
+"""
+
+import copy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny
+from test_agents import batch, changed, weights
+from test_co_training import scores, train
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal, TanhTransform
+
+import analyse
+import co_training as program
+from agents import model_free
+from agents.base import BaseAgent
+from agents.curl import CURLAgent, bounded_gaussian, contrastive_loss, squashed_gaussian
+from agents.lompo import LOMPOAgent, log_prob_deviation
+from agents.model_free import BCAgent, CQLAgent, DrQBCAgent, conservative_gap, drq_bc_loss, noisy_action, nstep_return
+from agents.pixel_networks import center_crop, gather_window, random_crop, random_shift, whole_image
+from policy import load_policy
+from replay import OfflineDataset
+from tools import BadInput
+from training.checkpoint import load_agent
+from training.domains import fit_image_size
+from training.methods import METHODS, AgentBuilder
+
+CPU = torch.device("cpu")
+AGENTS = {"bc": BCAgent, "drq_bc": DrQBCAgent, "cql": CQLAgent}
+REFERENCE = {  # method -> loss of the first and of the second update
+    "drq_bc": {
+        "critic_loss": (7.62032539, 3.95616311),
+        "actor_loss": (2.99781513, 3.05645268),
+        "cloning_loss": (0.497815131, 0.556452681),
+        "value": (-0.788947535, -1.19372098),
+        "actor_grad_norm": (17.0284616, 21.0071),
+    },
+    "cql": {
+        "critic_loss": (78.9042863, 72.7172286),
+        "temporal_difference": (7.62032539, 2.17031709),
+        "conservative_gap": ((36.8443783 + 34.4395826) / 20, (35.6963502 + 34.8505613) / 20),
+        "actor_loss": (1.94328685, 1.67137705),
+        "value": (-0.788947535, -0.954265684),
+        "actor_grad_norm": (10.1938722, 20.8835408),
+    },
+    "bc": {
+        "actor_loss": (0.691216345, 0.678944337),
+        "cloning_loss": (0.691216345, 0.678944337),
+        "actor_grad_norm": (np.hypot(13.2944506, 1.99405189), np.hypot(19.043839, 2.24367159)),
+    },
+}
+SUMS = {  # method -> sum of all weights after two updates, by network
+    "drq_bc": {
+        "encoder": -15.8658304, "actor": -5.43021142, "critic": -234.44803, "slow_critic": -68.0596814,
+    },
+    "cql": {
+        "encoder": -15.8081711, "actor": -24.7960203, "critic": -219.071753, "slow_critic": -67.841874,
+    },
+    "bc": {"encoder": -15.8637799, "actor": -9.4530178},
+}  # fmt: skip
+EVALUATED = {  # method -> the action at the batch's first observation after two updates
+    "drq_bc": [0.10852035, 0.988834179, -0.255960785],
+    "cql": [-0.994894752, 0.999378884, 0.546635463],
+    "bc": [-0.590346092, 0.970831284, 0.199310485],
+}
+
+
+def integers(count: int, stream: int) -> np.ndarray:
+    n = np.arange(count, dtype=np.int64)
+    return (7919 * n + 31 * n * n + 104729 * stream) % 10007
+
+
+def numbers(shape: tuple[int, ...], stream: int) -> np.ndarray:
+    """Numbers in [-1, 1)."""
+    return (integers(int(np.prod(shape)), stream) / 10007 * 2 - 1).reshape(shape)
+
+
+class Numbers:
+    """In place of the random numbers of an agent: shifts, normal and uniform numbers, each kind with a counter."""
+
+    def __init__(self, agent: BaseAgent, patch: pytest.MonkeyPatch):
+        self.agent, self.used = agent, {"shift": 0, "normal": 0, "uniform": 0}
+        patch.setattr(model_free, "random_shift", self.shift)
+        patch.setattr(agent, "noise", self.normal)
+        patch.setattr(torch, "rand", self.uniform)
+
+    def next(self, kind: str) -> int:
+        self.used[kind] += 1
+        return self.used[kind] - 1
+
+    def shift(self, frames: Tensor, pad: int) -> Tensor:
+        at = (5 * np.arange(2 * len(frames)) + 3 * self.next("shift") + 1) % (2 * pad + 1) - pad
+        left, top = torch.from_numpy(at.reshape(-1, 2)).unbind(1)
+        return gather_window(frames, top, left, frames.shape[2])
+
+    def normal(self, *shape: int) -> Tensor:
+        return self.agent.noise_scale * torch.from_numpy(2 * numbers(shape, 300 + self.next("normal"))).float()
+
+    def uniform(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        return torch.from_numpy((numbers(tuple(shape), 400 + self.next("uniform")) + 1) / 2).float()
+
+
+def set_weights(module: nn.Module, stream: int) -> None:
+    """The layers, in order, with the numbers of two streams each, for weights and biases."""
+    for layer in module.modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.LayerNorm):
+            continue
+        shape = tuple(layer.weight.shape)
+        weight = numbers(shape, stream)
+        weight = 1 + 0.1 * weight if len(shape) == 1 else np.sqrt(6 / np.prod(shape[1:])) * weight
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(0.1 * numbers(tuple(layer.bias.shape), stream + 1)))
+        stream += 2
+
+
+def reference_agent(method: str) -> BaseAgent:
+    """Of V-D4RL's sizes, but for 32 hidden units; its updates are those in the middle of a run."""
+    config = tiny(
+        method=method, size="84,84", feature_size=50, q_units=32, nstep=3, noise_steps=125_000, conservative_actions=10
+    )
+    agent = AGENTS[method](config, 3, 3, CPU)
+    agent.updates = 100_000
+    for name, stream in {"encoder": 0, "actor": 10, "critic": 30, "slow_critic": 60}.items():
+        if hasattr(agent, name):
+            set_weights(getattr(agent, name), stream)
+    with torch.no_grad():  # so that some actions are clipped
+        agent.actor.policy[-1].bias.copy_(torch.tensor([0.2, 1.8, -1.5]))
+    return agent
+
+
+def reference_batch() -> dict[str, Tensor]:
+    images = [
+        (integers(4 * 9 * 84 * 84, stream) % 256).astype(np.uint8).reshape(4, 3, 3, 84, 84).transpose(0, 1, 3, 4, 2)
+        for stream in (200, 201)
+    ]
+    reward, discount = torch.zeros(4, 3), torch.ones(4, 3)
+    reward[:, 0] = torch.from_numpy(0.5 + 0.5 * numbers((4,), 203))
+    discount[2, 2] = 0
+    action = torch.from_numpy(0.9 * numbers((4, 3), 202)).float()
+    image = torch.from_numpy(np.concatenate(images, 1))
+    return {"image": image, "action": action, "reward": reward, "discount": discount}
+
+
+@pytest.mark.parametrize("method", AGENTS)
+def test_two_updates_are_those_of_vd4rl(method: str, monkeypatch: pytest.MonkeyPatch):
+    agent, batch = reference_agent(method), reference_batch()
+    Numbers(agent, monkeypatch)
+    for update in range(2):
+        metrics = agent.update(batch, step=0)
+        for name, expected in REFERENCE[method].items():
+            limit = 1e-5 if update == 0 else 1e-4  # Adam enlarges the roundings of float32
+            limit = 1e-3 if name.endswith("norm") else limit  # sums of many small gradients
+            assert float(metrics[name]) == pytest.approx(expected[update], rel=limit), (name, update)
+    for name, expected in SUMS[method].items():
+        total = sum(p.double().sum().item() for p in getattr(agent, name).parameters())
+        assert total == pytest.approx(expected, rel=1e-4), name
+    images = batch["image"][:1, :3]
+    state = {"image": torch.cat([images[:, :1], images[:, :2]], 1)}  # the next call appends the last frame
+    action, _ = agent.act({"image": images[:, 2].numpy()}, state, np.zeros(1, bool), sample=False)
+    assert action[0].tolist() == pytest.approx(EVALUATED[method], rel=1e-3)
+
+
+# Parts, by hand
+
+
+def test_nstep_returns_by_hand():
+    reward, discount = torch.tensor([[1.0, 10.0, 100.0]] * 2), torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    total, factor = nstep_return(reward, discount, 0.5)
+    assert total.tolist() == [1 + 5 + 25, 1 + 5]  # nothing after the end of the task, a discount of 0, counts
+    assert factor.tolist() == [0.125, 0]
+
+
+def test_a_clipped_action_keeps_the_gradient_of_its_mean():
+    mean = torch.tensor([0.0, 0.9, -1.0], requires_grad=True)
+    action = noisy_action(mean, torch.tensor([0.5, 0.5, 0.1]), clip=0.3)
+    action.sum().backward()
+    torch.testing.assert_close(action.detach(), torch.tensor([0.3, 1 - 1e-6, -0.9]))
+    assert mean.grad.tolist() == [1, 1, 1]
+    assert noisy_action(torch.zeros(1), torch.tensor([0.5])).item() == 0.5
+
+
+def test_the_drq_bc_loss_by_hand():
+    q, action, data = torch.tensor([2.0, -6.0]), torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.zeros(2, 2)
+    loss, cloning = drq_bc_loss(q, action, data, 2.5)
+    assert cloning.item() == 0.75
+    assert loss.item() == pytest.approx(0.75 - 2.5 / 4 * -2)
+
+
+def test_the_conservative_gap_by_hand():
+    values = torch.log(torch.tensor([[[1.0, 3.0]], [[2.0, 2.0]]]))  # two critics, one state, two actions
+    gap = conservative_gap(values, values[..., 1])
+    torch.testing.assert_close(gap, torch.log(torch.tensor([4 / 3, 2.0])))
+
+
+def test_windows_of_frames():
+    frames = torch.arange(2 * 2 * 5 * 5 * 3).reshape(2, 2, 5, 5, 3)
+    inside = gather_window(frames, torch.tensor([1, 2]), torch.tensor([0, 1]), 3)
+    for n, (top, left) in enumerate(((1, 0), (2, 1))):
+        for k, rgb in ((0, 0), (1, 2)):
+            assert torch.equal(inside[n, 3 * k + rgb], frames[n, k, top : top + 3, left : left + 3, rgb])
+    beyond = gather_window(frames, torch.tensor([-2, 1]), torch.tensor([1, -1]), 5)
+    padded = nn.functional.pad(whole_image(frames).float(), (2, 2, 2, 2), mode="replicate")
+    assert torch.equal(beyond[0].float(), padded[0, :, 0:5, 3:8])
+    assert torch.equal(beyond[1].float(), padded[1, :, 3:8, 1:6])
+    assert torch.equal(center_crop(frames, 3), whole_image(frames)[:, :, 1:4, 1:4])
+    torch.manual_seed(0)
+    shifted, cropped = random_shift(frames, 1), random_crop(frames, 3)
+    assert shifted.shape == (2, 6, 5, 5) and cropped.shape == (2, 6, 3, 3)
+    assert all(value in frames[n] for n in range(2) for value in cropped[n].flatten())
+
+
+def test_random_shifts_reach_both_ends():
+    frames = torch.arange(9).expand(1000, 1, 9, 9)[..., None].expand(-1, -1, -1, -1, 3)
+    left = random_shift(frames, 2)[:, 0, 4, 4] - 4
+    assert sorted(set(left.tolist())) == [-2, -1, 0, 1, 2]
+
+
+# CURL
+
+
+def test_the_contrastive_loss_by_hand():
+    query, key = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    bilinear = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+    logits = [[2.0, 1.0], [0.0, 3.0]]  # q_i^T W k_j
+    expected = [np.log(np.exp(row).sum()) - row[i] for i, row in enumerate(logits)]
+    loss = contrastive_loss(query, key, bilinear)
+    assert loss.item() == pytest.approx(np.mean(expected)) and not loss.requires_grad
+
+
+def test_the_squashed_gaussian_has_torchs_log_probability():
+    outputs, noise = 3 * torch.randn(200, 8, dtype=torch.float64), torch.randn(200, 4, dtype=torch.float64)
+    action, log_prob = squashed_gaussian(outputs, noise)
+    mean, log_std = bounded_gaussian(outputs)
+    assert log_std.min() >= -10 and log_std.max() <= 2
+    base = Independent(Normal(mean, log_std.exp()), 1)
+    raw = mean + log_std.exp() * noise
+    jacobian = TanhTransform().log_abs_det_jacobian(raw, raw.tanh()).sum(-1)
+    torch.testing.assert_close(log_prob, base.log_prob(raw) - jacobian, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(action, raw.tanh(), rtol=0, atol=2e-6)
+
+
+def test_curl_trains_its_encoder_by_critic_and_contrast_and_not_by_the_actor():
+    agent = CURLAgent(tiny(method="curl", size="32,32"), 3, 3, CPU)
+    before = {name: weights(getattr(agent, name)) for name in agent.MODULES}
+    agent.update(agent.random_batch(), step=0)
+    assert all(changed(before[name], getattr(agent, name)) for name in agent.MODULES)
+    encoder = weights(agent.encoder)
+    agent.update_actor(agent.encoder(agent.view(agent.random_batch()["image"][:, :3])).detach())
+    assert not changed(encoder, agent.encoder)
+    slow = {name: weights(getattr(agent, name)) for name in ("slow_encoder", "slow_critic", "actor", "temperature")}
+    agent.update(agent.random_batch(), step=0)  # the second update leaves these as they are
+    assert not any(changed(slow[name], getattr(agent, name)) for name in slow)
+
+
+def test_the_temperature_rises_if_the_entropy_is_below_its_target():
+    for bias, rises in ((-3.0, True), (0.67, False)):  # log std near -10 and -0.5
+        agent = CURLAgent(tiny(method="curl", size="32,32", temperature_lr=0.1), 3, 3, CPU)
+        with torch.no_grad():
+            agent.actor.policy[-1].bias[3:] = bias
+        before = agent.temperature.log.item()
+        agent.update_actor(torch.randn(4, agent.encoder.outputs))
+        assert (agent.temperature.log.item() > before) == rises
+
+
+# LOMPO
+
+
+def lompo(**flags: object) -> LOMPOAgent:
+    return LOMPOAgent(tiny(method="lompo", size="32,32", ensemble=3, **flags), 5, 5, CPU)
+
+
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_lompos_penalty_is_the_deviation_of_the_members_log_probabilities(discrete: int):
+    log_prob = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]])
+    torch.testing.assert_close(log_prob_deviation(log_prob), torch.tensor([(8 / 3) ** 0.5, 0.0]))
+    agent = lompo(dyn_discrete=discrete)
+    rssm = agent.world.rssm
+    state = rssm.imagine_step(rssm.initial(4), torch.rand(4, 5))
+    by_member = []
+    for k in range(3):
+        dist = rssm.dist(rssm.prior(state["deter"], torch.tensor(k)))
+        by_member.append(dist.log_prob(state["stoch"].view(4, *dist.event_shape)))
+    torch.testing.assert_close(agent.deviation(state), torch.stack(by_member).std(0, correction=0))
+
+
+def test_lompos_imagined_rewards_are_penalised_and_those_of_the_data_are_not():
+    agent, data = lompo(transitions=8, imag_horizon=2, uncertainty_scale=5.0), batch(5)
+    post = agent.infer_posterior(data)
+    imagined, metrics = agent.imagined_transitions(post)
+    predicted = agent.world.reward(imagined["next_feat"])
+    assert (predicted - imagined["reward"]).mean().item() == pytest.approx(5 * metrics["disagreement"].item(), rel=1e-4)
+    assert len(imagined["reward"]) == 8 and (imagined["discount"] == 1).all()
+    torch.testing.assert_close(imagined["feat"][4:], imagined["next_feat"][:4])  # 4 start states, 2 steps
+    own = agent.data_transitions(post, data)
+    feat, found = agent.world.rssm.feat(post), 0
+    for i in range(8):
+        same = (feat[:, :-1] == own["feat"][i]).all(-1).nonzero()
+        for b, t in same.tolist():
+            found += 1
+            torch.testing.assert_close(own["next_feat"][i], feat[b, t + 1])
+            assert own["reward"][i] == data["reward"][b, t + 1]
+            assert torch.equal(own["action"][i], data["action"][b, t + 1])
+    assert found == 8
+
+
+def test_lompo_trains_actor_and_critics_on_a_fixed_world_model():
+    agent, data = lompo(), batch(5)
+    world, behavior = weights(agent.world), weights(agent.behavior)
+    metrics = agent.update(data, step=0)
+    assert not changed(world, agent.world)
+    assert {name.split(".")[0] for name in changed(behavior, agent.behavior)} == {"actor", "critics", "slow_critics"}
+    assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())
+
+
+def test_lompos_critic_loss_by_hand():
+    agent = lompo(discount=0.5)
+    one = {"feat": torch.randn(3, agent.world.rssm.feat_size), "next_feat": torch.randn(3, agent.world.rssm.feat_size)}
+    one |= {"action": torch.rand(3, 5), "reward": torch.rand(3), "discount": torch.tensor([1.0, 1.0, 0.0])}
+    with torch.no_grad():
+        agent.behavior.slow_critics[1][-1].bias.add_(1)
+    b, mode = agent.behavior, agent.behavior.actor(one["next_feat"]).mode
+    slow = torch.minimum(*(c(torch.cat([one["next_feat"], mode], -1))[:, 0] for c in b.slow_critics))
+    target = one["reward"] + 0.5 * one["discount"] * slow
+    q = [c(torch.cat([one["feat"], one["action"]], -1))[:, 0] for c in b.critics]
+    expected = sum((value - target).square().mean() for value in q)
+    torch.testing.assert_close(agent.critic_loss(one)[0], expected)
+
+
+# Acting, saving
+
+
+@pytest.mark.parametrize("method", ["bc", "drq_bc", "cql", "curl"])
+def test_acting_stacks_frames_and_repeats_the_first(method: str):
+    agent = METHODS[method].agents(AgentBuilder(tiny(method=method, size="32,32"), CPU, {"target": 3}, {}))["target"]
+    images = np.random.default_rng(0).integers(0, 256, (4, 2, 32, 32, 3), dtype=np.uint8)
+    state, modes = None, []
+    for t, image in enumerate(images):
+        first = np.array([t == 0, t in (0, 2)])  # the second episode begins anew at step 2
+        action, state = agent.act({"image": image}, state, first, sample=False)
+        modes.append(action)
+    assert torch.equal(state["image"][0], torch.from_numpy(images[1:4, 0]))
+    assert torch.equal(state["image"][1], torch.from_numpy(images[[2, 2, 3], 1]))
+    values, expected = agent.evaluate_episode(torch.from_numpy(images[:, 0]))
+    np.testing.assert_allclose(np.stack(modes)[:, 0], expected, rtol=0, atol=1e-5)
+    assert (values is None) == (method == "bc")
+    if values is not None:
+        torch.testing.assert_close(agent.state_value(state)[0], values[-1])
+    sampled, _ = agent.act({"image": images[0]}, None, np.ones(2, bool), sample=True)
+    assert np.abs(sampled).max() <= 1 and not np.allclose(sampled, modes[0])
+
+
+def test_an_episode_of_another_number_of_environments_begins_with_a_new_state():
+    agent = BCAgent(tiny(method="bc", size="32,32"), 3, 3, CPU)
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    assert agent.act({"image": image}, None, np.ones(1, bool), False)[0].shape == (1, 3)
+
+
+def test_updates_are_restored():
+    for kind in (BCAgent, CQLAgent, CURLAgent):
+        config = tiny(method="cql", size="32,32")
+        agent, other = (kind(config, 3, 3, CPU) for _ in range(2))
+        batches = [agent.random_batch() for _ in range(3)]
+        agent.update(batches[0], step=0)
+        other.load_state_dict(copy.deepcopy(agent.state_dict()))
+        for one in (agent, other):
+            torch.manual_seed(1)
+            for data in batches[1:]:
+                one.update(data, step=0)
+        assert other.updates == 3
+        for name in agent.MODULES:
+            assert not changed(weights(getattr(agent, name)), getattr(other, name))
+
+
+def test_the_noise_falls_with_the_updates():
+    agent = BCAgent(tiny(method="bc", size="32,32", noise_steps=10), 3, 3, CPU)
+    for updates, scale in ((0, 1.0), (5, 0.55), (10, 0.1), (1000, 0.1)):
+        agent.updates = updates
+        assert agent.noise_scale == pytest.approx(scale)
+
+
+# Runs
+
+
+def test_images_are_not_enlarged_for_model_free_agents(dataset: Path, tmp_path: Path):
+    """The block of drq_bc asks for 84 pixels, the data has 64."""
+    train(dataset, tmp_path, "--method", "drq_bc", "--rounds", "1")
+    assert load_agent(tmp_path, "target", CPU)[1].size == [64, 64]
+
+
+def test_84_pixels_are_used_as_they_are(tmp_path: Path):
+    data = ROOT.parent / "shared/data/vd4rl_84px_hdf5"
+    if not data.exists():
+        pytest.skip("needs V-D4RL's file beside the repository")
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    flags = ["--method", "bc", "--target_task", "my_walker", "--offline_traindir", folder, "--logdir", tmp_path / "run"]
+    with pytest.raises(BadInput, match="one episode is too few to hold out"):
+        program.main([str(a) for a in (*flags, "--configs", "defaults", "dmc", "debug")])
+    assert OfflineDataset(folder, size=84).image_shape[:2] == (84, 84)
+    assert fit_image_size(tiny(method="bc", offline_traindir=folder), METHODS["bc"]).size == [84, 84]
+
+
+@pytest.mark.parametrize("method", ["bc", "drq_bc", "cql", "curl", "lompo"])
+def test_runs_without_a_simulator(method: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    arguments = ["--method", method, "--target_task", "my_robot", "--offline_traindir", dataset, "--logdir", tmp_path]
+    program.main([str(a) for a in (*arguments, "--rounds", 1, "--configs", "defaults", "debug")])
+    row = scores(tmp_path)[-1]
+    assert float(row["offline_action_distance"]) > 0 and (row["offline_image_loss"] != "") == (method == "lompo")
+    assert f"{method}, at the end" in capsys.readouterr().out
+
+
+def test_settings_of_world_models_are_refused(dataset: Path, tmp_path: Path):
+    for method, flag, value in (("drq_bc", "dyn_deter", 8), ("bc", "nstep", 2), ("cql", "bc_scale", 1)):
+        with pytest.raises(BadInput, match=f"--{flag} has no effect with method {method}"):
+            train(dataset, tmp_path, "--method", method, f"--{flag}", value)
+    with pytest.raises(BadInput, match="--transitions has no effect with method coworld"):
+        train(dataset, tmp_path, "--transitions", 8)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_policy_without_a_world_model_is_refused(dataset: Path, tmp_path: Path):
+    train(dataset, tmp_path, "--method", "bc", "--rounds", "1")
+    with pytest.raises(BadInput, match="method bc has no world model"):
+        load_policy(tmp_path)
+    with pytest.raises(BadInput, match="method bc has no critic"):
+        analyse.main(["--logdir", str(tmp_path)])

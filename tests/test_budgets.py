@@ -16,8 +16,10 @@ import co_training as program
 import config as settings
 from agents.agent import Agent
 from config import Config
+from training.checkpoint import load_checkpoint
 from training.methods import METHODS, PhaseKind
 
+OWN_UPDATES = ("bc", "drq_bc", "cql", "curl", "lompo")  # their schedules have phases TRAIN_OFFLINE
 COLUMNS = ("online_steps", "source_updates", "world_model_updates", "behavior_updates")
 
 
@@ -51,6 +53,9 @@ def budget(name: str, config: Config) -> dict[str, int]:
             new = iterations // config.train_every - (iterations - phase.iterations) // config.train_every
             counts["world_model_updates"] += new
             counts["behavior_updates"] += new
+        elif phase.kind == PhaseKind.TRAIN_OFFLINE:
+            iterations += phase.iterations
+            counts["behavior_updates"] += phase.iterations // config.train_every
     if method.online == "target":
         counts["source_updates"] = 0
     return counts
@@ -84,7 +89,7 @@ def updates_of_a_run(dataset: Path, logdir: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in OWN_UPDATES])
 def test_the_targets_world_model_gets_as_many_updates_as_coworlds(
     method: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -107,6 +112,12 @@ def test_every_method_has_coworlds_budget_in_every_schedule(blocks: str, flags: 
     coworlds = budget("coworld", config)
     for method in METHODS:
         ours = budget(method, config)
+        if method in OWN_UPDATES:
+            warm_up = coworlds["world_model_updates"] - coworlds["behavior_updates"]
+            updates = ours["world_model_updates"], ours["behavior_updates"]
+            lompos, model_free = (warm_up, coworlds["behavior_updates"]), (0, coworlds["world_model_updates"])
+            assert updates == (lompos if method == "lompo" else model_free), method
+            continue
         assert ours["world_model_updates"] == coworlds["world_model_updates"], method
         if method != "online_dv2":
             assert ours["behavior_updates"] == coworlds["behavior_updates"], method
@@ -119,9 +130,9 @@ def test_the_budgets_of_the_page_are_those_of_the_schedules():
     rows = {name: cells.split("|") for name, cells in re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.MULTILINE)}
     assert list(rows) == list(METHODS)
     for name, cells in rows.items():
-        expected = [budget(name, defaults(block)) for block in ("metaworld", "dmc")]
+        expected = [budget(name, defaults(block, method=name)) for block in ("metaworld", "dmc")]
         assert [cell.strip() for cell in cells] == [" / ".join(f"{b[key]:,}" for b in expected) for key in COLUMNS]
-        assert budget(name, defaults("robodesk")) == expected[0]
+        assert budget(name, defaults("robodesk", method=name)) == expected[0]
     totals = {}
     for block in ("metaworld", "dmc"):
         phases = program.algorithm_1(defaults(block))
@@ -157,3 +168,14 @@ def test_inferred_posteriors_are_those_of_an_update_and_change_nothing():
     updated, _ = source.update_world_model(batch(4), batch(5, seed=1), step=0)
     assert post.keys() == updated.keys() and all(post[k].shape == updated[k].shape for k in post)
     torch.testing.assert_close(post["deter"][:, 0], updated["deter"][:, 0])
+
+
+@pytest.mark.parametrize("method", OWN_UPDATES)
+def test_agents_with_updates_of_their_own_get_the_budget_in_a_run(method: str, dataset: Path, tmp_path: Path):
+    train(dataset, tmp_path, "--method", method)
+    saved = load_checkpoint(tmp_path / "checkpoint.pt")
+    expected = budget(method, tiny(method=method))
+    assert saved["progress"]["target_updates"] == expected["world_model_updates"] + expected["behavior_updates"]
+    agent = saved["agents"]["target"]
+    own = agent["behavior_updates"] if method == "lompo" else agent["updates"]
+    assert own == expected["behavior_updates"] == (20 if method == "lompo" else 24)

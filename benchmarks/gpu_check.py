@@ -25,8 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
 import config as settings
-from agents.base import Batch, Metrics
-from agents.coworld import TargetAgent
+from agents.base import BaseAgent, Metrics
 from config import Config
 from tools import BadInput, Parser, exit_on_bad_input, write_text
 from training.checkpoint import load_checkpoint
@@ -75,40 +74,29 @@ def run(*arguments: object, timeout: float = 1800) -> str:
 # Updates
 
 
-def batch(config: Config, actions: int, device: torch.device) -> Batch:
-    generator = torch.Generator().manual_seed(actions)
-    shape, size = (config.batch_size, config.batch_length), config.size[0]
-    data = {
-        "image": torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, generator=generator),
-        "action": torch.rand(*shape, actions, generator=generator) * 2 - 1,
-        "reward": torch.rand(shape, generator=generator),
-        "discount": torch.ones(shape),
-    }
-    return {key: value.to(device) for key, value in data.items()}
-
-
 def update(config: Config, method: str, device: torch.device) -> dict[str, float]:
     """Losses of one target update of ``method``, and norms of its gradients (the optimisers' first moments)."""
     torch.manual_seed(0)
     names = {"target": 5} if METHODS[method].online in ("", "target") else {"source": 4, "target": 5}
     agents = METHODS[method].agents(AgentBuilder(config, device, names, {}))
     target, source = agents["target"], agents.get("source")
-    peer, critic = None, None
+    batch, peer, critic = target.random_batch(), None, None
     if METHODS[method].aligned_with_sources:
-        peer, critic = {"source_embed": source.embed(batch(config, 5, device))}, source.frozen_critic
+        peer, critic = {"source_embed": source.embed(batch)}, source.frozen_critic
     elif METHODS[method].shared_world_model:
-        peer = batch(config, 4, device)
+        peer = source.random_batch()
     torch.manual_seed(1)
-    metrics: Metrics = target.update(batch(config, 5, device), peer, critic, step=3)
-    figures = {key: float(value) for key, value in metrics.items()}
-    return figures | moment_norms(target)
+    ties = [peer, critic] if METHODS[method].uses_sources else []
+    metrics: Metrics = target.update(batch, *ties, step=3)
+    return {key: float(value) for key, value in metrics.items()} | moment_norms(target)
 
 
-def moment_norms(agent: TargetAgent) -> dict[str, float]:
+def moment_norms(agent: BaseAgent) -> dict[str, float]:
     norms = {}
-    for name in ("model_opt", "actor_opt", "critic_opt"):
+    for name in agent.OPTIMIZERS:
         moments = [state["exp_avg"].float().norm() for state in getattr(agent, name).adam.state.values()]
-        norms[f"{name} gradient"] = float(torch.stack(moments).norm())
+        if moments:  # LOMPO's update leaves the world model as it is
+            norms[f"{name} gradient"] = float(torch.stack(moments).norm())
     return norms
 
 

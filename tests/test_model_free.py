@@ -433,3 +433,17 @@ def test_a_policy_without_a_world_model_is_refused(dataset: Path, tmp_path: Path
         load_policy(tmp_path)
     with pytest.raises(BadInput, match="method bc has no critic"):
         analyse.main(["--logdir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("method", ["bc", "drq_bc", "cql", "curl"])
+def test_an_update_in_bfloat16_is_near_that_in_float32(method: str):
+    found = []
+    for precision in ("float32", "bfloat16"):
+        config = tiny(method=method, size="32,32", transitions=32, precision=precision)
+        torch.manual_seed(0)
+        agent = METHODS[method].agents(AgentBuilder(config, CPU, {"target": 3}, {}))["target"]
+        data = agent.random_batch()
+        torch.manual_seed(1)
+        found.append({k: float(v) for k, v in agent.update(data, step=0).items() if k.endswith("loss")})
+    for name, value in found[0].items():
+        assert found[1][name] == pytest.approx(value, rel=0.05, abs=0.02), name

@@ -34,8 +34,14 @@ STATE = "observation."  # low-dimensional observations begin with it
 
 
 def find_below(directory: Path) -> list[Path]:
-    """The files that list the episodes of the LeRobot dataset in a folder; none if it is not one."""
+    """The files that list the episodes of the LeRobot dataset in a folder; none if it is not one.
+
+    Raises:
+        BadInput: one without its description, or with a damaged one.
+    """
     if not (directory / INFO).is_file():
+        if any((directory / other).exists() for other in ("meta/episodes", "meta/episodes.jsonl", "data/chunk-000")):
+            raise BadInput(f"{directory / INFO}: missing; copy the dataset again")
         return []
     return metadata_files(directory, read_info(directory))
 
@@ -80,7 +86,8 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     """
     require_pyarrow(path)
     root = dataset_root(path)
-    info, labels = read_info(root), read_labels(root)
+    info = read_info(root)
+    labels = read_labels(root, info)
     names = _names(info, mapping, labels is not None, root)
     with safe_read(path, "LeRobot"):
         places = read_places(path, root, info)
@@ -101,6 +108,8 @@ def _names(info: dict, mapping: DataMapping, labelled: bool, root: Path) -> dict
     features, found = info["features"], cameras(info)
     defaults = {"image": found[0] if len(found) == 1 else "", "action": ACTION}
     defaults |= {"reward": "" if labelled else REWARD, "done": DONE if DONE in features else ""}
+    if (camera := mapping.image_key) and camera not in features:
+        raise BadInput(f"{root}: no camera {camera!r} (--image_key); there are: {by_likeness(camera, found)}")
     names = mapping.names(defaults, features, root)
     if names["image"] not in found:
         listed = by_likeness(names["image"], found)
@@ -170,6 +179,8 @@ def _load(
         rows = read_parquet(place.data, sorted(wanted), [("episode_index", "=", place.number)]).sort_by("frame_index")
         if len(rows) != place.frames:
             raise ValueError(f"{len(rows)} of the {place.frames} rows of episode {place.number} are in it")
+        if not np.array_equal(column_array(rows["frame_index"]).ravel(), np.arange(place.frames)):
+            raise ValueError(f"frame_index of episode {place.number} is not 0 to {place.frames - 1}")
         frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size)
         columns = {role: as_numbers(column_array(rows[name])) for role, name in used.items()}
         extras = {name: column_array(rows[name]) for name in states or ()}

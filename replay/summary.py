@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from replay.cache import may_write
 from replay.check import list_episodes, outside_of, unusual_action_sizes
 from replay.data_files import DataFile
 from replay.episode import ACTION_ROUNDING, action_extremes, image_shape
@@ -74,7 +75,7 @@ class Summary:
             f"[{low:.3f}, {high:.3f}]" for low, high in zip(self.action_low, self.action_high, strict=True)
         )
         settings = dict.fromkeys(SETTINGS, "not recorded") | description
-        recorded = [f"{key:<14}{value}" for key, value in settings.items() if isinstance(value, str | int | float)]
+        recorded = [f"{key:<13} {value}" for key, value in settings.items() if isinstance(value, str | int | float)]
         rescaled = [f"action map    {self.map_text()} to [-1, 1]"] if self.action_map else []
         return [
             f"episodes      {len(self.returns)}, of which {self.terminal} end with discount 0",
@@ -104,6 +105,21 @@ class Summary:
         """The range that is rescaled to [-1, 1], of each dimension."""
         pairs = zip(self.action_map.low, self.action_map.high, strict=True)
         return " ".join(f"[{low:.4g}, {high:.4g}]" for low, high in pairs)
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Draw the two pictures into a folder and return their paths.
+
+        Raises:
+            BadInput: they cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{folder}: cannot write the pictures: {error.strerror}; give another --out") from error
+        paths = [folder / "returns.png", folder / "contact_sheet.png"]
+        self.draw_returns(paths[0])
+        self.draw_sheet(paths[1])
+        return paths
 
     def draw_returns(self, path: Path) -> None:
         """Write a histogram of the episode returns as a PNG file, atomically."""
@@ -163,6 +179,11 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
     if summary.returns:
         summary.action_map = action_map(action_range, summary.action_low, summary.action_high)
     return summary, problems
+
+
+def picture_folder(directory: Path) -> Path:
+    """Where the pictures of a dataset are drawn: beside its data, or the current folder if that is read-only."""
+    return directory if directory.is_dir() and may_write(directory) else Path()
 
 
 def sheet_episodes(count: int) -> set[int]:

@@ -26,7 +26,7 @@ class Frames:
         self.filled = np.zeros(count, bool)
 
     def add(self, index: int, frame: np.ndarray) -> None:
-        """Raises ValueError if the frame (H, W, 3) has another shape than the first, is too large or is a second one."""
+        """Raises ValueError if the frame (H, W, 3) has another shape than the first, is too large or comes twice."""
         if self.filled[index]:
             raise ValueError(f"two frames at step {index}")
         if not self.filled.any():

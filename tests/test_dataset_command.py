@@ -251,6 +251,15 @@ def test_the_command_line(tmp_path):
     assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"
 
 
+def test_nobody_reads_the_output(tmp_path):
+    """As in `dataset.py info DIR | head -1`."""
+    fill(tmp_path, [9])
+    command = [sys.executable, "dataset.py", "info", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=60) == 141
+
+
 def test_the_demos_dataset_is_complete(tmp_path: Path):
     folder = ROOT / "examples" / "cheetah_downhill"
     described = json.loads((folder / "dataset.json").read_text())

@@ -34,6 +34,7 @@ class Summary:
         reset_actions: number of episodes with an action in row 0.
         action_map: the map of the actions to [-1, 1], if they are not in this range.
         terminal: number of episodes that end with discount 0.
+        early: number of episodes with discount 0 in an earlier row.
         frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's return.
     """
 
@@ -47,6 +48,7 @@ class Summary:
     reset_actions: int = 0
     action_map: ActionMap | None = None
     terminal: int = 0
+    early: int = 0
     frames: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
     def add(self, episode: dict, *, show: bool) -> None:
@@ -64,6 +66,7 @@ class Summary:
         size = f"{height}x{width}{' grey' if channels == 1 else ''}"
         self.image_sizes[size] = self.image_sizes.get(size, 0) + 1
         self.terminal += bool(episode["discount"][-1] == 0)
+        self.early += not episode["discount"][:-1].all()
         if show:
             rows = np.linspace(0, len(reward) - 1, SHEET_FRAMES).astype(int)
             self.frames.append((episode["image"][rows], self.returns[-1]))
@@ -90,7 +93,7 @@ class Summary:
         ]
 
     def warnings(self) -> list[str]:
-        """What is unusual about the actions, one line each."""
+        """What is unusual about the actions and discounts, one line each."""
         lines = []
         if self.action_map is None and max(-self.action_low.min(), self.action_high.max()) > 1 + ACTION_ROUNDING:
             lines.append("actions outside [-1, 1]: to train, give --action_range data, or its LOW,HIGH")
@@ -98,6 +101,11 @@ class Summary:
             lines.append(
                 f"{self.reset_actions} episode(s) with an action in row 0: row t needs the action that LED to image t, "
                 "and row 0 zeros; if these are actions taken AT image t, move them down by one row"
+            )
+        if self.early:
+            lines.append(
+                f"{self.early} episode(s) with discount 0 before the last row: a termination is an episode's end; "
+                "write each episode by itself"
             )
         return lines
 

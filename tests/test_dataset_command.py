@@ -78,6 +78,13 @@ def test_info_of_data_that_may_not_be_written_to(tmp_path, capsys, monkeypatch):
     (tmp_path / "data").chmod(0o755)
 
 
+def test_info_of_terminations_within_episodes(tmp_path, capsys):
+    episode = make_episode(9)
+    save_episode(tmp_path, episode | {"discount": np.where(np.arange(9) == 4, 0, 1).astype(np.float32)}, id="two")
+    dataset.main(["info", str(tmp_path)])
+    assert "warning: 1 episode(s) with discount 0 before the last row" in capsys.readouterr().err
+
+
 def test_info_of_episodes_of_different_tasks_names_the_odd_one(tmp_path):
     fill(tmp_path, [9, 12])
     odd = save_episode(tmp_path, make_episode(9, action_dim=4), id="odd")

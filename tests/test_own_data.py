@@ -118,6 +118,7 @@ def finished(outside: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command(*arguments(outside, logdir), PYTHONPATH=str(outside))
     assert done.returncode == 0 and "my_cart, offline figures" in done.stdout, done.stderr
     assert "images of 96x72 are resized to 64x64" in done.stderr
+    assert re.search(r"[1-6] of [456] episodes end with discount 0; .* --pred_discount True", done.stderr)
     return logdir
 
 

@@ -67,8 +67,8 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
     return "nearest: " + ", ".join(close)
 
 
-def one_line(error: BaseException) -> str:
-    """The first sentence of an error's text, at most 120 characters."""
+def one_line(error: object) -> str:
+    """The first sentence of an error's or another object's text, at most 120 characters."""
     return str(error).strip().split("\n")[0].split(". ")[0][:120]
 
 

@@ -13,6 +13,8 @@ import pytest
 
 import co_training
 import dataset
+from policy import load_policy
+from policy.program import describe
 from replay import DataMapping, OfflineDataset
 from replay.data_files import find_data_files
 from tools import BadInput, exit_on_bad_input
@@ -144,6 +146,8 @@ def test_a_run_learns_from_it_and_acts_in_its_units(tmp_path, request):
     assert (sent.min(0) < [-30, 6, 0.3]).all() and (sent.max(0) > [30, 14, 0.7]).all()
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert saved["data"]["image_shape"] == (48, 64, 1) and saved["data"]["action_map"]["low"] == [-90, 0, 0]
+    assert saved["data"]["action_names"] == ["shoulder", "elbow", "gripper"]
+    assert describe(load_policy(tmp_path / "run"))["action"]["names"] == saved["data"]["action_names"]
     assert saved["progress"]["target_updates"] > 0
     # The same command finds nothing to do; without the range the data cannot be read, and another one is refused.
     co_training.main([str(flag) for flag in [*flags, "data"]])

@@ -58,17 +58,22 @@ def related(path: Path) -> list[Path]:
     return sorted([root / INFO, root / LABELS, *found])
 
 
+def action_names(directory: Path, key: str = "") -> list[str]:
+    """The names of the joints or other parts that the actions in column ``key`` move."""
+    names = read_info(directory)["features"].get(key or ACTION, {}).get("names") or []
+    while isinstance(names, dict):  # such as {"motors": [...]}
+        names = next(iter(names.values()), [])
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def facts(directory: Path) -> dict[str, str]:
     """Lines for `dataset.py info`."""
     info = read_info(directory)
-    names = info["features"].get(ACTION, {}).get("names") or []
-    while isinstance(names, dict):  # such as {"motors": [...]}
-        names = next(iter(names.values()), [])
     found = {
         "frames": f"{info.get('total_frames')} in {info.get('total_episodes')} episodes, {info['codebase_version']}",
         "fps": f"{info['fps']:g}",
         "cameras": ", ".join(cameras(info)),
-        "action names": ", ".join(map(str, names)),
+        "action names": ", ".join(action_names(directory)),
         "robot": str(info.get("robot_type") or ""),
         "rewards": f"from {LABELS}" if (directory / LABELS).exists() else "",
     }
@@ -225,6 +230,7 @@ FORMAT = Format(
     find_below=find_below,
     related=related,
     facts=facts,
+    action_names=action_names,
     # Videos take any small share of their frames' bytes, and long episodes minutes.
     expansion=1 << 30,
     seconds=300,

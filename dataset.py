@@ -17,14 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from replay import FORMATS, DataMapping
-from replay.cache import may_write
 from replay.check import describe, find_problems
-from replay.convert import convert
+from replay.convert import convert, refuse_within
 from replay.data_files import DataFile, find_data_files
 from replay.lerobot_meta import LABELS, parse_numbers, write_labels
 from replay.mapping import OPTIONS, ROLES, parse_range
 from replay.presets import PRESETS, preset_description, write_description
-from replay.summary import SHEET_SIZE, Summary, summarize
+from replay.summary import SHEET_SIZE, picture_folder, summarize
 from wrappers import parse_task
 
 HELP = {
@@ -100,22 +99,9 @@ def run_info(args: argparse.Namespace) -> int:
     print("\n".join([*facts, *summary.lines(description)]))
     for warning in summary.warnings():
         print(f"warning: {warning}", file=sys.stderr)
-    draw(summary, args)
+    pictures = summary.draw(args.out or picture_folder(args.directory))
+    print(f"pictures      {', '.join(map(str, pictures))}")
     return 0
-
-
-def draw(summary: Summary, args: argparse.Namespace) -> None:
-    """Draw the two pictures and print their paths."""
-    folder = args.out
-    if folder is None:
-        folder = args.directory if args.directory.is_dir() and may_write(args.directory) else Path()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot write the pictures: {error.strerror}; give another --out") from error
-    summary.draw_returns(folder / "returns.png")
-    summary.draw_sheet(folder / "contact_sheet.png")
-    print(f"pictures      {folder / 'returns.png'}, {folder / 'contact_sheet.png'}")
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -131,8 +117,7 @@ def run_check(args: argparse.Namespace) -> int:
 def run_convert(args: argparse.Namespace) -> int:
     """Write a dataset in another format."""
     files = data_files(args)
-    if args.out.resolve().is_relative_to(args.directory.resolve()):
-        raise BadInput(f"{args.out}: lies within the dataset to convert; give a folder outside {args.directory}")
+    refuse_within(args.out, args.directory)
     count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True), args.action_range)
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if usage := FORMATS[args.to].usage:

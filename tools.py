@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import re
+import select
 import shutil
 import signal
 import sys
@@ -66,15 +67,20 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
     return "nearest: " + ", ".join(close)
 
 
-def one_line(error: BaseException) -> str:
-    """The first sentence of an error's text, at most 120 characters."""
+def one_line(error: object) -> str:
+    """The first sentence of an error's or another object's text, at most 120 characters."""
     return str(error).strip().split("\n")[0].split(". ")[0][:120]
 
 
 def exit_on_bad_input(main: Callable[[], object]) -> None:
-    """Run ``main`` and exit. `BadInput` becomes one line on stderr and status 2, Ctrl-C one line and status 130."""
+    """Run ``main`` and exit. `BadInput` becomes one line on stderr and status 2, Ctrl-C one line and status 130.
+
+    If nobody reads the output any more (``| head``), nothing is printed and the status is 141, as of other programs.
+    """
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -82,10 +88,20 @@ def exit_on_bad_input(main: Callable[[], object]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_closed():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+            sys.exit(141)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}; free space", file=sys.stderr)
         sys.exit(2)
+
+
+def _output_closed() -> bool:
+    """Whether stdout is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 # Files

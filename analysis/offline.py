@@ -52,12 +52,14 @@ def target_table(runs: list[RunResult]) -> str:
 def correlations(runs: list[RunResult]) -> list[dict[str, Any]]:
     """A line for each run and figure: its correlation with the mean return over the run's evaluations.
 
-    Only of runs with `FEWEST` or more evaluations that have both, and of figures that change between them.
+    Only of runs with `FEWEST` or more evaluations that have both, and of figures that change between them. A run that
+    was continued has two evaluations of the agent at its first end, which count once.
     """
     rows = []
     for run in sorted(runs, key=run_order):
+        scores = {score.target_updates: score for score in run.scores}.values()
         for name in OFFLINE_TABLE:
-            points = [(s.offline[name], s.mean) for s in run.scores if s.mean is not None and name in s.offline]
+            points = [(s.offline[name], s.mean) for s in scores if s.mean is not None and name in s.offline]
             x, y = np.array(points).reshape(-1, 2).T
             if len(points) >= FEWEST and np.ptp(x) > 0 and np.ptp(y) > 0:
                 both = {"pearson": float(pearsonr(x, y)[0]), "spearman": float(spearmanr(x, y)[0])}

@@ -57,6 +57,12 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict, action
     return count
 
 
+def refuse_within(out: Path, directory: Path) -> None:
+    """Raise BadInput if the new folder would lie within the dataset."""
+    if out.resolve().is_relative_to(directory.resolve()):
+        raise BadInput(f"{out}: lies within the dataset to convert; give a folder outside {directory}")
+
+
 def _measured_map(files: list[DataFile], action_range: str) -> ActionMap | None:
     """The map of an ``action_range``, for which the whole dataset is read once."""
     if not action_range:

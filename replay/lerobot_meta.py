@@ -115,7 +115,9 @@ def _place_in_file(root: Path, info: dict, keys: list[str], row: dict) -> Episod
 
 
 def _file(root: Path, info: dict, template: str, **fields: object) -> Path:
-    relative = Path(str(info[template]).format(**fields))
+    if not isinstance(info.get(template), str):
+        raise ValueError(f"info.json has no {template}")
+    relative = Path(info[template].format(**fields))
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"{template} leaves the dataset's folder")
     return root / relative
@@ -140,19 +142,23 @@ def write_labels(root: Path, success: Iterable[int]) -> int:
     return len(numbers)
 
 
-def read_labels(root: Path) -> set[int] | None:
+def read_labels(root: Path, info: dict) -> set[int] | None:
     """Numbers of the successful episodes; None if the dataset has no labels.
 
     Raises:
-        BadInput: the file is damaged.
+        BadInput: the file is damaged, or names an episode that the dataset, with this ``info``, does not have.
     """
     path = root / LABELS
     try:
-        return {int(number) for number in json.loads(path.read_text())["success"]}
+        numbers = {int(number) for number in json.loads(path.read_text())["success"]}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadInput(f"{path}: not written by dataset.py label; write it again or remove it") from error
+    total = info.get("total_episodes")
+    if isinstance(total, int) and max(numbers, default=-1) >= total:
+        raise BadInput(f"{path}: episode {max(numbers)} of {total} (from 0 on); write it again with dataset.py label")
+    return numbers
 
 
 def parse_numbers(text: str) -> list[int]:

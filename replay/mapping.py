@@ -71,10 +71,10 @@ PLAIN = DataMapping()
 
 
 def by_likeness(name: str, available: Iterable[str]) -> str:
-    """Names, the one that is most like ``name`` first, as text."""
+    """Names, the one that is most like ``name`` first, as text. Those that contain it come before all others."""
 
-    def likeness(other: str) -> float:
-        return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+    def likeness(other: str) -> tuple[bool, float]:
+        return name.lower() in other.lower(), difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
 
     listed = sorted(sorted(available), key=likeness, reverse=True)
     more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""

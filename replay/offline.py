@@ -37,6 +37,7 @@ class OfflineDataset(SequenceStore):
         problems: one line for each file or episode that was left out.
         digest: a hash of the contents of all episodes, in order, at the images' size and before actions are rescaled.
         image_shape: height, width and channels of the images before they are resized; 1 channel if they are grey.
+        action_names: what the components of the actions are; [] if the dataset does not say it.
 
     Raises:
         BadInput: the directory is missing or empty, all its files are bad, actions differ in size between
@@ -72,6 +73,8 @@ class OfflineDataset(SequenceStore):
             print(f"warning: left out: {problem}", file=sys.stderr)
         _check_action_sizes(self.directory, self.stored)
         self._action_map = self._find_action_map(action_range)
+        names = files[0].format.action_names(self.directory, mapping.action_key)
+        self.action_names = names if len(names) == self.action_dim else []
         if length is not None:
             self._start_ends(length)
 

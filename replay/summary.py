@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from replay.cache import may_write
 from replay.check import list_episodes, outside_of, unusual_action_sizes
 from replay.data_files import DataFile
 from replay.episode import ACTION_ROUNDING, action_extremes, image_shape
@@ -33,6 +34,7 @@ class Summary:
         reset_actions: number of episodes with an action in row 0.
         action_map: the map of the actions to [-1, 1], if they are not in this range.
         terminal: number of episodes that end with discount 0.
+        early: number of episodes with discount 0 in an earlier row.
         frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's return.
     """
 
@@ -46,6 +48,7 @@ class Summary:
     reset_actions: int = 0
     action_map: ActionMap | None = None
     terminal: int = 0
+    early: int = 0
     frames: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
     def add(self, episode: dict, *, show: bool) -> None:
@@ -63,6 +66,7 @@ class Summary:
         size = f"{height}x{width}{' grey' if channels == 1 else ''}"
         self.image_sizes[size] = self.image_sizes.get(size, 0) + 1
         self.terminal += bool(episode["discount"][-1] == 0)
+        self.early += not episode["discount"][:-1].all()
         if show:
             rows = np.linspace(0, len(reward) - 1, SHEET_FRAMES).astype(int)
             self.frames.append((episode["image"][rows], self.returns[-1]))
@@ -74,7 +78,7 @@ class Summary:
             f"[{low:.3f}, {high:.3f}]" for low, high in zip(self.action_low, self.action_high, strict=True)
         )
         settings = dict.fromkeys(SETTINGS, "not recorded") | description
-        recorded = [f"{key:<14}{value}" for key, value in settings.items() if isinstance(value, str | int | float)]
+        recorded = [f"{key:<13} {value}" for key, value in settings.items() if isinstance(value, str | int | float)]
         rescaled = [f"action map    {self.map_text()} to [-1, 1]"] if self.action_map else []
         return [
             f"episodes      {len(self.returns)}, of which {self.terminal} end with discount 0",
@@ -89,7 +93,7 @@ class Summary:
         ]
 
     def warnings(self) -> list[str]:
-        """What is unusual about the actions, one line each."""
+        """What is unusual about the actions and discounts, one line each."""
         lines = []
         if self.action_map is None and max(-self.action_low.min(), self.action_high.max()) > 1 + ACTION_ROUNDING:
             lines.append("actions outside [-1, 1]: to train, give --action_range data, or its LOW,HIGH")
@@ -98,12 +102,32 @@ class Summary:
                 f"{self.reset_actions} episode(s) with an action in row 0: row t needs the action that LED to image t, "
                 "and row 0 zeros; if these are actions taken AT image t, move them down by one row"
             )
+        if self.early:
+            lines.append(
+                f"{self.early} episode(s) with discount 0 before the last row: a termination is an episode's end; "
+                "write each episode by itself"
+            )
         return lines
 
     def map_text(self) -> str:
         """The range that is rescaled to [-1, 1], of each dimension."""
         pairs = zip(self.action_map.low, self.action_map.high, strict=True)
         return " ".join(f"[{low:.4g}, {high:.4g}]" for low, high in pairs)
+
+    def draw(self, folder: Path) -> list[Path]:
+        """Draw the two pictures into a folder and return their paths.
+
+        Raises:
+            BadInput: they cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{folder}: cannot write the pictures: {error.strerror}; give another --out") from error
+        paths = [folder / "returns.png", folder / "contact_sheet.png"]
+        self.draw_returns(paths[0])
+        self.draw_sheet(paths[1])
+        return paths
 
     def draw_returns(self, path: Path) -> None:
         """Write a histogram of the episode returns as a PNG file, atomically."""
@@ -163,6 +187,11 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
     if summary.returns:
         summary.action_map = action_map(action_range, summary.action_low, summary.action_high)
     return summary, problems
+
+
+def picture_folder(directory: Path) -> Path:
+    """Where the pictures of a dataset are drawn: beside its data, or the current folder if that is read-only."""
+    return directory if directory.is_dir() and may_write(directory) else Path()
 
 
 def sheet_episodes(count: int) -> set[int]:

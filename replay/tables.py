@@ -35,8 +35,13 @@ def read_parquet(path: Path, columns: list[str] | None = None, rows: list[tuple]
         path: the file.
         columns: those to read; None: all.
         rows: conditions on rows, as in `pyarrow.parquet.read_table`'s filters; None: all rows.
+
+    Raises:
+        ValueError: one of the columns is missing.
     """
     import pyarrow.parquet
 
+    if missing := set(columns or ()) - set(pyarrow.parquet.read_schema(path).names):
+        raise ValueError(f"no column {', '.join(sorted(missing))}")
     # The path of a folder such as `episode_id=3` is not to become a column.
     return pyarrow.parquet.read_table(path, columns=columns, filters=rows, partitioning=None, use_threads=False)

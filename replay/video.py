@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from replay.safe_read import MAX_EPISODE_BYTES
-from tools import resize_images
+from tools import BadInput, resize_images
 
 MAX_SIDE = 4096  # pixels; no camera's frames are larger
 
@@ -26,7 +26,9 @@ class Frames:
         self.filled = np.zeros(count, bool)
 
     def add(self, index: int, frame: np.ndarray) -> None:
-        """Raises ValueError if the frame (H, W, 3) has another shape than the first, or is too large."""
+        """Raises ValueError if the frame (H, W, 3) has another shape than the first, is too large or comes twice."""
+        if self.filled[index]:
+            raise ValueError(f"two frames at step {index}")
         if not self.filled.any():
             self.shape = frame.shape
             resized = (self.size, self.size, 3) if self.size else frame.shape
@@ -55,16 +57,18 @@ def read_video(path: Path, start: float, fps: float, count: int, size: int | Non
         size: see `Frames`.
 
     Raises:
+        BadInput: the video's frames per second are others.
         ValueError: the file is damaged, its codec is unknown, or it has not all of the frames.
     """
     import av
 
-    frames = Frames(count, size)
+    frames, rate = Frames(count, size), None
     try:
         with av.open(str(path)) as container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise ValueError("its codec is unknown; encode it as AV1 or H.264")
+            rate = float(stream.average_rate) if stream.average_rate else None
             stream.codec_context.thread_count = 1
             if start > 0:  # to the key frame before it
                 container.seek(int(start / stream.time_base), stream=stream)
@@ -77,8 +81,19 @@ def read_video(path: Path, start: float, fps: float, count: int, size: int | Non
     except av.FFmpegError as error:
         done = f" after {int(frames.filled.sum())} of {count} frames" if frames.filled.any() else ""
         raise ValueError(f"{error.strerror}{done}") from error
+    except ValueError:
+        _check_rate(path, rate, fps)
+        raise
+    if not frames.filled.all():
+        _check_rate(path, rate, fps)
     frames.require_all()
     return frames
+
+
+def _check_rate(path: Path, rate: float | None, fps: float) -> None:
+    """Raises BadInput if the video's frames per second, ``rate``, are not ``fps``."""
+    if rate is not None and abs(rate - fps) > 0.02 * fps:
+        raise BadInput(f"{path}: {rate:.4g} frames a second, but meta/info.json says fps {fps:g}; correct it there")
 
 
 def read_images(encoded: list[bytes], size: int | None) -> Frames:

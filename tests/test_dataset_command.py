@@ -78,6 +78,13 @@ def test_info_of_data_that_may_not_be_written_to(tmp_path, capsys, monkeypatch):
     (tmp_path / "data").chmod(0o755)
 
 
+def test_info_of_terminations_within_episodes(tmp_path, capsys):
+    episode = make_episode(9)
+    save_episode(tmp_path, episode | {"discount": np.where(np.arange(9) == 4, 0, 1).astype(np.float32)}, id="two")
+    dataset.main(["info", str(tmp_path)])
+    assert "warning: 1 episode(s) with discount 0 before the last row" in capsys.readouterr().err
+
+
 def test_info_of_episodes_of_different_tasks_names_the_odd_one(tmp_path):
     fill(tmp_path, [9, 12])
     odd = save_episode(tmp_path, make_episode(9, action_dim=4), id="odd")
@@ -249,6 +256,15 @@ def test_the_command_line(tmp_path):
     bad = subprocess.run([*run, "info", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert bad.returncode == 2
     assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"
+
+
+def test_nobody_reads_the_output(tmp_path):
+    """As in `dataset.py info DIR | head -1`."""
+    fill(tmp_path, [9])
+    command = [sys.executable, "dataset.py", "info", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=60) == 141
 
 
 def test_the_demos_dataset_is_complete(tmp_path: Path):

@@ -13,6 +13,8 @@ import pytest
 
 import co_training
 import dataset
+from policy import load_policy
+from policy.program import describe
 from replay import DataMapping, OfflineDataset
 from replay.data_files import find_data_files
 from tools import BadInput, exit_on_bad_input
@@ -144,6 +146,8 @@ def test_a_run_learns_from_it_and_acts_in_its_units(tmp_path, request):
     assert (sent.min(0) < [-30, 6, 0.3]).all() and (sent.max(0) > [30, 14, 0.7]).all()
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert saved["data"]["image_shape"] == (48, 64, 1) and saved["data"]["action_map"]["low"] == [-90, 0, 0]
+    assert saved["data"]["action_names"] == ["shoulder", "elbow", "gripper"]
+    assert describe(load_policy(tmp_path / "run"))["action"]["names"] == saved["data"]["action_names"]
     assert saved["progress"]["target_updates"] > 0
     # The same command finds nothing to do; without the range the data cannot be read, and another one is refused.
     co_training.main([str(flag) for flag in [*flags, "data"]])
@@ -163,6 +167,17 @@ def truncate(path: Path, share: float) -> None:
 
 def top_video(folder: Path, file: str = "chunk-000/file-000.mp4") -> Path:
     return folder / "videos" / TOP / file
+
+
+def change_column(folder: Path, name: str, value: object) -> None:
+    """Every row of the data gets ``value`` in a column; None: the column is removed."""
+    path = folder / "data/chunk-000/file-000.parquet"
+    table = pyarrow.parquet.read_table(path)
+    index, kind = table.schema.get_field_index(name), table.schema.field(name).type
+    table = table.drop_columns([name])
+    if value is not None:
+        table = table.add_column(index, name, pyarrow.array([value] * len(table), kind))
+    pyarrow.parquet.write_table(table, path)
 
 
 def rename_codec(folder: Path) -> None:
@@ -195,7 +210,20 @@ DAMAGE = {
         "not the description of a LeRobot dataset",
     ),
     "version": ("v30", lambda f: spoil_info(f, codebase_version="v9"), "LeRobot format 'v9', not v2.0"),
+    "no info": ("v30", lambda f: (f / "meta/info.json").unlink(), "info.json: missing; copy the dataset again"),
+    "no meta": ("v30", lambda f: shutil.rmtree(f / "meta"), "info.json: missing; copy the dataset again"),
     "fps": ("v30", lambda f: spoil_info(f, fps=0), "fps 0; correct it"),
+    "slow": ("v30", lambda f: spoil_info(f, fps=9), "mp4: 10 frames a second, but meta/info.json says fps 9"),
+    "fast": ("v30", lambda f: spoil_info(f, fps=20), "mp4: 10 frames a second, but meta/info.json says fps 20"),
+    "frames": ("v30", lambda f: change_column(f, "frame_index", 0), "frame_index of episode 0 is not 0 to 29"),
+    "episodes": ("v30", lambda f: change_column(f, "episode_index", 7), "0 of the 30 rows of episode 0 are in it"),
+    "column": ("v30", lambda f: change_column(f, "action", None), "no column action"),
+    "no template": ("v30", lambda f: spoil_info(f, video_path=None), "info.json has no video_path"),
+    "labels": (
+        "v30",
+        lambda f: (f / "coworld_labels.json").write_text('{"success": [1, 3]}'),
+        "coworld_labels.json: episode 3 of 3",
+    ),
     "features": ("v30", lambda f: spoil_info(f, features={"a": 1}), "not the description of a LeRobot dataset"),
     "paths": ("v30", lambda f: spoil_info(f, data_path="../x"), "data_path leaves the dataset's folder"),
 }
@@ -226,7 +254,9 @@ def test_bad_episodes_among_good_ones_are_left_out(copy, tmp_path, capsys):
     ("options", "message"),
     [
         ({"image_key": ""}, f"2 cameras; choose one with --image_key: {TOP}, {WRIST}"),
-        ({"image_key": "top"}, rf"no array 'top' \(--image_key\); there are: .*{TOP}"),
+        ({"image_key": "top"}, rf"no camera 'top' \(--image_key\); there are: {TOP}, {WRIST}$"),
+        ({"image_key": "wirst"}, rf"no camera 'wirst' \(--image_key\); there are: {WRIST}, {TOP}$"),
+        ({"reward_key": "success"}, r"no array 'success' \(--reward_key\); there are: next.success"),
         ({"image_key": "action"}, f"action has no images; choose one with --image_key: .*{TOP}"),
         ({"reward_key": "reward"}, r"no array 'reward' \(--reward_key\); there are: next.reward"),
         ({"action_key": TOP}, f"no column {TOP} with numbers; name one with --action_key: observation.state"),

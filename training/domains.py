@@ -244,7 +244,7 @@ def data_properties(store: SequenceStore) -> dict[str, Any] | None:
     """What the agent's user must know of the dataset: the units of its actions and the shape of its images."""
     if not isinstance(store, OfflineDataset):
         return None
-    return {"action_map": store.action_map, "image_shape": store.image_shape}
+    return {"action_map": store.action_map, "image_shape": store.image_shape, "action_names": store.action_names}
 
 
 def check_action_units(dataset: OfflineDataset, evaluator: Evaluator, config: Config) -> None:

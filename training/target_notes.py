@@ -1,20 +1,37 @@
 """Lines on stderr about a run's target, before the run begins."""
 
 from config import Config, has_target_simulator, read_blocks
+from replay import SequenceStore
 from training.methods import Method
 from wrappers import SUITES, simulated_task
 
 
-def target_notes(config: Config, method: Method) -> list[str]:
-    """A warning if the blocks do not fit the target, and a note if it has no simulator. ``config`` is resolved."""
-    warning = block_warning(config.configs, config.target_task)
-    notes = [warning] if warning else []
+def target_notes(config: Config, method: Method, dataset: SequenceStore | None) -> list[str]:
+    """A warning if the blocks do not fit the target, and notes if it has no simulator or if its episodes terminate.
+
+    ``config`` is resolved; ``dataset`` has the episodes that the target agent learns from.
+    """
+    found = block_warning(config.configs, config.target_task), dataset and termination_note(config, dataset)
+    notes = [note for note in found if note]
     if method.dataset and not has_target_simulator(config):
         notes.append(
             f"note: no simulator for {config.target_task}: no scores, but offline figures on {config.holdout:.0%} of "
             f"the episodes, which are not trained on (docs/offline_evaluation.md)"
         )
     return notes
+
+
+def termination_note(config: Config, dataset: SequenceStore) -> str | None:
+    """That the agent does not learn where episodes terminate, if some do."""
+    if config.pred_discount:
+        return None
+    ends = [dataset.read(i, episode.rows - 1)["discount"][0] for i, episode in enumerate(dataset.stored)]
+    if all(ends):
+        return None
+    return (
+        f"note: {ends.count(0)} of {len(ends)} episodes end with discount 0; the agent learns where the task ends only "
+        f"with --pred_discount True"
+    )
 
 
 def block_warning(names: list[str], target_task: str) -> str | None:

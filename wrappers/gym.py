@@ -1,8 +1,12 @@
 """Any gymnasium environment that draws frames and takes continuous actions: ``gym_ID`` or ``gym_MODULE:ID``."""
 
+import contextlib
 import importlib
 import os
+import traceback
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -136,6 +140,29 @@ def as_rgb(frame: Any, task: str) -> np.ndarray:
     raise BadInput(f"{task}: render() returned {found}; it must return an array (height, width, 3) of uint8")
 
 
+def as_number(value: Any, what: str, *, low: float = -np.inf, high: float = np.inf) -> float:
+    """A finite number from ``low`` to ``high``, or the smallest of an array of them, as float. Raises BadInput."""
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "biuf" or numbers.size == 0 or not np.isfinite(numbers).all():
+        raise BadInput(f"{what} is {one_line(repr(value))}; it must be a finite number")
+    if numbers.min() < low or numbers.max() > high:
+        raise BadInput(f"{what} is {one_line(repr(value))}; it must be from {low:g} to {high:g}")
+    return float(numbers.min())
+
+
+@contextlib.contextmanager
+def one_line_errors(task: str, call: str) -> Iterator[None]:
+    """Turn whatever the user's environment raises in ``call`` into a BadInput that names the place."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise BadInput(f"{task}: {call} failed: {reason} ({Path(place.filename).name}, line {place.lineno})") from error
+
+
 class GymEnv(PixelEnv):
     """A gymnasium environment. Its observations are the low-dimensional entries, its ``render`` the image.
 
@@ -160,28 +187,40 @@ class GymEnv(PixelEnv):
             self._renderers += [part.mujoco_renderer] if hasattr(part, "mujoco_renderer") else []
         self._reset_simulator(0)
         # gymnasium points a free camera at the objects of its first frame. Drawn here, it depends on no seed.
-        as_rgb(self._env.render(), self._task)
+        with one_line_errors(self._task, "render()"):
+            as_rgb(self._env.render(), self._task)
         close_at_exit(self)
         space = self._env.action_space
         super().__init__(description, space.low.ravel(), space.high.ravel())
 
     def _reset_simulator(self, seed: int) -> None:
-        self._observed, _ = self._env.reset(seed=seed)
+        with one_line_errors(self._task, "reset()"):
+            found = self._env.reset(seed=seed)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise BadInput(f"{self._task}: reset() returned {type(found).__name__}; it must return (observation, info)")
+        self._observed = found[0]
 
     def _step_simulator(self, action: np.ndarray) -> SimulatorStep:
         space = self._env.action_space
         action = np.clip(action.reshape(space.shape).astype(space.dtype), space.low, space.high)
-        self._observed, reward, terminated, truncated, info = self._env.step(action)
+        with one_line_errors(self._task, "step()"):
+            self._observed, reward, terminated, truncated, info = self._env.step(action)
+        if np.size(reward) != 1:
+            raise BadInput(f"{self._task}: step() gave {np.size(reward)} rewards; it must give one number")
+        reward = as_number(reward, f"{self._task}: the reward of step()")
         success = info.get("success", info.get("is_success"))
-        success = None if success is None else float(np.min(success))
-        return SimulatorStep(np.asarray(reward).item(), 0.0 if terminated else 1.0, success, truncated)
+        if success is not None:
+            success = as_number(success, f"{self._task}: success in info", low=0, high=1)
+        return SimulatorStep(reward, 0.0 if terminated else 1.0, success, truncated)
 
     def _draw(self) -> np.ndarray:
         for renderer in self._renderers:
             # gymnasium's renderer draws into the OpenGL context of whichever environment of this process drew last.
             if getattr(renderer, "viewer", None) is not None:
                 renderer.viewer.make_context_current()
-        return resize_images(as_rgb(self._env.render(), self._task)[None], self.description["size"])[0]
+        with one_line_errors(self._task, "render()"):
+            frame = self._env.render()
+        return resize_images(as_rgb(frame, self._task)[None], self.description["size"])[0]
 
     def _low_dimensional(self) -> dict[str, np.ndarray]:
         return low_dimensional(self._env.observation_space, self._observed)

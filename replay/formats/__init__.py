@@ -39,6 +39,8 @@ class Format:
             file. Then ``list_episodes`` and ``FORMAT`` must be in the same importable module.
         related: the other files that the episodes of a file are read from. Copies are made again when one changes.
         facts: lines for `dataset.py info`, by their names, from a dataset's folder.
+        action_names: what the components of the actions are, from a dataset's folder and the name of its actions ("":
+            the format's own); [] where the files do not say it.
         seconds: time limit of the separate process for one episode, or for the list of a file's episodes;
             None: `replay.reader_process.SECONDS`.
         expansion: how many times its files' size an episode may take in the memory of the separate process.
@@ -57,6 +59,7 @@ class Format:
     separate_process: bool = True
     related: Callable[[Path], list[Path]] = lambda path: []
     facts: Callable[[Path], dict[str, str]] = lambda directory: {}
+    action_names: Callable[[Path, str], list[str]] = lambda directory, key: []
     seconds: int | None = None
     expansion: int = 100
     write: Callable[[Path, Iterator[tuple[str, Episode]], str], int] | None = None

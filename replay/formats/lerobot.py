@@ -34,8 +34,14 @@ STATE = "observation."  # low-dimensional observations begin with it
 
 
 def find_below(directory: Path) -> list[Path]:
-    """The files that list the episodes of the LeRobot dataset in a folder; none if it is not one."""
+    """The files that list the episodes of the LeRobot dataset in a folder; none if it is not one.
+
+    Raises:
+        BadInput: one without its description, or with a damaged one.
+    """
     if not (directory / INFO).is_file():
+        if any((directory / other).exists() for other in ("meta/episodes", "meta/episodes.jsonl", "data/chunk-000")):
+            raise BadInput(f"{directory / INFO}: missing; copy the dataset again")
         return []
     return metadata_files(directory, read_info(directory))
 
@@ -52,17 +58,22 @@ def related(path: Path) -> list[Path]:
     return sorted([root / INFO, root / LABELS, *found])
 
 
+def action_names(directory: Path, key: str = "") -> list[str]:
+    """The names of the joints or other parts that the actions in column ``key`` move."""
+    names = read_info(directory)["features"].get(key or ACTION, {}).get("names") or []
+    while isinstance(names, dict):  # such as {"motors": [...]}
+        names = next(iter(names.values()), [])
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def facts(directory: Path) -> dict[str, str]:
     """Lines for `dataset.py info`."""
     info = read_info(directory)
-    names = info["features"].get(ACTION, {}).get("names") or []
-    while isinstance(names, dict):  # such as {"motors": [...]}
-        names = next(iter(names.values()), [])
     found = {
         "frames": f"{info.get('total_frames')} in {info.get('total_episodes')} episodes, {info['codebase_version']}",
         "fps": f"{info['fps']:g}",
         "cameras": ", ".join(cameras(info)),
-        "action names": ", ".join(map(str, names)),
+        "action names": ", ".join(action_names(directory)),
         "robot": str(info.get("robot_type") or ""),
         "rewards": f"from {LABELS}" if (directory / LABELS).exists() else "",
     }
@@ -80,7 +91,8 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     """
     require_pyarrow(path)
     root = dataset_root(path)
-    info, labels = read_info(root), read_labels(root)
+    info = read_info(root)
+    labels = read_labels(root, info)
     names = _names(info, mapping, labels is not None, root)
     with safe_read(path, "LeRobot"):
         places = read_places(path, root, info)
@@ -101,6 +113,8 @@ def _names(info: dict, mapping: DataMapping, labelled: bool, root: Path) -> dict
     features, found = info["features"], cameras(info)
     defaults = {"image": found[0] if len(found) == 1 else "", "action": ACTION}
     defaults |= {"reward": "" if labelled else REWARD, "done": DONE if DONE in features else ""}
+    if (camera := mapping.image_key) and camera not in features:
+        raise BadInput(f"{root}: no camera {camera!r} (--image_key); there are: {by_likeness(camera, found)}")
     names = mapping.names(defaults, features, root)
     if names["image"] not in found:
         listed = by_likeness(names["image"], found)
@@ -170,6 +184,8 @@ def _load(
         rows = read_parquet(place.data, sorted(wanted), [("episode_index", "=", place.number)]).sort_by("frame_index")
         if len(rows) != place.frames:
             raise ValueError(f"{len(rows)} of the {place.frames} rows of episode {place.number} are in it")
+        if not np.array_equal(column_array(rows["frame_index"]).ravel(), np.arange(place.frames)):
+            raise ValueError(f"frame_index of episode {place.number} is not 0 to {place.frames - 1}")
         frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size)
         columns = {role: as_numbers(column_array(rows[name])) for role, name in used.items()}
         extras = {name: column_array(rows[name]) for name in states or ()}
@@ -214,6 +230,7 @@ FORMAT = Format(
     find_below=find_below,
     related=related,
     facts=facts,
+    action_names=action_names,
     # Videos take any small share of their frames' bytes, and long episodes minutes.
     expansion=1 << 30,
     seconds=300,

@@ -392,7 +392,9 @@ def test_the_noise_falls_with_the_updates():
 def test_images_are_not_enlarged_for_model_free_agents(dataset: Path, tmp_path: Path):
     """The block of drq_bc asks for 84 pixels, the data has 64."""
     flags = ["--method", "drq_bc", "--target_task", "walker_downhill", "--offline_traindir", dataset]
-    program.main([str(a) for a in (*flags, "--rounds", 0, "--logdir", tmp_path, "--configs", "defaults", "dmc", "debug")])
+    program.main(
+        [str(a) for a in (*flags, "--rounds", 0, "--logdir", tmp_path, "--configs", "defaults", "dmc", "debug")]
+    )
     assert load_agent(tmp_path, "target", CPU)[1].size == [64, 64]
 
 

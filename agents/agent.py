@@ -50,7 +50,7 @@ class Agent(BaseAgent):
         self.cast_weights = cast_weights(self.frozen_world.rssm, torch.bfloat16) if bfloat16 else []
         self.model_opt = model_opt or Optimizer([self.world], config.model_lr, config)
         self.scales = self.world.loss_scales(config)
-        self._world_model_loss, self._policy_step = self.world_model_loss, self.policy_step
+        self._world_model_loss = self.world_model_loss
         if device.type != "cpu":  # there, compiling takes minutes and gains nothing (docs/performance.md)
             self._world_model_loss = self._compiled(self.world_model_loss, self.model_opt)
             self._policy_step = self._compiled(self.policy_step)
@@ -68,22 +68,20 @@ class Agent(BaseAgent):
 
     # Acting
 
-    @torch.no_grad()
-    def act(
-        self, observation: dict[str, np.ndarray], state: State | None, first: np.ndarray, sample: bool
-    ) -> tuple[np.ndarray, State]:
-        rssm, n = self.world.rssm, len(first)
-        if state is None:
-            state = {**rssm.initial(n), "action": torch.zeros(n, self.action_dim, device=self.device)}
-        keep = torch.as_tensor(~first, device=self.device).float().unsqueeze(-1)  # (N, 1)
-        inputs = {k: torch.as_tensor(observation[k], device=self.device)[:, None] for k in self.world.keys}
-        uniform = torch.rand(n, self.action_dim, device=self.device) if sample else None
-        with self.autocast():
-            state = self._policy_step(inputs, state, keep, rssm.noise(n, 1), uniform)
-        return self.finite_actions(state["action"]), state
+    def initial_state(self, n: int) -> State:
+        return {**self.world.rssm.initial(n), "action": torch.zeros(n, self.action_dim, device=self.device)}
+
+    def latent_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.world.rssm.noise(n, 1, generator)
+
+    @property
+    def noise_distribution(self) -> str:
+        return "uniform" if self.world.rssm.discrete else "normal"
+
+    def policy_modules(self) -> list[nn.Module]:
+        return [self.world.encoder, self.world.rssm, self.behavior.actor]
 
     def policy_step(self, inputs: Batch, state: State, keep: Tensor, noise: Tensor, uniform: Tensor | None) -> State:
-        """The state after observations (N, 1, ...). Its action is the mode, or the sample at ``uniform`` (N, A)."""
         state = {k: v * keep for k, v in state.items()}
         action = pad_action(state.pop("action"), self.world.action_dim)[:, None]
         post = self.world.rssm.posterior(self.world.embed(inputs), action, state, noise)
@@ -95,10 +93,8 @@ class Agent(BaseAgent):
         """v(s_t) of features (..., F): the discounted sum of rewards from the one on arrival in s_t on, (...)."""
         return self.behavior.critic(feat)
 
-    @torch.no_grad()
     def state_value(self, state: State) -> Tensor:
-        with self.autocast():
-            return self.value(self.world.rssm.feat(state))
+        return self.value(self.world.rssm.feat(state))
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
@@ -116,7 +112,7 @@ class Agent(BaseAgent):
 
     def sample(self, store: Store, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Sequences (B, T, ...) of the agent's observations, action, reward and discount."""
-        keys = (*self.world.keys, "action", "reward", "discount")
+        keys = (*self.keys, "action", "reward", "discount")
         return store.sample(self.config.batch_size, self.config.batch_length, rng, keys)
 
     def random_batch(self) -> Batch:

@@ -6,12 +6,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents import compilation
 from agents.optim import Optimizer, Tree, micro_batches
 from config import Config
 from models import WorldModel
+from networks import State
 from tools import DIVERGED, BadInput
 
 Batch = dict[str, Tensor]
@@ -44,19 +45,27 @@ class BaseAgent:
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ()
     COUNTERS: ClassVar[tuple[str, ...]] = ()  # attributes that are whole numbers
     world: WorldModel | None = None
+    noise_distribution = "uniform"
 
     def __init__(self, config: Config, action_dim: int, device: torch.device):
         if config.precision == "auto":
             raise ValueError("precision is auto: replace it by training.device.pick_precision's")
         self.config, self.device, self.action_dim = config, device, action_dim
+        self._policy_step = self.policy_step  # may be compiled
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the observations that the agent sees."""
+        return self.world.keys if self.world else ("image",)
 
     @property
     def state(self) -> dict[str, int]:
         return self.world.state if self.world else {}
 
+    @torch.no_grad()
     def act(
-        self, observation: dict[str, np.ndarray], state: Any, first: np.ndarray, sample: bool
-    ) -> tuple[np.ndarray, Any]:
+        self, observation: dict[str, np.ndarray], state: State | None, first: np.ndarray, sample: bool
+    ) -> tuple[np.ndarray, State]:
         """One policy step for N environments.
 
         Args:
@@ -71,9 +80,38 @@ class BaseAgent:
         Raises:
             BadInput: the actions are not finite.
         """
+        n, device = len(first), self.device
+        state = self.initial_state(n) if state is None else state
+        keep = torch.as_tensor(~first, device=device).float().unsqueeze(-1)  # (N, 1)
+        inputs = {k: torch.as_tensor(observation[k], device=device)[:, None] for k in self.keys}
+        uniform = torch.rand(n, self.action_dim, device=device) if sample else None
+        with self.autocast():
+            state = self._policy_step(inputs, state, keep, self.latent_noise(n), uniform)
+        actions = state["action"].float().cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
+        return actions, state
+
+    def initial_state(self, n: int) -> State:
+        """The state before the first observation of N episodes, with ``action``, the last action (N, A)."""
         raise NotImplementedError
 
-    def state_value(self, state: Any) -> Tensor | None:
+    def latent_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """The random numbers of N policy steps (N, 1, S), of the distribution ``noise_distribution``. S may be 0."""
+        raise NotImplementedError
+
+    def policy_step(self, inputs: Batch, state: State, keep: Tensor, noise: Tensor, uniform: Tensor | None) -> State:
+        """The state after observations (N, 1, ...). Its action is the mode, or the sample at ``uniform`` (N, A).
+
+        ``keep`` (N, 1) is 0 where an episode begins, else 1; ``noise`` is `latent_noise`'s.
+        """
+        raise NotImplementedError
+
+    def policy_modules(self) -> list[nn.Module]:
+        """The parts whose weights `policy_step` uses."""
+        raise NotImplementedError
+
+    def state_value(self, state: State) -> Tensor | None:
         """The critic's value (N,) in a state that `act` returned; None without a critic.
 
         With a world model it includes the reward on arrival in the state. A model-free Q begins with the next one.
@@ -91,13 +129,6 @@ class BaseAgent:
     def update(self, batch: Batch, *, step: int) -> Metrics:
         """One update of everything that the agent learns."""
         raise NotImplementedError
-
-    def finite_actions(self, action: Tensor) -> np.ndarray:
-        """Actions as an array. Raises BadInput if they are not finite."""
-        actions = action.float().cpu().numpy()
-        if not np.isfinite(actions).all():
-            raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
-        return actions
 
     def autocast(self) -> AbstractContextManager:
         """The precision of the forward passes."""

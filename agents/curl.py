@@ -100,9 +100,8 @@ class CURLAgent(StackAgent):
     def mean_action(self, encoded: Tensor) -> Tensor:
         return torch.tanh(bounded_gaussian(self.actor(encoded))[0])
 
-    def sampled_action(self, encoded: Tensor) -> Tensor:
-        outputs = self.actor(encoded)
-        return squashed_gaussian(outputs, torch.randn_like(outputs[:, : self.action_dim]))[0]
+    def sampled_action(self, encoded: Tensor, normal: Tensor) -> Tensor:
+        return squashed_gaussian(self.actor(encoded), normal)[0]
 
     def value(self, encoded: Tensor, action: Tensor) -> Tensor:
         return self.critic(encoded, action).amin(0)

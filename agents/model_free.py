@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.base import BaseAgent, Batch, Metrics, Store
 from agents.optim import Optimizer
 from agents.pixel_networks import StackActor, StackEncoder, TwinCritic, move_towards, random_shift, whole_image
 from config import Config
+from networks import State
 
 EDGE = 1e-6  # actions stay so far inside [-1, 1]
 
@@ -101,34 +102,39 @@ class StackAgent(BaseAgent):
         """The policy's mode, (N, E) -> (N, A)."""
         return torch.tanh(self.actor(encoded))
 
-    def sampled_action(self, encoded: Tensor) -> Tensor:
-        mean = self.mean_action(encoded)
-        return noisy_action(mean, self.noise_scale * torch.randn_like(mean))
+    def sampled_action(self, encoded: Tensor, normal: Tensor) -> Tensor:
+        """The action (N, A) with the normal random numbers (N, A)."""
+        return noisy_action(self.mean_action(encoded), self.noise_scale * normal)
 
     def view(self, frames: Tensor) -> Tensor:
         """What the encoder gets of frames (N, K, H, W, 3) when nothing is augmented: (N, C, S, S)."""
         return whole_image(frames)
 
-    @torch.no_grad()
-    def act(
-        self, observation: dict[str, np.ndarray], state: Any, first: np.ndarray, sample: bool
-    ) -> tuple[np.ndarray, dict[str, Tensor]]:
-        image = torch.as_tensor(observation["image"], device=self.device)[:, None]
-        repeated = image.expand(-1, self.config.frame_stack, -1, -1, -1)
-        frames = repeated
-        if state is not None:
-            new = torch.as_tensor(first, device=self.device)[:, None, None, None, None]
-            frames = torch.where(new, repeated, torch.cat([state["image"][:, 1:], image], 1))
-        with self.autocast():
-            encoded = self.encoder(self.view(frames))
-            action = self.sampled_action(encoded) if sample else self.mean_action(encoded)
-        return self.finite_actions(action), {"image": frames}
+    def initial_state(self, n: int) -> State:
+        shape = n, self.config.frame_stack, *self.config.size, 3
+        image = torch.zeros(shape, device=self.device)  # float, like the states of other agents
+        return {"image": image, "action": torch.zeros(n, self.action_dim, device=self.device)}
 
-    @torch.no_grad()
-    def state_value(self, state: dict[str, Tensor]) -> Tensor | None:
-        with self.autocast():
-            encoded = self.encoder(self.view(state["image"]))
-            return self.value(encoded, self.mean_action(encoded))
+    def latent_noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.zeros(n, 1, 0, device=self.device)
+
+    def policy_modules(self) -> list[nn.Module]:
+        return [self.encoder, self.actor]
+
+    def policy_step(self, inputs: Batch, state: State, keep: Tensor, noise: Tensor, uniform: Tensor | None) -> State:
+        image = inputs["image"].float()
+        older = torch.cat([state["image"][:, 1:], image], 1)
+        frames = torch.where(keep.bool()[..., None, None, None], older, image.expand_as(older))
+        encoded = self.encoder(self.view(frames))
+        if uniform is None:
+            action = self.mean_action(encoded)
+        else:
+            action = self.sampled_action(encoded, torch.special.ndtri(uniform.clamp(EDGE, 1 - EDGE)))
+        return {"image": frames, "action": action}
+
+    def state_value(self, state: State) -> Tensor | None:
+        encoded = self.encoder(self.view(state["image"]))
+        return self.value(encoded, self.mean_action(encoded))
 
     @torch.no_grad()
     def evaluate_episode(self, image: Tensor) -> tuple[Tensor | None, Tensor]:

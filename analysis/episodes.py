@@ -48,7 +48,8 @@ def valuing_policy(agent: BaseAgent, estimates: list[list[float]]) -> Policy:
         actions, state = act(observation, state, first)
         if first[0]:
             estimates.append([])
-        estimates[-1].append(agent.state_value(state).item())
+        with torch.no_grad(), agent.autocast():
+            estimates[-1].append(agent.state_value(state).item())
         return actions, state
 
     return policy

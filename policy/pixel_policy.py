@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.agent import Agent
+from agents.base import BaseAgent
 from networks import State, pad_action
 from policy.actions import ActionMap
 from tools import DIVERGED, BadInput, resize_images
@@ -21,7 +21,7 @@ class PixelPolicy:
     training. The latent is sampled, as in evaluations, so two policies with one seed give equal actions.
 
     Args:
-        agent: its ``world`` observes images.
+        agent: it observes images.
         name, task: of the agent, for `policy.program`.
         data: of the agent's dataset: ``action_map`` (see `ActionMap`) and ``image_shape`` (H, W, C); both may be
             missing. Then actions are in [-1, 1] and images have the model's own size.
@@ -35,7 +35,7 @@ class PixelPolicy:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: BaseAgent,
         name: str = "target",
         task: str = "",
         data: dict[str, Any] | None = None,
@@ -73,17 +73,18 @@ class PixelPolicy:
             BadInput: the actions are not finite.
         """
         images, single = self._images(image)
-        n, rssm, device = len(images), self.agent.world.rssm, self.agent.device
+        n, device = len(images), self.agent.device
         if self._state is None:
-            self._state = {**rssm.initial(n), "action": torch.zeros(n, self.action_dim, device=device)}
+            self._state = self.agent.initial_state(n)
             self._observed = np.zeros(n, bool)
         if n != len(self._observed):
             raise ValueError(f"{n} images, but {len(self._observed)} episodes are running; call reset() first")
         uniform = None  # drawn before the latent's noise, as in `Agent.act`
         if self.sample if sample is None else sample:
             uniform = torch.rand(n, self.action_dim, device=device, generator=self.generator)
-        inputs, keep = {"image": torch.as_tensor(images, device=device)[:, None]}, torch.ones(n, 1, device=device)
-        state = self.agent.policy_step(inputs, self._state, keep, rssm.noise(n, 1, self.generator), uniform)
+        inputs = {"image": torch.as_tensor(images, device=device)[:, None]}
+        keep = torch.as_tensor(self._observed, device=device).float().unsqueeze(-1)
+        state = self.agent.policy_step(inputs, self._state, keep, self.agent.latent_noise(n, self.generator), uniform)
         if not torch.isfinite(state["action"]).all():
             raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
         self._state, self._single = state, single
@@ -102,19 +103,20 @@ class PixelPolicy:
             self._state, self._observed = None, np.zeros(0, bool)
             return
         rows = self._rows(which)
-        if self._state is not None:
-            keep = torch.as_tensor(~rows, device=self.agent.device).float().unsqueeze(-1)
-            self._state = {key: value * keep for key, value in self._state.items()}
-            self._observed &= ~rows
+        self._observed &= ~rows  # the next step begins these episodes anew
 
     @torch.no_grad()
     def value(self) -> np.ndarray | float:
         """The critic's value of the current state: a number, or (N,) after a batch.
 
-        It estimates the discounted sum of the rewards from now on. Raises ValueError before the first image.
+        It estimates the discounted sum of the rewards from now on. Raises ValueError before the first image, or if the
+        method has no critic.
         """
-        latent = self._latent()
-        value = self.agent.value(self.agent.world.rssm.feat(latent)).cpu().numpy()
+        self._check_observed()
+        value = self.agent.state_value(self._state)
+        if value is None:
+            raise ValueError(f"method {self.agent.config.method} has no critic, so no values")
+        value = value.cpu().numpy()
         return float(value[0]) if self._single else value
 
     @torch.no_grad()
@@ -130,9 +132,12 @@ class PixelPolicy:
             images (H, S, S, 3) uint8 at the model's size S and rewards (H,) float32, or (N, H, ...) for (N, H, A).
 
         Raises:
-            ValueError: actions of another shape or outside their bounds, or no image yet.
+            ValueError: actions of another shape or outside their bounds, no image yet, or a method without world model.
         """
-        latent = self._latent()
+        if self.agent.world is None:
+            raise ValueError(f"method {self.agent.config.method} has no world model that could imagine")
+        self._check_observed()
+        latent = {key: self._state[key] for key in ("stoch", "deter")}
         actions, single = np.asarray(actions), np.ndim(actions) == 2
         actions = actions[None] if single else actions
         running, shape = len(self._observed), np.shape(actions)
@@ -149,12 +154,11 @@ class PixelPolicy:
         images, rewards = world.decode(feat).cpu().numpy(), world.reward(feat).cpu().numpy()
         return (images[0], rewards[0]) if single else (images, rewards)
 
-    def _latent(self) -> State:
+    def _check_observed(self) -> None:
         if self._state is None or not self._observed.all():
             missing = np.flatnonzero(~self._observed).tolist()
             rows = f" for rows {missing}" if missing else ""
             raise ValueError(f"no image since the last reset{rows}; call the policy with one first")
-        return {key: self._state[key] for key in ("stoch", "deter")}
 
     def _images(self, image: Any) -> tuple[np.ndarray, bool]:
         """Images (N, size, size, 3) uint8, and whether it is one image. Raises ValueError."""
@@ -195,9 +199,5 @@ def load_policy(
     """
     saved = load_checkpoint(Path(logdir).expanduser() / CHECKPOINT, advice="give another run")
     built, config = build_agent(saved, Path(logdir), agent, pick_device(device))
-    if built.world is None:
-        raise BadInput(
-            f"{logdir}: method {config.method} has no world model; load_policy and export.py need a run with one"
-        )
     data = saved.get("data") if agent == "target" else None
     return PixelPolicy(built, agent, agent_task(config, agent), data, sample=sample, seed=seed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from agents.agent import Agent
+from agents.base import BaseAgent
 from networks import State
 from policy.actions import ActionMap
 from policy.images import BoxResize
@@ -25,11 +25,10 @@ class PolicyStep(nn.Module):
     Holds only what acting needs: no decoder, reward head or critic.
     """
 
-    def __init__(self, agent: Agent, resize: BoxResize, action_map: ActionMap):
+    def __init__(self, agent: BaseAgent, resize: BoxResize, action_map: ActionMap):
         super().__init__()
         self.agent, self.resize, self.action_map = agent, resize, action_map
-        # The parts whose weights `Agent.policy_step` uses; an agent is not a module.
-        self.encoder, self.rssm, self.actor = agent.world.encoder, agent.world.rssm, agent.behavior.actor
+        self.parts = nn.ModuleList(agent.policy_modules())  # an agent is not a module
 
     def forward(self, image: Tensor, state: State, first: Tensor, noise: Tensor) -> tuple[Tensor, State]:
         """image (N, H, W, C) uint8, state of (N, ...), first (N,) bool, noise (N, S) -> (action (N, A), new state)."""
@@ -56,14 +55,13 @@ def export_program(policy: PixelPolicy, image_shape: tuple[int, int, int] | None
 
 def example_inputs(policy: PixelPolicy, shape: tuple[int, int, int], n: int) -> tuple[Tensor, State, Tensor, Tensor]:
     """Inputs of a first step for N black images."""
-    rssm = policy.agent.world.rssm
-    state = {**rssm.initial(n), "action": torch.zeros(n, policy.action_dim)}
-    return torch.zeros(n, *shape, dtype=torch.uint8), state, torch.ones(n, dtype=torch.bool), torch.zeros(n, rssm.stoch)
+    state, noise = policy.agent.initial_state(n), torch.zeros_like(policy.agent.latent_noise(n)[:, 0])
+    return torch.zeros(n, *shape, dtype=torch.uint8), state, torch.ones(n, dtype=torch.bool), noise
 
 
 def describe(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = None) -> dict[str, Any]:
     """What a user of the program has to know, as JSON's types. Shapes are without N."""
-    shape, rssm, actions = image_shape or policy.image_shape, policy.agent.world.rssm, policy.action_map
+    shape, actions = image_shape or policy.image_shape, policy.action_map
     names = policy.data.get("action_names") or [f"action_{i}" for i in range(policy.action_dim)]
     _, state, _, noise = example_inputs(policy, shape, 1)
     return {
@@ -75,7 +73,7 @@ def describe(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = Non
         "image": {"shape": list(shape), "dtype": "uint8", "model_size": policy.size},
         "action": {"names": list(names), "low": actions.low.tolist(), "high": actions.high.tolist()},
         "state": {key: list(value.shape[1:]) for key, value in state.items()},
-        "noise": {"shape": list(noise.shape[1:]), "distribution": "uniform" if rssm.discrete else "normal"},
+        "noise": {"shape": list(noise.shape[1:]), "distribution": policy.agent.noise_distribution},
     }
 
 
@@ -98,7 +96,7 @@ def largest_difference(file: bytes, policy: PixelPolicy, steps: int = 5, seed: i
     generator = torch.Generator().manual_seed(seed)
     image, state, first, _ = program.example_inputs[0]
     scale = torch.where(policy.action_map.scale > 0, policy.action_map.scale, 1.0)
-    step, rssm, worst = program.module(), policy.agent.world.rssm, 0.0
+    step, worst = program.module(), 0.0
     noise = torch.Generator().manual_seed(seed)
     for t in range(steps):
         image = torch.randint(0, 256, image.shape, dtype=torch.uint8, generator=generator)
@@ -106,7 +104,7 @@ def largest_difference(file: bytes, policy: PixelPolicy, steps: int = 5, seed: i
             first = torch.tensor([False, True])
             policy.reset([1])
         with torch.no_grad():
-            actions, state = step(image, state, first, rssm.noise(2, 1, noise)[:, 0])
+            actions, state = step(image, state, first, policy.agent.latent_noise(2, noise)[:, 0])
         expected = torch.as_tensor(policy(image.numpy(), sample=False))
         worst = max(worst, float(((actions - expected).abs() / scale).max()))
         first = torch.zeros(2, dtype=torch.bool)

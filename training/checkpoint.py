@@ -297,8 +297,8 @@ def simulated_agent_task(logdir: Path, config: Config, domain: str) -> str:
     task = agent_task(config, domain)
     if simulated_task(task) is None:
         raise BadInput(
-            f"{logdir}: its target {task} has no simulator; its offline figures are in scores.csv; evaluate.py "
-            f"takes --task, or --agent source"
+            f"{logdir}: its target {task} has no simulator to evaluate it in; its offline figures are in scores.csv "
+            f"(evaluate.py takes another --task, or --agent source)"
         )
     return task
 

@@ -28,11 +28,11 @@ from training import online
 from training.checkpoint import BEFORE_ALIGNMENT
 from training.domains import OnlineDomain, domain_tasks
 from training.methods import (
-    METHODS,
     SELECTED,
     Method,
     Phase,
     PhaseKind,
+    check_blocks,
     evaluates_in_simulator,
     find_method,
 )
@@ -202,12 +202,7 @@ def check_given(config: Config, method: Method, given: list[str]) -> None:
     for key in (key for key, is_needed in needed if is_needed):
         if not getattr(config, key):
             raise BadInput(f"--{key} is missing (see --help)")
-    for block in config.configs:
-        if block in METHODS and block != config.method:
-            raise BadInput(
-                f"--configs {block}: the block of another method than {config.method}; remove it, or give --method "
-                f"{block}, which applies it"
-            )
+    check_blocks(config.configs, config.method)
     if config.source_task and not method.uses_sources:
         print(f"note: {config.method} has no source; --source_task {config.source_task} is not used", file=sys.stderr)
     tasks = [task for task, _ in domain_tasks(config, method).values()]

@@ -8,6 +8,7 @@ from test_bad_input import refused
 from test_replay import fill, make_episode
 
 import co_training as program
+import collect
 from replay import save_episode
 from training.checkpoint import load_checkpoint
 
@@ -44,6 +45,12 @@ def test_bad_flags(method: str, flags: list, message: str, tmp_path: Path, capsy
     fill(tmp_path / "data", [12, 9], size=32)
     assert message in refused(program.main, arguments(method, tmp_path / "data", tmp_path / "run", *flags), capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_block_of_a_method_is_refused_in_a_collection(tmp_path: Path, capsys: pytest.CaptureFixture):
+    flags = ["--task", "walker_downhill", "--out", tmp_path / "data", "--configs", "defaults", "dmc", "drq_bc"]
+    assert "--configs drq_bc: the block of a method of co_training.py" in refused(collect.main, flags, capsys)
+    assert not (tmp_path / "data").exists()
 
 
 def test_behavior_cloning_needs_episodes_of_one_step_only(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -32,6 +32,7 @@ from training.methods import (
     Method,
     Phase,
     PhaseKind,
+    check_blocks,
     evaluates_in_simulator,
     find_method,
 )
@@ -201,6 +202,7 @@ def check_given(config: Config, method: Method, given: list[str]) -> None:
     for key in (key for key, is_needed in needed if is_needed):
         if not getattr(config, key):
             raise BadInput(f"--{key} is missing (see --help)")
+    check_blocks(config.configs, config.method)
     if config.source_task and not method.uses_sources:
         print(f"note: {config.method} has no source; --source_task {config.source_task} is not used", file=sys.stderr)
     tasks = [task for task, _ in domain_tasks(config, method).values()]

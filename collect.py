@@ -16,7 +16,7 @@ from pathlib import Path
 import config as settings
 from config import Config
 from training.collecting import SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
-from training.methods import COLLECTION
+from training.methods import COLLECTION, check_blocks
 from training.used_settings import unused_settings, unused_suite_settings
 
 POLICIES = ("random", "checkpoint", "dreamer")
@@ -66,6 +66,7 @@ def check(config: Config, args: argparse.Namespace) -> None:
     if args.policy != "checkpoint":
         settings.refuse_without_effect(given, dict.fromkeys(given, f"with --policy {args.policy}"))
     settings.refuse_without_effect(args.given, unused(config, args))
+    check_blocks(config.configs)
     if args.policy == "checkpoint" and args.checkpoint is None:
         raise BadInput("--checkpoint is missing: give the run directory of the agent")
     if args.max_score is not None and args.quality not in SHARE_OF_MAXIMUM:

@@ -40,17 +40,10 @@ MIN_VALUES = {  # the minimum of other numbers is 0
     2: ["batch_length", "imag_horizon", "ensemble"],
 }
 FRACTIONS = (
-    "discount",
-    "discount_lambda",
-    "kl_balance",
-    "target_informed_factor",
-    "eta_start",
-    "eta_end",
-    "actor_grad_mix",
-    "holdout",
-    "target_tau",
-    "key_tau",
-)
+    "discount discount_lambda kl_balance target_informed_factor eta_start eta_end actor_grad_mix holdout target_tau "
+    "key_tau"
+).split()
+NOT_ZERO = ("initial_temperature",)
 
 LENGTHS = (  # settings that decide the phases of a run; `episodes` is collect.py's
     "pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every "
@@ -198,6 +191,8 @@ def check(key: str, value: Any) -> None:
     minimum = next((bound for bound, keys in MIN_VALUES.items() if key in keys), minimum)
     if not minimum <= value < float("inf"):
         raise ValueError(f"is not {minimum} or more")
+    if key in NOT_ZERO and value == 0:
+        raise ValueError("is not above 0")
     if key in FRACTIONS and value > 1:
         raise ValueError("is not between 0 and 1")
 

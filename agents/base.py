@@ -46,6 +46,7 @@ class BaseAgent:
     COUNTERS: ClassVar[tuple[str, ...]] = ()  # attributes that are whole numbers
     world: WorldModel | None = None
     noise_distribution = "uniform"
+    has_critic = True  # whether it estimates values
 
     def __init__(self, config: Config, action_dim: int, device: torch.device):
         if config.precision == "auto":

@@ -4,18 +4,19 @@ Symbols: B transitions, N start states, H imagined steps, K members of the ensem
 """
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-import models
 from agents.agent import Agent
 from agents.base import Batch, Metrics
 from agents.baselines import EnsembleWorldModel
+from agents.model_free import EDGE
 from agents.optim import Optimizer
 from agents.pixel_networks import move_towards
 from config import Config
-from networks import Float32Linear, State, TruncatedNormal, mlp, pad_action
+from networks import Float32Linear, State, mlp, pad_action
 
 Transitions = dict[str, Tensor]  # feat and next_feat (B, F), action (B, A), reward and discount (B,)
 
@@ -23,6 +24,17 @@ Transitions = dict[str, Tensor]  # feat and next_feat (B, F), action (B, A), rew
 def log_prob_deviation(log_prob: Tensor) -> Tensor:
     """LOMPO's penalty: the standard deviation over members of the log-probability of one latent. (K, N) -> (N,)."""
     return log_prob.std(0, correction=0)
+
+
+class ClippedNormal(NamedTuple):
+    """The policy's distribution: its mode (..., A) plus normal noise, clipped to [-1, 1]."""
+
+    mode: Tensor
+    std: float
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The action for uniform random numbers (..., A)."""
+        return (self.mode + self.std * torch.special.ndtri(value.clamp(EDGE, 1 - EDGE))).clamp(-1, 1)
 
 
 class LatentActor(nn.Module):
@@ -33,9 +45,8 @@ class LatentActor(nn.Module):
         self.layers = mlp(feat, actions, config.actor_layers, config.units, config.act, last=Float32Linear)
         self.noise = config.imagined_noise
 
-    def forward(self, feat: Tensor) -> TruncatedNormal:
-        mean = torch.tanh(self.layers(feat))
-        return TruncatedNormal(mean, torch.full_like(mean, self.noise))
+    def forward(self, feat: Tensor) -> ClippedNormal:
+        return ClippedNormal(torch.tanh(self.layers(feat)), self.noise)
 
 
 class LatentActorCritic(nn.Module):
@@ -60,6 +71,7 @@ class LOMPOAgent(Agent):
 
     Half of a batch are transitions between posterior states of the data. The other half are imagined from such states
     with the present policy and its noise. V-D4RL keeps both kinds in a buffer; its imagined ones are of older policies.
+    Its actor's loss uses the critics before their update, here after it.
     """
 
     world_model_class = EnsembleWorldModel
@@ -109,7 +121,10 @@ class LOMPOAgent(Agent):
     def imagined_transitions(self, post: State) -> tuple[Transitions, Metrics]:
         """``transitions`` or a few more, imagined for ``imag_horizon`` steps, with penalised rewards."""
         config, world = self.config, self.world
-        state = models.start_states(post, -(-config.transitions // config.imag_horizon))
+        flat = {key: value.flatten(0, 1) for key, value in post.items()}
+        starts = -(-config.transitions // config.imag_horizon)
+        chosen = torch.randint(len(flat["deter"]), (starts,), device=self.device)
+        state = {key: value[chosen] for key, value in flat.items()}
         columns: dict[str, list[Tensor]] = {key: [] for key in ("feat", "next_feat", "action", "penalty")}
         for member in world.rssm.draw_members(config.imag_horizon):
             feat = world.rssm.feat(state)

@@ -13,9 +13,18 @@ from torch import Tensor, nn
 
 from agents.base import BaseAgent, Batch, Metrics, Store
 from agents.optim import Optimizer
-from agents.pixel_networks import StackActor, StackEncoder, TwinCritic, move_towards, random_shift, whole_image
+from agents.pixel_networks import (
+    SMALLEST,
+    StackActor,
+    StackEncoder,
+    TwinCritic,
+    move_towards,
+    random_shift,
+    whole_image,
+)
 from config import Config
 from networks import State
+from tools import BadInput
 
 EDGE = 1e-6  # actions stay so far inside [-1, 1]
 
@@ -72,6 +81,12 @@ class StackAgent(BaseAgent):
     def __init__(self, config: Config, action_dim: int, model_action_dim: int, device: torch.device, state: Any = None):
         super().__init__(config, action_dim, device)
         self.updates = 0
+        if self.input_size < SMALLEST:
+            size = ",".join(map(str, config.size))
+            raise BadInput(
+                f"--size {size}: the encoder of method {config.method} gets {self.input_size} pixels of these images, "
+                f"and needs {SMALLEST}; give a larger size"
+            )
         self.encoder = StackEncoder(config.frame_stack, self.input_size).to(device)
         self.build()
 
@@ -200,6 +215,7 @@ class BCAgent(StackAgent):
 
     MODULES = ("encoder", "actor")
     OPTIMIZERS = ("actor_opt",)
+    has_critic = False
 
     def build(self) -> None:
         self.actor = self.make_actor()

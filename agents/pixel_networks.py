@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from networks import Float32Linear
 
 CHANNELS = 32  # of every convolution
+SMALLEST = 15  # pixels of the encoder's smallest images
 
 
 def gather_window(frames: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
@@ -66,7 +67,7 @@ def relu_mlp(inputs: int, units: int, outputs: int) -> nn.Sequential:
 
 
 class StackEncoder(nn.Module):
-    """Four 3x3 convolutions, the first with stride 2: uint8 (N, C, S, S) -> (N, E)."""
+    """Four 3x3 convolutions, the first with stride 2: uint8 (N, C, S, S) -> (N, E). S is `SMALLEST` or more."""
 
     def __init__(self, frames: int, size: int):
         super().__init__()

@@ -76,8 +76,8 @@ class EvaluatedRun:
 def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) -> EvaluatedRun:
     """Evaluate the target agent of a run, on episodes that start as those of the run's own evaluations."""
     agent, config = load_agent(logdir, "target", device)
-    if config.method == "bc":
-        raise BadInput(f"{logdir}: method bc has no critic whose values could be compared; give another run")
+    if not agent.has_critic:
+        raise BadInput(f"{logdir}: method {config.method} has no critic, so no values to compare; give another run")
     task = simulated_agent_task(logdir, config, "target")
     env, estimates = EpisodeRecorder(make_simulator(config, task, "target")), []
     policy, seed = valuing_policy(agent, estimates), EVALUATION_SEED + config.seed

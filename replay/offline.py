@@ -27,6 +27,7 @@ class OfflineDataset(SequenceStore):
         size: side of the model's images, in pixels; others are resized once, with a note on stderr.
         format: "auto" recognises the format; else a name in `replay.FORMATS`.
         length: the sequence length that at least one episode must have, in rows; None to skip this check.
+        nstep: the same for `sample_windows`, in agent steps.
         cache_dir: where to put the copy; by default a hidden folder beside the episodes, or the user's
             cache directory if the data is read-only.
         mapping: the names of the arrays in the files.
@@ -52,6 +53,7 @@ class OfflineDataset(SequenceStore):
         size: int,
         format: str = "auto",
         length: int | None = None,
+        nstep: int | None = None,
         cache_dir: Path | str | None = None,
         mapping: DataMapping = PLAIN,
         action_range: str = "",
@@ -77,6 +79,8 @@ class OfflineDataset(SequenceStore):
         self.action_names = names if len(names) == self.action_dim else []
         if length is not None:
             self._start_ends(length)
+        if nstep is not None:
+            self._start_ends(nstep + 1, "nstep")
 
     @property
     def action_map(self) -> dict[str, list[float]] | None:

@@ -32,7 +32,7 @@ class SequenceStore:
         self.directory = Path(directory).expanduser()
         self.description = read_description(self.directory)
         self.stored: list[StoredEpisode] = []
-        self._starts: dict[int, np.ndarray] = {}
+        self._starts: dict[tuple[int, str], np.ndarray] = {}
         self._steps = 0
 
     @property
@@ -108,7 +108,7 @@ class SequenceStore:
         Raises:
             BadInput: no episode has n + 1 rows.
         """
-        ends = self._start_ends(nstep + 1)
+        ends = self._start_ends(nstep + 1, "nstep")
         starts = rng.integers(ends[-1], size=batch_size)
         episodes = np.searchsorted(ends, starts, side="right")
         steps = starts - np.concatenate([[0], ends])[episodes]
@@ -139,24 +139,27 @@ class SequenceStore:
             raise BadInput(f"{self.directory}: one episode is too few to hold out a share of them; add episodes")
         count = min(max(round(share * self.episodes), 1), self.episodes - 1)
         chosen = set(rng.permutation(self.episodes)[:count].tolist())
-        held_out, lengths = SequenceStore(self.directory), list(self._starts)
+        held_out, checked = SequenceStore(self.directory), list(self._starts)
         held_out._set_episodes([episode for i, episode in enumerate(self.stored) if i in chosen])
         self._set_episodes([episode for i, episode in enumerate(self.stored) if i not in chosen])
-        for length in lengths:
-            self._start_ends(length)
+        for length, setting in checked:
+            self._start_ends(length, setting)
         return held_out
 
-    def _start_ends(self, length: int) -> np.ndarray:
-        """(episodes,) cumulative count of valid starts. Start i is in the first episode whose count is above i."""
-        if length not in self._starts:
+    def _start_ends(self, length: int, setting: str = "batch_length") -> np.ndarray:
+        """(episodes,) cumulative count of valid starts. Start i is in the first episode whose count is above i.
+
+        ``setting`` decides ``length``, in rows; it is named if no episode is as long.
+        """
+        if (length, setting) not in self._starts:
             counts = [max(0, episode.rows - length + 1) for episode in self.stored]
-            self._starts[length] = np.cumsum(counts)
-        ends = self._starts[length]
+            self._starts[length, setting] = np.cumsum(counts)
+        ends = self._starts[length, setting]
         if len(ends) == 0 or ends[-1] == 0:
             longest = max((episode.rows for episode in self.stored), default=0)
             raise BadInput(
-                f"{self.directory}: no episode has {length} rows, the sequence length (the longest has "
-                f"{longest}); lower batch_length or collect longer episodes"
+                f"{self.directory}: no episode has {length} rows, which {setting} asks for (the longest has "
+                f"{longest}); lower {setting} or collect longer episodes"
             )
         return ends
 

@@ -23,7 +23,7 @@ import export
 from agents import model_free
 from agents.base import BaseAgent
 from agents.curl import CURLAgent, bounded_gaussian, contrastive_loss, squashed_gaussian
-from agents.lompo import LOMPOAgent, log_prob_deviation
+from agents.lompo import ClippedNormal, LOMPOAgent, log_prob_deviation
 from agents.model_free import BCAgent, CQLAgent, DrQBCAgent, conservative_gap, drq_bc_loss, noisy_action, nstep_return
 from agents.pixel_networks import center_crop, gather_window, random_crop, random_shift, whole_image
 from policy import load_policy
@@ -262,6 +262,36 @@ def test_curl_trains_its_encoder_by_critic_and_contrast_and_not_by_the_actor():
     assert not any(changed(slow[name], getattr(agent, name)) for name in slow)
 
 
+def test_curls_critic_and_actor_losses_by_hand(monkeypatch: pytest.MonkeyPatch):
+    agent = CURLAgent(tiny(method="curl", size="32,32", transitions=3, nstep=2, discount=0.5), 2, 2, CPU)
+    data = {**agent.random_batch(), "discount": torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])}
+    for slow in (agent.slow_encoder, agent.slow_critic):
+        with torch.no_grad():
+            [p.add_(0.05 * torch.randn_like(p)) for p in slow.parameters()]
+    noise = torch.randn(3, 2)
+    monkeypatch.setattr(agent, "normal", lambda: noise)
+    now, later = agent.view(data["image"][:, :3]), agent.view(data["image"][:, 2:])
+    alpha, encoded = 0.1, agent.encoder(now)
+
+    def policy(encoded: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = bounded_gaussian(agent.actor(encoded))
+        raw = mean + log_std.exp() * noise
+        log_prob = Normal(mean, log_std.exp()).log_prob(raw) - torch.log(1 - raw.tanh().square())
+        return raw.tanh(), log_prob.sum(1)
+
+    action, log_prob = policy(agent.encoder(later))
+    value = torch.minimum(*agent.slow_critic(agent.slow_encoder(later), action)) - alpha * log_prob
+    r, survived = data["reward"], torch.tensor([0.25, 0.0, 0.0])  # gamma^2 d_1 d_2
+    target = r[:, 0] + 0.5 * torch.tensor([1.0, 1.0, 0.0]) * r[:, 1] + survived * value
+    expected = sum((q - target.detach()).square().mean() for q in agent.critic(encoded, data["action"]))
+    torch.testing.assert_close(agent.critic_loss(data, encoded, later)[0], expected)
+    action, log_prob = policy(encoded)
+    expected = (alpha * log_prob - torch.minimum(*agent.critic(encoded, action))).mean().item()
+    metrics = agent.update_actor(encoded.detach())
+    assert metrics["actor_loss"].item() == pytest.approx(expected, rel=1e-4)
+    assert metrics["actor_entropy"].item() == pytest.approx(-log_prob.mean().item(), rel=1e-4)
+
+
 def test_the_temperature_rises_if_the_entropy_is_below_its_target():
     for bias, rises in ((-3.0, True), (0.67, False)):  # log std near -10 and -0.5
         agent = CURLAgent(tiny(method="curl", size="32,32", temperature_lr=0.1), 3, 3, CPU)
@@ -311,6 +341,19 @@ def test_lompos_imagined_rewards_are_penalised_and_those_of_the_data_are_not():
             assert own["reward"][i] == data["reward"][b, t + 1]
             assert torch.equal(own["action"][i], data["action"][b, t + 1])
     assert found == 8
+
+
+def test_as_many_transitions_are_imagined_as_asked_for():
+    agent, data = lompo(transitions=100, imag_horizon=2), batch(5)  # more than the batch has states
+    assert len(agent.imagined_transitions(agent.infer_posterior(data))[0]["reward"]) == 100
+
+
+def test_lompos_noise_is_clipped_to_the_bounds():
+    policy = ClippedNormal(torch.tensor([1.0, -0.5]), 0.2)
+    uniform = torch.tensor([0.5, 0.9, 0.1, 0.0, 1.0])[:, None]
+    expected = Normal(policy.mode, 0.2).icdf(uniform.clamp(1e-6, 1 - 1e-6)).clamp(-1, 1)
+    torch.testing.assert_close(policy.icdf(uniform), expected, rtol=0, atol=2e-3)  # float32 near 0 and 1
+    assert policy.icdf(uniform)[:2, 0].tolist() == [1, 1]
 
 
 def test_lompo_trains_actor_and_critics_on_a_fixed_world_model():

@@ -1,6 +1,7 @@
 """The domains of a run: each has a task, data, an agent and batches; an `OnlineDomain` has simulators too."""
 
 import json
+import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from training.methods import AgentBuilder, Method, online_tasks
 from training.policies import Policy, agent_policy
 from wrappers import simulated_task
 from wrappers.shared.simulators import check_recorded_alike, collection_envs
+
+SMALLEST_SIDE = 18  # pixels of the smallest images that every model-free agent's encoder takes
 
 
 class Domain:
@@ -122,27 +125,31 @@ class OnlineDomain(Domain):
 
 
 def fit_image_size(config: Config, method: Method) -> Config:
-    """The settings with a smaller ``size`` for model-free agents if the dataset's images are smaller.
+    """For model-free agents: the settings with a smaller ``size`` if the dataset's images are smaller.
 
-    Raises BadInput if there is no dataset.
+    Prints a note then. Raises BadInput if there is no dataset.
     """
     if method.world_model or not method.dataset or not config.offline_traindir:
         return config
     mapping = DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key)
     shape = first_image_shape(config.offline_traindir, config.dataset_format, mapping)
-    side = max(min(shape[:2]), 16) if shape else config.size[0]
-    return config.replace(size=[side, side]) if side < config.size[0] else config
+    side = max(min(shape[:2]), SMALLEST_SIDE) if shape else config.size[0]
+    if side >= config.size[0]:
+        return config
+    given = "x".join(map(str, config.size))
+    print(f"note: images of {side}x{side} instead of {given}: the dataset has {shape[0]}x{shape[1]}", file=sys.stderr)
+    return config.replace(size=[side, side])
 
 
 def open_dataset(config: Config, method: Method) -> OfflineDataset:
     """The target's dataset. Raises BadInput if there is none or it cannot be used."""
-    rows = config.batch_length if method.world_model else config.nstep + 1
+    needed = {"length": config.batch_length} if method.world_model else {"nstep": config.nstep}
     if not config.offline_traindir:
         raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
     return OfflineDataset(
         config.offline_traindir,
         size=config.size[0],
-        length=rows,
+        **needed,
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
         mapping=DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key),

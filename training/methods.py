@@ -312,6 +312,16 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
+def check_blocks(names: list[str], method: str = "") -> None:
+    """Raises BadInput if one of the blocks ``names`` is of another method than ``method``, "" in collect.py."""
+    for name in names:
+        if name in METHODS and name != method:
+            other = f"of another method than {method}; remove it, or give --method {name}, which applies it"
+            raise BadInput(
+                f"--configs {name}: the block {other if method else 'of a method of co_training.py; remove it'}"
+            )
+
+
 def online_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
     """Name -> (task, role) of each domain that ``method`` learns in online, its roles as in wrappers' simulators.
 

@@ -94,7 +94,7 @@ def open_trainer(
             check_networks(config, snapshot, agents)
             snapshot = None  # read again when its turn comes; until then its weights take no memory
         offline = OfflineFigures(held_out, config.discount, config.seed) if held_out else None
-        if offline and (note := offline.short_episode_note()):
+        if offline and agents["target"].has_critic and (note := offline.short_episode_note()):
             print(note, file=sys.stderr)
         begun = (saved["logger"]["sizes"], progress.step) if saved else (None, None)
         logger = Logger(logdir, *begun, offline=offline is not None)

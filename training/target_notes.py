@@ -11,7 +11,9 @@ def target_notes(config: Config, method: Method, dataset: SequenceStore | None) 
 
     ``config`` is resolved; ``dataset`` has the episodes that the target agent learns from.
     """
-    found = block_warning(config.configs, config.target_task), dataset and termination_note(config, dataset)
+    found = [block_warning(config.configs, config.target_task)]
+    if dataset and method.world_model:  # model-free agents use the stored discounts
+        found.append(termination_note(config, dataset))
     notes = [note for note in found if note]
     if method.dataset and not has_target_simulator(config):
         notes.append(

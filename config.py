@@ -130,7 +130,7 @@ def merge(blocks: CommentedMap, names: list[str], flags: dict[str, str]) -> dict
         if name not in blocks:
             raise BadInput(f"--configs {name}: no such block in configs.yaml; {nearest(name, blocks)}")
     method = [blocks[name]["method"] for name in names if "method" in blocks[name]]
-    method = flags.get("method") or [values["method"], *method][-1]
+    method = flags.get("method") or [values.get("method"), *method][-1]
     for name in [*[method] * (method in blocks), *(name for name in names if name != "defaults")]:
         values.update(blocks[name])
         origin.update(dict.fromkeys(blocks[name], name))

@@ -113,7 +113,7 @@ class CURLAgent(StackAgent):
         with self.autocast():
             encoded = self.encoder(query)
             loss, metrics = self.critic_loss(batch, encoded, self.augment(then))
-        metrics |= self.minimize("critic", [self.critic_opt], loss)
+        metrics |= self.minimize("critic", self.critic_opt, loss)
         if self.updates % EVERY == 0:
             metrics |= self.update_actor(encoded.detach())
             move_towards(self.slow_encoder, self.encoder, self.config.key_tau)
@@ -122,7 +122,7 @@ class CURLAgent(StackAgent):
                 move_towards(slow, fast, self.config.target_tau)
         with self.autocast():
             loss = self.contrast_loss(query, self.augment(now))
-        return {**metrics, **self.minimize("contrastive", [self.contrast_opt], loss)}
+        return {**metrics, **self.minimize("contrastive", self.contrast_opt, loss)}
 
     def normal(self) -> Tensor:
         return torch.randn(self.config.transitions, self.action_dim, device=self.device)
@@ -144,9 +144,9 @@ class CURLAgent(StackAgent):
             action, log_prob = squashed_gaussian(self.actor(encoded), self.normal())
             alpha = self.temperature.log.exp()
             loss = (alpha.detach() * log_prob - self.critic(encoded, action).amin(0)).mean()
-        metrics = self.minimize("actor", [self.actor_opt], loss)
+        metrics = self.minimize("actor", self.actor_opt, loss)
         entropy = -log_prob.detach().mean()
-        self.minimize("temperature", [self.temperature_opt], alpha * (entropy + self.action_dim))
+        self.minimize("temperature", self.temperature_opt, alpha * (entropy + self.action_dim))
         return {**metrics, "temperature": alpha.detach(), "actor_entropy": entropy}
 
     def contrast_loss(self, query: Tensor, key: Tensor) -> Tensor:

@@ -202,12 +202,11 @@ class StackAgent(BaseAgent):
     def noise(self, *shape: int) -> Tensor:
         return self.noise_scale * torch.randn(shape, device=self.device)
 
-    def minimize(self, name: str, optimizers: list[Optimizer], loss: Tensor) -> Metrics:
-        """One step of each optimiser on a loss. Raises BadInput if it is not finite."""
+    def minimize(self, name: str, optimizer: Optimizer, loss: Tensor) -> Metrics:
+        """One step of an optimiser on a loss. Raises BadInput if it is not finite."""
         self.check_finite(loss)
-        loss.backward(inputs=[p for optimizer in optimizers for p in optimizer.parameters])
-        norms = [optimizer.step() for optimizer in optimizers]
-        return {f"{name}_loss": loss.detach(), f"{name}_grad_norm": norms[-1]}
+        loss.backward(inputs=optimizer.parameters)
+        return {f"{name}_loss": loss.detach(), f"{name}_grad_norm": optimizer.step()}
 
 
 class BCAgent(StackAgent):
@@ -226,7 +225,7 @@ class BCAgent(StackAgent):
             mean = self.mean_action(self.encoder(self.augment(now)))
             action = noisy_action(mean, self.noise(*mean.shape), self.config.noise_clip)
             loss = F.mse_loss(action, batch["action"])
-        return {**self.minimize("actor", [self.actor_opt], loss), "cloning_loss": loss.detach()}
+        return {**self.minimize("actor", self.actor_opt, loss), "cloning_loss": loss.detach()}
 
 
 class DrQBCAgent(StackAgent):
@@ -253,10 +252,10 @@ class DrQBCAgent(StackAgent):
             with torch.no_grad():
                 later = self.encoder(self.augment(then))
             critic_loss, metrics = self.critic_loss(batch, encoded, later)
-        metrics |= self.minimize("critic", [self.critic_opt], critic_loss)
+        metrics |= self.minimize("critic", self.critic_opt, critic_loss)
         with self.autocast():
             actor_loss, actor_metrics = self.actor_loss(batch, encoded.detach())
-        metrics |= {**actor_metrics, **self.minimize("actor", [self.actor_opt], actor_loss)}
+        metrics |= {**actor_metrics, **self.minimize("actor", self.actor_opt, actor_loss)}
         move_towards(self.slow_critic, self.critic, self.config.target_tau)
         return metrics
 

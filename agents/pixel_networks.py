@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from networks import Float32Linear
 
@@ -128,7 +129,6 @@ class TwinCritic(nn.Module):
         return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
 
 
-@torch.no_grad()
 def move_towards(slow: nn.Module, module: nn.Module, tau: float) -> None:
     """slow <- (1 - tau) slow + tau module, for every weight."""
-    torch._foreach_lerp_(list(slow.parameters()), list(module.parameters()), tau)
+    get_ema_multi_avg_fn(1 - tau)(list(slow.parameters()), list(module.parameters()), None)

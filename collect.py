@@ -1,4 +1,5 @@
-r"""Collect a dataset: episodes of a task by a random policy, a trained agent, or a DreamerV2 agent as it learns.
+r"""Collect a dataset: episodes of a task by a random policy, a trained agent, an expert that learns from the
+simulator's states, or a DreamerV2 agent as it learns.
 
 python collect.py --task walker_downhill --out data/walker_downhill --quality medium-replay --episodes 1000 \
     --configs defaults dmc
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import config as settings
 from config import Config
-from training.collecting import SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
+from training.collecting import EXPERT_STEPS, SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
 from training.methods import COLLECTION, check_blocks
 from training.used_settings import unused_settings, unused_suite_settings
 
-POLICIES = ("random", "checkpoint", "dreamer")
+POLICIES = ("random", "checkpoint", "sac", "dreamer")
 OF_CO_TRAINING = (
     "method source_task target_task source_from pretrain_steps warmup_rounds warmup_updates warmup_steps rounds "
     "target_iterations source_iterations"
@@ -27,7 +28,9 @@ OF_CO_TRAINING = (
 WITHOUT_LEARNING = (  # all that a random policy and a checkpoint's agent use
     "seed device envs size time_limit render sparse_reward background action_noise"
 ).split()
-QUALITIES = {"random": "random", "expert": "checkpoint", "medium-replay": "dreamer", "medium-expert": "dreamer"}
+OF_POLICY = {"checkpoint": "checkpoint", "agent": "checkpoint", "expert_steps": "sac"}  # option -> the policy it is of
+OF_EXPERT = "prefill eval_every eval_episodes".split()  # what --policy sac uses beside that
+QUALITIES = {"random": "random", "expert": "sac", "medium-replay": "dreamer", "medium-expert": "dreamer"}
 
 
 def command() -> argparse.ArgumentParser:
@@ -39,18 +42,22 @@ def command() -> argparse.ArgumentParser:
         "--policy",
         choices=POLICIES,
         default=argparse.SUPPRESS,
-        help="random actions; the agent of --checkpoint, sampling; or a DreamerV2 agent trained online, every episode "
-        "of its replay from the first (default: random)",
+        help="random actions; the agent of --checkpoint, sampling; sac: an expert trained first on the simulator's "
+        "low-dimensional states, sampling; dreamer: a DreamerV2 agent trained online, every episode of its replay from "
+        "the first (default: random)",
     )
     parser.add_argument(
         "--quality",
         choices=QUALITIES,
-        help="instead of --policy: random; expert (--checkpoint's agent); medium-replay and medium-expert: the replay "
-        "of a DreamerV2 agent until an evaluation reaches a third, or the whole, of --max_score",
+        help="instead of --policy: random; expert (--checkpoint's agent, or sac's); medium-replay and medium-expert: "
+        "the replay of a DreamerV2 agent until an evaluation reaches a third, or the whole, of --max_score",
     )
     parser.add_argument("--max_score", type=float, help="an agent's best return (default: the suite's known maximum)")
+    parser.add_argument(
+        "--expert_steps", type=int, help=f"sac: at most so many agent steps of training (default: {EXPERT_STEPS})"
+    )
     parser.add_argument("--checkpoint", type=Path, help="run directory of the agent, for --policy checkpoint")
-    parser.add_argument("--agent", default="target", help="which of the run's agents: target, source, source_2, ...")
+    parser.add_argument("--agent", help="which of the run's agents: target (default), source, source_2, ...")
     return parser
 
 
@@ -60,17 +67,21 @@ def check(config: Config, args: argparse.Namespace) -> None:
         raise BadInput(f"--episodes {args.episodes}: give 1 or more")
     policy = getattr(args, "policy", None)
     args.policy = QUALITIES.get(args.quality, policy or "random")
+    if args.quality == "expert" and args.checkpoint is not None:
+        args.policy = "checkpoint"
     if policy not in (None, args.policy):
         raise BadInput(f"--policy {policy} does not fit --quality {args.quality}; give one of the two")
-    given = [name for name, default in (("checkpoint", None), ("agent", "target")) if getattr(args, name) != default]
-    if args.policy != "checkpoint":
-        settings.refuse_without_effect(given, dict.fromkeys(given, f"with --policy {args.policy}"))
+    given = [name for name in OF_POLICY if getattr(args, name) is not None]
+    others = {name: f"with --policy {args.policy}" for name in given if OF_POLICY[name] != args.policy}
+    settings.refuse_without_effect(given, others)
     settings.refuse_without_effect(args.given, unused(config, args))
     check_blocks(config.configs)
     if args.policy == "checkpoint" and args.checkpoint is None:
         raise BadInput("--checkpoint is missing: give the run directory of the agent")
-    if args.max_score is not None and args.quality not in SHARE_OF_MAXIMUM:
-        raise BadInput(f"--max_score has no effect without --quality {' or '.join(SHARE_OF_MAXIMUM)}; remove it")
+    if args.expert_steps is not None and args.expert_steps < 1:
+        raise BadInput(f"--expert_steps {args.expert_steps}: give 1 or more")
+    if args.max_score is not None and args.policy != "sac" and args.quality not in SHARE_OF_MAXIMUM:
+        raise BadInput("--max_score has no effect without --policy sac or --quality medium-*; remove it")
 
 
 def unused(config: Config, args: argparse.Namespace) -> dict[str, str]:
@@ -79,7 +90,8 @@ def unused(config: Config, args: argparse.Namespace) -> dict[str, str]:
     others |= unused_suite_settings([args.task])
     if args.policy == "dreamer":
         return others
-    of_learning = vars(config).keys() - set(WITHOUT_LEARNING) - unused_suite_settings([]).keys()
+    used = [*WITHOUT_LEARNING, *OF_EXPERT * (args.policy == "sac")]
+    of_learning = vars(config).keys() - set(used) - unused_suite_settings([]).keys()
     return dict.fromkeys(of_learning, f"with --policy {args.policy}") | others
 
 

@@ -38,7 +38,13 @@ from tools import Parser, exit_on_bad_input
 from training.device import keep_freed_memory, pick_device, pick_precision, to_device, to_tensors
 from training.policies import agent_policy
 
-BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"], "debug": ["dmc", "debug"]}
+BLOCKS = {
+    "paper": ["dmc"],
+    "release": ["release"],
+    "small": ["dmc", "small"],
+    "study": ["dmc", "small", "study"],
+    "debug": ["dmc", "debug"],
+}
 ACTIONS = 6
 
 

@@ -18,22 +18,25 @@ from training.methods import COLLECTION, Phase, PhaseKind
 from training.online import ONLINE_LOOPS
 from training.policies import Policy, agent_policy
 from training.runs import open_trainer, run_to_completion
+from training.state_expert import train_expert
 from training.trainer import Trainer
 from wrappers import max_return, parse_task
 from wrappers.shared.simulators import check_trained_alike, collection_envs
 
+EXPERT_STEPS = 200_000  # agent steps of an expert's training, at most
 SHARE_OF_MAXIMUM = {"medium-replay": 1 / 3, "medium-expert": 1.0}  # where the paper's collection stops
+
+
+def best_return(task: str, max_score: float | None) -> float:
+    """``max_score``, or else the suite's known maximum. Raises BadInput if it is not positive, or not known."""
+    if max_score is not None and not 0 < max_score < float("inf"):
+        raise BadInput(f"--max_score {max_score}: give a positive return")
+    return max_return(parse_task(task)) if max_score is None else max_score
 
 
 def score_to_reach(task: str, quality: str | None, max_score: float | None) -> float:
     """The evaluation return at which collection stops: infinite without a ``medium-*`` quality."""
-    if quality not in SHARE_OF_MAXIMUM:
-        return float("inf")
-    if max_score is not None and not 0 < max_score < float("inf"):
-        raise BadInput(f"--max_score {max_score}: give a positive return")
-    if max_score is None:
-        max_score = max_return(parse_task(task))
-    return SHARE_OF_MAXIMUM[quality] * max_score
+    return SHARE_OF_MAXIMUM[quality] * best_return(task, max_score) if quality in SHARE_OF_MAXIMUM else float("inf")
 
 
 def learning_phases(config: Config) -> list[Phase]:
@@ -103,16 +106,19 @@ def copy_episodes(paths: list[Path], folder: Path) -> None:
 
 
 def collect_from_policy(config: Config, args: argparse.Namespace, folder: Path, stop: StopRequest) -> dict[str, Any]:
-    """Episodes by random actions, or by a checkpoint's agent with samples of its policy, saved to ``folder``.
+    """Episodes by random actions, or samples of the policy of a checkpoint's agent or an expert, saved to ``folder``.
 
     ``args`` are collect.py's. ``stop`` ends it early. Returns the dataset's description.
     """
-    policy = None
+    agent, policy, trained = None, None, {}
     if args.policy == "checkpoint":
         config, agent, policy = load_policy(config, args)
+    elif args.policy == "sac":
+        steps, wanted = args.expert_steps or EXPERT_STEPS, best_return(args.task, args.max_score)
+        policy, trained["evaluations"] = train_expert(config, args.task, steps, wanted, stop)
     envs = collection_envs(config, args.task, "collect")
     try:
-        if policy:
+        if agent:
             check_fits(agent, envs[0], args.task)
         seed_everything(config.seed)
         episodes = EpisodeSaver(folder, config.seed, args.episodes)
@@ -123,16 +129,17 @@ def collect_from_policy(config: Config, args: argparse.Namespace, folder: Path, 
         for env in envs:
             env.close()
     figures = {"returns": episodes.returns, "steps": sum(episodes.lengths)}
-    return {**description, **figures, "action_noise": config.action_noise}
+    return {**description, **figures, **trained, "action_noise": config.action_noise}
 
 
 def load_policy(config: Config, args: argparse.Namespace) -> tuple[Config, Any, Policy]:
     """The settings with the image size of the checkpoint's agent, the agent, and its policy."""
-    agent, trained = load_agent(args.checkpoint, args.agent, pick_device(config.device))
+    name = args.agent or "target"
+    agent, trained = load_agent(args.checkpoint, name, pick_device(config.device))
     if "size" in args.given and config.size != trained.size:
         observes = f"the agent of --checkpoint observes {trained.size[0]} pixels"
         raise BadInput(f"--size {config.size[0]}: {observes}; remove it")
-    check_trained_alike(args.checkpoint, trained, agent_role(trained, args.agent), config, args.task)
+    check_trained_alike(args.checkpoint, trained, agent_role(trained, name), config, args.task)
     return config.replace(size=trained.size), agent, agent_policy(agent, sample=True)
 
 

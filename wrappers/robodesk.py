@@ -5,7 +5,6 @@ blocks' current positions as their original ones, so its "did not move" terms ar
 and "lifted" terms always zero. The paper's numbers were measured with it, so it is not fixed here.
 """
 
-import importlib
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from PIL import Image
 
 from wrappers.shared.backend import choose_backend, import_with_opengl
 from wrappers.shared.base import PixelEnv, SimulatorStep
-from wrappers.shared.patches import NumpyWith
+from wrappers.shared.patches import NumpyWith, import_without_gym_notice
 from wrappers.shared.rendering import FrameRenderer, camera_name
 from wrappers.shared.suites import Suite
 
@@ -29,14 +28,9 @@ _DRAWN, _CROP, _SHOWN = 120, (16.75, 25.0, 105.0, 88.75), 64
 
 @cache
 def robodesk_package() -> ModuleType:
-    """The module ``robodesk.robodesk``, imported without the notice that gym prints on import."""
+    """The module ``robodesk.robodesk``."""
     choose_backend()
-    gym_notices = importlib.import_module("gym_notices.notices")
-    notices, gym_notices.notices = gym_notices.notices, {}
-    try:
-        return importlib.import_module("robodesk.robodesk")
-    finally:
-        gym_notices.notices = notices
+    return import_without_gym_notice("robodesk.robodesk")
 
 
 def top_camera() -> "mujoco.MjvCamera":

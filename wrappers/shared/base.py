@@ -50,6 +50,10 @@ class PixelEnv(gymnasium.Env):
             spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)
         self.observation_space = Dict(spaces)
 
+    def leave_out_images(self) -> None:
+        """From now on observations have the low-dimensional entries only, and nothing is drawn for them."""
+        self.observation_space = Dict({k: space for k, space in self.observation_space.items() if k != "image"})
+
     @property
     def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The simulator's own actions that -1 and 1 stand for, each (A,)."""
@@ -110,4 +114,4 @@ class PixelEnv(gymnasium.Env):
 
     def _observation(self) -> dict[str, np.ndarray]:
         low = {name: np.array(value, np.float32).ravel() for name, value in self._low_dimensional().items()}
-        return {"image": self.render(), **low}
+        return {"image": self.render(), **low} if "image" in self.observation_space.spaces else low

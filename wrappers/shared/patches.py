@@ -1,5 +1,7 @@
-"""Patch a single module of a simulator package, without editing it or changing anything global."""
+"""Patch a single module of another package, without editing it or changing anything global."""
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,3 +18,13 @@ class NumpyWith:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
+
+
+def import_without_gym_notice(name: str) -> ModuleType:
+    """The module ``name``, which imports gym, imported without the notice that gym prints on import."""
+    gym_notices = importlib.import_module("gym_notices.notices")
+    notices, gym_notices.notices = gym_notices.notices, {}
+    try:
+        return importlib.import_module(name)
+    finally:
+        gym_notices.notices = notices

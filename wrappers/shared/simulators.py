@@ -38,6 +38,18 @@ def make_simulator(config: Any, task: str, role: str) -> gymnasium.Env:
     return make_env(task, **env_settings(config, task, role))
 
 
+def state_simulator(config: Any, task: str) -> gymnasium.Env:
+    """collect.py's simulator, in this process, with its low-dimensional entries as one vector (S,) float32.
+
+    Raises BadInput if ``task`` observes images only.
+    """
+    env = make_simulator(config, task, "collect")
+    env.unwrapped.leave_out_images()
+    if not env.observation_space.spaces:
+        raise BadInput(f"{task} observes images only, an expert needs low-dimensional states; give a --checkpoint")
+    return gymnasium.wrappers.FlattenObservation(env)
+
+
 def _envs(config: Any, task: str, role: str, processes: int) -> list[ProcessEnv] | list[SyncEnv]:
     if processes == 0:
         return [SyncEnv(make_simulator(config, task, role))]

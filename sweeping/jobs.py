@@ -10,7 +10,7 @@ from typing import Any
 from analysis.runs import read_settings
 from config import RESUMABLE_CHANGES, Config, merge
 from sweeping.sharing import Member, choose_leaders
-from sweeping.spec import NOT_IN_A_GRID, Run, Spec, blocks, setting_text
+from sweeping.spec import ANY_SEED, NOT_IN_A_GRID, Run, Spec, blocks, setting_text
 from tools import BadInput, nearest, short_name
 from training.checkpoint import CHECKPOINT
 from training.methods import Method, Phase, find_method
@@ -116,7 +116,8 @@ def make_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Chec
     done = {p.run.name for p in planned if is_finished(out / p.run.name, p)}
     members = [Member(p.run.name, out / p.run.name, p.config, p.method) for p in planned]
     members = [member for member in members if member.name not in done or member.has_snapshot]
-    leaders = choose_leaders(members) if spec.share_pretraining else {}
+    any_seed = spec.share_pretraining == ANY_SEED
+    leaders = choose_leaders(members, any_seed) if spec.share_pretraining else {}
     jobs = [*data.values(), *pretraining_jobs(spec, planned, out, leaders, data)]
     pretraining = {job.name for job in jobs}
     for p in planned:

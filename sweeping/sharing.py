@@ -36,14 +36,16 @@ class Member:
         return (self.folder / PRETRAINED / CHECKPOINT).exists()
 
 
-def choose_leaders(members: Sequence[Member]) -> dict[str, str]:
+def choose_leaders(members: Sequence[Member], any_seed: bool = False) -> dict[str, str]:
     """Run -> the run that pretrains for it, for the runs of every group of two or more; a leader is its own.
+
+    With ``any_seed``, runs that differ in their seed too share their pretraining.
 
     A run that has begun keeps its own pretraining. Of a group the leader is a run that is pretrained already, or has
     begun, or the first.
     """
     leaders: dict[str, str] = {}
-    for group in groups(members):
+    for group in groups(members, any_seed):
         ranked = sorted(group, key=lambda member: (not member.has_snapshot, not member.begun))  # stable
         leader, followers = ranked[0], [member for member in ranked[1:] if not member.begun]
         if followers:
@@ -51,12 +53,13 @@ def choose_leaders(members: Sequence[Member]) -> dict[str, str]:
     return leaders
 
 
-def groups(members: Sequence[Member]) -> list[list[Member]]:
+def groups(members: Sequence[Member], any_seed: bool) -> list[list[Member]]:
     """The runs with one and the same pretraining. Simulators are made only to compare runs that may be equal."""
     alike: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         if member.method.uses_sources and pretraining_phases(member.config, member.method):
-            alike[json.dumps(compared_settings(member.config, member.method), sort_keys=True)].append(member)
+            settings = compared_settings(member.config, member.method) | ({"seed": 0} if any_seed else {})
+            alike[json.dumps(settings, sort_keys=True)].append(member)
     found: dict[tuple[str, str], list[Member]] = defaultdict(list)
     for settings, candidates in alike.items():
         for member in candidates if len(candidates) > 1 else ():
@@ -65,10 +68,10 @@ def groups(members: Sequence[Member]) -> list[list[Member]]:
 
 
 def identity(member: Member) -> str:
-    """`pretraining_identity`, computed once for each method and sizes: it is slow, and runs differ in little."""
-    config, method = member.config, member.method
+    """`pretraining_identity` but for the seed, computed once for each method and sizes: it is slow."""
+    config, method = member.config.replace(seed=0), member.method
     action_dims, states = domain_sizes(config, method)
-    key = compared_settings(config, method) | {"seed": 0, "source_task": ""}
+    key = compared_settings(config, method) | {"source_task": ""}
     shape = json.dumps([config.method, action_dims, states, key], sort_keys=True)
     if shape not in _identities:
         _identities[shape] = pretraining_identity(config, method, action_dims, states)

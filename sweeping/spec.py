@@ -20,6 +20,7 @@ from wrappers import parse_task, simulated_task
 KEYS = "configs collect data grid runs resources retries share_pretraining report".split()
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
 SMALLEST_SHARE = 0.01
+ANY_SEED = "any_seed"  # a value of share_pretraining
 GIVEN_BY_THE_SWEEP = ("task", "out", "logdir", "help")
 NOT_IN_A_GRID = {  # settings that a sweep gives by itself -> the key of the spec that decides them
     "source_task": "pair",
@@ -59,7 +60,7 @@ class Spec:
     runs: list[dict[str, list[Any]]] = field(default_factory=list)
     resources: dict[str, float] = field(default_factory=dict)
     retries: int = 3
-    share_pretraining: bool = True
+    share_pretraining: bool | str = True
     report: dict[str, Any] = field(default_factory=dict)
 
     def error(self, message: str) -> BadInput:
@@ -181,9 +182,9 @@ def read_count(spec: Spec, key: str, value: Any) -> int:
     return int(value)
 
 
-def read_flag(spec: Spec, key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise spec.error(f"{key}: {value!r} is not True or False")
+def read_sharing(spec: Spec, key: str, value: Any) -> bool | str:
+    if not (isinstance(value, bool) or value == ANY_SEED):
+        raise spec.error(f"{key}: {value!r} is not True, False or {ANY_SEED}")
     return value
 
 
@@ -224,7 +225,7 @@ READERS: dict[str, Callable[[Spec, str, Any], Any]] = {
     "runs": read_runs,
     "resources": read_resources,
     "retries": read_count,
-    "share_pretraining": read_flag,
+    "share_pretraining": read_sharing,
     "report": read_report,
 }
 

@@ -273,6 +273,9 @@ def test_an_experts_dataset_needs_the_settings_of_its_training(dataset: Path, tm
     assert line.endswith("--size 64: the agent of --checkpoint observes 32 pixels; remove it")
 
 
+EXPERT = ["--task", "walker_walk", "--out", "OUT", "--quality", "expert"]
+
+
 class Malicious:
     def __reduce__(self):
         return (Path.touch, (Path("executed"),))
@@ -307,6 +310,11 @@ def test_a_checkpoint_cannot_execute_code(
         (collect.main, ["--task", "walker_walk"], "--out"),
         (collect.main, ["--task", "walker_walk", "--out", "OUT", "--checkpoint", "OUT"], "--checkpoint has no effect"),
         (collect.main, ["--task", "walker_walk", "--out", "OUT", "--agent", "source"], "--agent has no effect"),
+        (collect.main, ["--task", "walker_walk", "--out", "OUT", "--expert_steps", 5], "--expert_steps has no effect"),
+        (collect.main, [*EXPERT, "--expert_steps", 0], "--expert_steps 0: give 1 or more"),
+        (collect.main, [*EXPERT, "--batch_size", 8], "--batch_size has no effect with --policy sac"),
+        (collect.main, [*EXPERT, "--max_score", -1], "--max_score -1.0: give a positive return"),
+        (collect.main, [*EXPERT, "--task", "gym_Pendulum-v1"], "--max_score"),
         (collect.main, ["--task", "walker_walk", "--out", "OUT", "--max_score", 5], "--max_score has no effect"),
         (collect.main, ["--task", "walker_walk", "--out", "OUT", "--logdir", "OUT"], "--logdir has no effect"),
         (collect.main, ["--task", "walker_walk", "--out", "OUT", "--method", "dv2_finetune"], "--method has no effect"),

@@ -98,6 +98,14 @@ def test_datasets_come_first_and_sources_are_pretrained_once(tmp_path: Path):
     assert jobs["offline_dv2-dmc_walker_downhill-seed1"].needs == (data,)
 
 
+def test_one_source_can_serve_all_seeds(tmp_path: Path):
+    jobs = jobs_of(tmp_path, "share_pretraining=any_seed", "method=[dv2_finetune, coworld]", "seed=[1,0]")
+    assert [job.kind for job in jobs].count(PRETRAINING) == 1
+    leader = "dv2_finetune-dmc_walker_walk-to-dmc_walker_downhill-seed1"
+    begun = [job.command[job.command.index("--source_from") + 1] for job in jobs if "--source_from" in job.command]
+    assert begun == [f"{tmp_path}/out/{leader}"] * 3
+
+
 @pytest.mark.parametrize(
     "changes",
     [["share_pretraining=False"], ["units=[16,24]", "method=coworld"], ["train_every=[2,3]", "method=coworld"]],
@@ -199,9 +207,10 @@ def test_a_finished_run_is_done_unless_its_spec_is_longer(tmp_path: Path, precis
         ("resources: {cpus: 0.00001}", "is too small"),
         ("resources: {cpus: -1}", "is not a number, 0 or more"),
         ("retries: x", "is not a whole number"),
+        ("share_pretraining: any", "is not True, False or any_seed"),
         ("{data: x, configs: [dmc, debug], collect: {qualty: random}, grid: {pair: walker_walk -> walker_downhill}}",
          "unknown argument '--qualty'"),
-        ("{data: x, configs: [dmc, debug], collect: {quality: expert}, grid: {pair: walker_walk -> walker_downhill}}",
+        ("{data: x, configs: [dmc, debug], collect: {policy: checkpoint}, grid: {pair: walker_walk -> walker_run}}",
          "--checkpoint is missing"),
         ("just text", "is not a spec"),
         ("grid: [", "cannot be read"),

@@ -2,8 +2,8 @@
 
 When its pretraining ends, a run keeps a snapshot in ``RUN/pretrained``: a checkpoint with the source agents (weights,
 optimisers), their domains (replay, running episodes, RNG of the batches), the counters and torch's RNG, and with the
-episodes of the replay. A run with ``source_from`` continues from it, with the results that its own pretraining would
-give.
+episodes of the replay. A run with ``source_from`` continues from it; if the seeds are equal, with the results that its
+own pretraining would give.
 
 For this, pretraining depends on nothing but what `compared_settings`, the agents and the phases say: methods build the
 source agents first, and `runs.open_trainer` seeds torch again once all agents are built.
@@ -228,7 +228,8 @@ def continue_from_snapshot(trainer: Trainer) -> None:
         source.agent.load_state_dict(saved["agents"][source.name])
         source.load_state_dict(saved["domains"][source.name])
     trainer.selector.load_state_dict(saved["selector"])
-    restore_torch_rng(saved["rng"])
+    if config.seed == saved["config"]["seed"]:  # else its targets have random numbers of their own
+        restore_torch_rng(saved["rng"])
     for counter, value in saved["progress"].items():
         setattr(trainer.progress, counter, value)
     trainer.logger.restart_rates()
@@ -237,7 +238,8 @@ def continue_from_snapshot(trainer: Trainer) -> None:
         link_files([folder / CHECKPOINT], own)
         for source in sources:
             link_files([episode.path for episode in source.store.stored], own / source.store.directory.name)
-    print(f"continuing from the pretraining of {config.source_from}, step {trainer.progress.step}", file=sys.stderr)
+    seed, step = saved["config"]["seed"], trainer.progress.step
+    print(f"continuing from the pretraining of {config.source_from}, seed {seed}, step {step}", file=sys.stderr)
 
 
 def link_files(paths: Iterable[Path], folder: Path) -> None:
@@ -257,7 +259,7 @@ def episode_names(saved: dict[str, Any], source: str) -> list[str]:
 
 
 def read_snapshot(config: Config, method: Method, phases: Sequence[Phase]) -> dict[str, Any]:
-    """The checkpoint of the snapshot of ``source_from``, for a run with these settings and phases.
+    """The checkpoint of the snapshot of ``source_from``, for a run with these settings, but the seed, and phases.
 
     ``precision`` auto is that of the snapshot.
 
@@ -284,7 +286,7 @@ def read_snapshot(config: Config, method: Method, phases: Sequence[Phase]) -> di
     new = compared_settings(config, method)
     if config.precision == "auto":
         new["precision"] = old["precision"]
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted((old.keys() | new.keys()) - {"seed"}):
         if old.get(key) != new.get(key):
             raise BadInput(f"{where}: it was pretrained with {key} {old.get(key)}, not {new.get(key)}; {instead}")
     wanted = describe_phases(phases[i] for i in find_pretraining(method, phases))

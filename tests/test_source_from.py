@@ -73,12 +73,12 @@ def test_a_run_that_continues_from_another_method_equals_one_that_pretrains(
 def test_another_seed_has_the_same_source_and_a_target_of_its_own(dataset: Path, leader: Path, tmp_path: Path):
     train(dataset, tmp_path / "run", "--source_from", leader, "--seed", 1)
     kept, own = (load_checkpoint(run / "pretrained" / "checkpoint.pt") for run in (leader, tmp_path / "run"))
-    assert_equal(kept["agents"]["source"], own["agents"]["source"])
+    assert_equal(kept["agents"]["source"], own["agents"]["source"], "source")
     one, two = (load_checkpoint(run / "checkpoint.pt") for run in (leader, tmp_path / "run"))
     assert one["config"]["seed"] == 0 and two["config"]["seed"] == 1
     for name in ("target", "source"):  # the source learns relabelled rewards and random numbers of its own afterwards
         with pytest.raises(AssertionError):
-            assert_equal(one["agents"][name], two["agents"][name])
+            assert_equal(one["agents"][name], two["agents"][name], name)
 
 
 def test_a_snapshot_has_episodes_that_its_run_has_evicted(leader: Path):

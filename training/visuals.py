@@ -87,6 +87,12 @@ def open_loop_video(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return np.concatenate(list(rows), 2)
 
 
+def mosaic(images: np.ndarray, gap: int) -> np.ndarray:
+    """uint8 (R, C, H, W, 3) as one image of R rows and C columns, with ``gap`` white pixels after each image."""
+    padded = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate([np.concatenate(list(row), 1) for row in padded], 0)
+
+
 def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], context: int, path: Path) -> None:
     """Frames of each domain: seen, predicted open loop after ``context`` frames, and their difference.
 
@@ -94,17 +100,19 @@ def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], cont
     """
     steps = min(len(truth) for truth, _ in predictions.values())
     columns = np.unique(np.linspace(0, steps - 1, 9).astype(int))
-    figure = plt.figure(figsize=(len(columns) + 0.6, 3.5 * len(predictions)), layout="constrained")
-    blocks = figure.subfigures(len(predictions), 1, squeeze=False)[:, 0]  # one a domain, so that titles stay apart
-    for block, (name, (truth, predicted)) in zip(blocks, predictions.items(), strict=True):
-        axes = block.subplots(3, len(columns), squeeze=False)
-        for row, frames in enumerate((truth, predicted, difference(truth, predicted))):
-            for axis, t in zip(axes[row], columns, strict=True):
-                axis.imshow(frames[t], interpolation="nearest")
-                axis.set_xticks([]), axis.set_yticks([])
-                if row == 0:
-                    axis.set_title(f"t = {t}" + (" (given)" if t < context else ""), fontsize=8)
-            axes[row, 0].set_ylabel(f"{name}\n{ROWS[row]}", fontsize=8)
+    size = (len(columns) + 0.6, 3.5 * len(predictions))
+    figure, axes = plt.subplots(len(predictions), 1, figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, (truth, predicted)) in zip(axes[:, 0], predictions.items(), strict=True):
+        images = np.stack([frames[columns] for frames in (truth, predicted, difference(truth, predicted))])
+        height, width = images.shape[2:4]
+        gap = max(width // 16, 1)
+        axis.imshow(mosaic(images, gap), interpolation="nearest")
+        titles = [f"t = {t}" + (" (given)" if t < context else "") for t in columns]
+        axis.set_xticks(width / 2 + (width + gap) * np.arange(len(columns)), titles, fontsize=8)
+        axis.set_yticks(height / 2 + (height + gap) * np.arange(len(ROWS)), ROWS, fontsize=8, rotation=90, va="center")
+        axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        axis.set_ylabel(name)
+        axis.set_frame_on(False)
     save_figure(figure, path)
 
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
-from scipy.signal import lfilter
 
 UNSEEN = 0.1  # the largest share of a return after the end of its episode at which an estimate is compared with it
 MOST_UNSEEN = 0.5  # that share at the first step of an episode above which it is too short for any comparison
@@ -28,7 +28,8 @@ class ValuedEpisode:
 
     def true_returns(self, gamma: float) -> np.ndarray:
         """G_t = sum over k = 0 .. T - t of gamma^k r_{t+k}, (T,)."""
-        return lfilter([1.0], [1.0, -gamma], self.rewards[::-1])[::-1][:-1]
+        backwards = accumulate(self.rewards[::-1].tolist(), lambda later, reward: reward + gamma * later)
+        return np.array(list(backwards))[::-1][:-1]
 
     def unseen(self, gamma: float) -> np.ndarray:
         """The share of a discounted sum of constant rewards, from t on, that comes after the last step, (T,)."""

@@ -60,17 +60,19 @@ def parser() -> Parser:
     change.add_argument("out", type=Path, metavar="OUT")
     writable = [name for name, format in FORMATS.items() if format.write is not None]
     change.add_argument("--to", choices=writable, required=True)
-    for command in (info, check, change):
-        command.add_argument("--dataset_format", choices=("auto", *FORMATS), default="auto")
-        for role, option in zip(ROLES, OPTIONS, strict=True):
-            command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
-        ranges = "range of the actions, rescaled to [-1, 1]"
-        command.add_argument("--action_range", default="", metavar="data|LOW,HIGH", help=ranges)
     label = add("label", run_label, "LeRobot: rewards from a list of successful episodes")
     label.add_argument("--success", required=True, metavar="0,3,7-9", help="their numbers; '' if none succeeded")
     describe = add("describe", run_describe, "write dataset.json")
     describe.add_argument("--preset", required=True, choices=tuple(PRESETS))
     describe.add_argument("--task", default="", help="the dataset's task, such as walker_walk")
+    describe.set_defaults(action_range="")
+    for command in (info, check, change, describe):
+        command.add_argument("--dataset_format", choices=("auto", *FORMATS), default="auto")
+        for role, option in zip(ROLES, OPTIONS, strict=True):
+            command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
+    for command in (info, check, change):
+        ranges = "range of the actions, rescaled to [-1, 1]"
+        command.add_argument("--action_range", default="", metavar="data|LOW,HIGH", help=ranges)
     return parser
 
 
@@ -135,7 +137,7 @@ def run_label(args: argparse.Namespace) -> int:
 def run_describe(args: argparse.Namespace) -> int:
     """Write how a well-known dataset was recorded."""
     task = parse_task(args.task) if args.task else None
-    files = find_data_files(args.directory)
+    files = [file.with_any_actions() for file in data_files(args)]
     description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
     print(f"{write_description(args.directory, description)}: {json.dumps(description)}")
     return 0

@@ -1,6 +1,7 @@
 """dataset.py describe: what dataset.json says of well-known datasets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,9 @@ def test_a_preset_needs_square_images_and_an_episode(tmp_path):
     with pytest.raises(BadInput, match="64x48; those of --preset vd4rl are square"):
         dataset.main(["describe", str(tmp_path / "wide"), "--preset", "vd4rl"])
     assert not (tmp_path / "wide" / "dataset.json").exists() and sorted(PRESETS) == ["coworld_release", "vd4rl"]
+
+
+def test_a_lerobot_dataset_is_described_with_the_camera_that_is_named(tmp_path: Path):
+    data = shutil.copytree(Path(__file__).parent / "data" / "lerobot" / "v30", tmp_path / "v30")
+    found = describe(data, "--preset", "vd4rl", "--image_key", "observation.images.top")
+    assert found["suite"] == "dmc"

@@ -1,10 +1,12 @@
 """Keep the records of finished runs, small enough to commit.
 
     python benchmarks/record.py runs/study_cpu results/study_cpu
+    python benchmarks/record.py runs/study_cpu/RUN results/agents/walker_downhill --agent
 
 For each finished run directory below the first folder, a folder of the same name with config.yaml (settings and
 commit), scores.csv, and curves.csv: the curves of metrics.jsonl, thinned to at most --points lines. `report.py` reads
-them like run directories. Runs that have a record are skipped.
+them like run directories. Runs that have a record are skipped. With --agent one run's target agent is kept, its weights
+alone, for evaluate.py, analyse.py and export.py.
 """
 
 import argparse
@@ -15,12 +17,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
 from analysis.runs import read_run, run_folders
 from tools import BadInput, Parser, directory_when_complete, exit_on_bad_input, write_text
+from training.checkpoint import CHECKPOINT, build_agent, load_checkpoint, save_checkpoint
 
+POINTS = 100  # lines of curves.csv, at most
 LARGEST = 100_000  # bytes of curves.csv
 
 
@@ -48,17 +53,34 @@ def record(run: Path, out: Path, points: int) -> None:
         write_text(folder / "curves.csv", curves)
 
 
+def keep_agent(run: Path, out: Path) -> None:
+    """Write the weights of a run's target agent, with its settings and scores. Raises BadInput if there is none."""
+    saved = load_checkpoint(run / CHECKPOINT)
+    agent, _ = build_agent(saved, run, "target", torch.device("cpu"))
+    about = {key: saved[key] for key in ("config", "progress", "action_dims", "states", "data")}
+    with directory_when_complete(out) as folder:
+        for name in ("config.yaml", "scores.csv"):
+            write_text(folder / name, (run / name).read_text())
+        save_checkpoint(folder / CHECKPOINT, {**about, "agents": {"target": agent.model_dict()}})
+
+
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="a folder with run directories")
     parser.add_argument("out", type=Path, help="the folder of the records")
-    parser.add_argument("--points", type=int, default=100, help="at most so many lines of curves (default: 100)")
+    parser.add_argument("--points", type=int, help="at most so many lines of curves (default: 100)")
+    parser.add_argument("--agent", action="store_true", help="keep the weights of the target agent of the run `runs`")
     args = parser.parse_args()
+    if args.agent:
+        if args.points is not None:
+            raise BadInput("--points has no effect with --agent; remove it")
+        keep_agent(args.runs, args.out)
+        return
     written = 0
     for folder in run_folders([args.runs]):
         run, out = read_run(folder), args.out / folder.name
         if run is not None and run.finished and not out.exists():
-            record(folder, out, args.points)
+            record(folder, out, args.points or POINTS)
             written += 1
     print(f"{args.out}: {written} new records")
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import co_training, tiny
+from conftest import co_training, command, tiny
 from test_bad_input import refused
 from test_co_training import assert_equal, assert_same_results, scores
 
 import co_training as program
 import collect
+import evaluate
 from config import Config, run_directory
 from tools import BadInput
 from training import pretraining, trainer
@@ -347,3 +348,18 @@ def test_a_resumed_run_keeps_its_own_source(dataset: Path, leader: Path, tmp_pat
     train(dataset, tmp_path / "third", *ONE_ROUND, "--source_from", follower, "--precision", "auto")
     assert "precision: float32" in capsys.readouterr().err  # the one of the pretraining
     assert_same_results(follower, tmp_path / "third")
+
+
+def test_the_kept_agent_of_a_run_plays_as_the_run_does(leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    kept = tmp_path / "kept"
+    done = command("benchmarks/record.py", leader, kept, "--agent")
+    assert done.returncode == 0, done.stderr
+    assert (kept / "checkpoint.pt").stat().st_size < 0.7 * (leader / "checkpoint.pt").stat().st_size
+    lines = []
+    for run in (leader, kept):
+        evaluate.main(["--logdir", str(run), "--episodes", "1", "--video", str(tmp_path / "v.gif")])
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1] and "return" in lines[0]
+    assert list(load_checkpoint(kept / "checkpoint.pt")["agents"]) == ["target"]
+    done = command("benchmarks/record.py", leader, tmp_path / "other", "--agent", "--points", 3)
+    assert done.returncode == 2 and "--points has no effect" in done.stderr

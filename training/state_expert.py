@@ -4,6 +4,8 @@ They reach a task's best return in a fraction of the time of an agent that learn
 actor-critic (SAC, arXiv 1801.01290) of Stable-Baselines3, with its default settings.
 """
 
+import copy
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ class Training:
         self.env = state_simulator(config, task)
         self.env.reset(seed=config.seed + EVALUATION_SEED)  # later resets continue its RNG
         self.evaluations: list[Evaluation] = []
+        self.best: dict[str, torch.Tensor] | None = None  # weights of the best evaluation's policy
 
     def goes_on(self, agent: "SAC", bar: Any) -> bool:
         """Call after every step. Whether another step is to follow."""
@@ -48,11 +51,17 @@ class Training:
         """The mean return of some episodes by the mode of the policy."""
         evaluation = import_without_gym_notice("stable_baselines3.common.evaluation")
         mean, std = evaluation.evaluate_policy(agent, self.env, self.episodes, warn=False)
+        if mean > self.best_mean:
+            self.best = copy.deepcopy(agent.policy.state_dict())
         self.evaluations.append({"steps": agent.num_timesteps, "mean": float(mean), "std": float(std)})
 
     @property
+    def best_mean(self) -> float:
+        return max((evaluation["mean"] for evaluation in self.evaluations), default=-math.inf)
+
+    @property
     def reached(self) -> bool:
-        return bool(self.evaluations) and self.evaluations[-1]["mean"] >= self.wanted
+        return self.best_mean >= self.wanted
 
 
 def train_expert(
@@ -61,10 +70,10 @@ def train_expert(
     """Train until an evaluation reaches `ENOUGH` of ``max_score``, or for ``steps`` agent steps, or until ``stop``.
 
     Every ``config.eval_every`` steps ``config.eval_episodes`` episodes are played by the mode of the policy. A note is
-    printed if the last evaluation is below the wanted return.
+    printed if no evaluation reaches the wanted return.
 
     Returns:
-        The policy, which samples, and the evaluations.
+        The policy of the best evaluation, which samples, and the evaluations.
     """
     module = import_without_gym_notice("stable_baselines3")
     env = state_simulator(config, task)
@@ -82,9 +91,11 @@ def train_expert(
         agent.learn(steps, callback=lambda local, _: training.goes_on(agent, bar))
     for simulator in (env, training.env):
         simulator.close()
+    if training.best is not None:
+        agent.policy.load_state_dict(training.best)
     if not training.reached and stop.signal is None:
-        last = training.evaluations[-1]["mean"] if training.evaluations else float("nan")
-        print(f"note: the expert's last evaluation, {last:.1f}, is below {training.wanted:.1f}", file=sys.stderr)
+        best = training.best_mean
+        print(f"note: the expert's best evaluation, {best:.1f}, is below {training.wanted:.1f}", file=sys.stderr)
     return state_policy(agent, space), training.evaluations
 
 

@@ -181,7 +181,7 @@ def test_enlarged_frames_keep_their_aspect_and_have_even_sides(
 
 def test_evaluation_videos_have_the_size_asked_for(finished: Path, tmp_path: Path):
     (video, *_) = sorted((finished / "videos").glob("target-evaluation-*.gif"))
-    assert imageio.imread(video).shape == (13, 256, 256, 3)  # 12 steps; the agent's own images have 32 pixels
+    assert imageio.imread(video).shape == (13, 64, 64, 3)  # 12 steps, `debug`; the agent's own images have 32 pixels
     for name, flags, size in (("a.mp4", [], 256), ("b.gif", ["--video_size", 80], 80)):
         arguments = ["--logdir", finished, "--episodes", 1, "--video", tmp_path / name, *flags]
         result = command("evaluate.py", *arguments)

@@ -128,7 +128,8 @@ def check_resume(report: Report) -> str:
         folder = Path(name)
         size = ["--size", "32,32", "--configs", "defaults", "dmc", "debug", "--device", args.device.type]
         run("collect.py", "--task", "walker_downhill", "--out", folder / "data", "--episodes", 3, *size)
-        command = ["co_training.py", *TASKS, "--offline_traindir", folder / "data", "--pretrain_steps", 100, *size]
+        command = ["co_training.py", *TASKS, "--offline_traindir", folder / "data", *size]
+        command += ["--pretrain_steps", 40 if args.quick else 100]
         run(*command, "--logdir", folder / "whole")
         stop_at_first_checkpoint([*command, "--logdir", folder / "parts"], folder / "parts" / "checkpoint.pt")
         run(*command, "--logdir", folder / "parts")

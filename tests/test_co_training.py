@@ -289,7 +289,9 @@ def test_a_checkpoint_has_each_agent_once(finished: Path):
     assert not any("source" in name or "target" in name for name in names["target"])
 
 
-def test_a_run_killed_while_writing_a_checkpoint_can_be_resumed(dataset: Path, finished: Path, tmp_path: Path):
+def test_a_run_killed_while_writing_a_checkpoint_can_be_resumed(
+    dataset: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     arguments = co_training(dataset, tmp_path, *SMALL)
     script = f"""
         import os, signal, torch, co_training
@@ -307,9 +309,8 @@ def test_a_run_killed_while_writing_a_checkpoint_can_be_resumed(dataset: Path, f
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert list(tmp_path.glob(".checkpoint*"))  # the partial file
-    resumed = command("co_training.py", *arguments)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming" in resumed.stderr
+    program.main(arguments)
+    assert "resuming" in capsys.readouterr().err
     assert not list(tmp_path.glob(".checkpoint*"))
     assert_same_results(finished, tmp_path)
 
@@ -373,8 +374,8 @@ def alive(process: int) -> bool:
 def test_a_killed_run_leaves_no_simulator_process_and_resumes_bit_for_bit(dataset: Path, tmp_path: Path):
     """Kill a run with two simulator processes by SIGKILL, then repeat its command."""
     flags = ["--size", "32,32", "--envs", "2", "--rounds", "1", "--warmup_rounds", "0", "--pretrain_steps", "60"]
-    flags += ["--checkpoint_minutes", "0.001", "--video_every", "0"]
-    arguments = co_training(dataset, tmp_path / "killed", *flags)
+    flags += ["--video_every", "0"]
+    arguments = co_training(dataset, tmp_path / "killed", *flags, "--checkpoint_minutes", "0.001")
     process = subprocess.Popen([sys.executable, "co_training.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoint.pt").exists() and time.monotonic() < deadline:
@@ -387,8 +388,7 @@ def test_a_killed_run_leaves_no_simulator_process_and_resumes_bit_for_bit(datase
         time.sleep(0.1)
     assert not any(map(alive, workers))
     for logdir in ("killed", "whole"):
-        result = command("co_training.py", *co_training(dataset, tmp_path / logdir, *flags))
-        assert result.returncode == 0, result.stderr
+        program.main(co_training(dataset, tmp_path / logdir, *flags))
     assert_same_results(tmp_path / "whole", tmp_path / "killed")
 
 

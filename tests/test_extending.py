@@ -23,9 +23,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(project: Path, *arguments: object) -> subprocess.CompletedProcess:
+def run(project: Path, *arguments: object, program: tuple = ("my_project.py",)) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "my_project.py", *map(str, arguments)]
+    command = [sys.executable, *program, *map(str, arguments)]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=200)
 
 
@@ -55,16 +55,25 @@ def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path):
         assert (last["target_updates"], last["success"] != "") == ("12", True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["collect", "--task", "dots_to_rihgt", "--out", "out"], "nearest: dots_to_right"),
-        (["co_training", "--method", "plain_ofline", "--target_task", "to_right"], "nearest: plain_offline"),
-        (["co_training", "--dots_action_repaet", 2], "nearest: --dots_action_repeat"),
-        (["co_training", "--dots_action_repeat", 0], "is not 1 or more"),
-        (["co_training", "--dataset_format", "structurd"], "one of auto, lerobot, minari, npz, hdf5, structured"),
-    ],
-)
-def test_misspelt_names_of_extensions_are_answered_with_the_nearest(project: Path, arguments: list, message: str):
-    done = run(project, *arguments)
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+MISSPELT = {  # arguments -> what the one line of the error has
+    "collect --task dots_to_rihgt --out out": "nearest: dots_to_right",
+    "co_training --method plain_ofline --target_task to_right": "nearest: plain_offline",
+    "co_training --dots_action_repaet 2": "nearest: --dots_action_repeat",
+    "co_training --dots_action_repeat 0": "is not 1 or more",
+    "co_training --dataset_format structurd": "one of auto, lerobot, minari, npz, hdf5, structured",
+}
+EACH = """import importlib, sys, my_project
+for line in sys.argv[1:]:
+    command, *sys.argv[1:] = line.split()
+    try:
+        my_project.exit_on_bad_input(importlib.import_module(command).main)
+    except SystemExit as end:
+        print(end.code)
+"""
+
+
+def test_misspelt_names_of_extensions_are_answered_with_the_nearest(project: Path):
+    done = run(project, *MISSPELT, program=("-c", EACH))
+    assert done.stdout.split() == ["2"] * len(MISSPELT), done.stderr
+    for line, message in zip(done.stderr.splitlines(), MISSPELT.values(), strict=True):
+        assert message in line

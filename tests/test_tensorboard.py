@@ -8,12 +8,14 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from test_co_training import metrics, train
 
+import evaluate
+from tools import BadInput
 from training import visuals
 from training.logger import CHARTS, CURVES, Logger, curve_name, find_curve
 
@@ -184,8 +186,7 @@ def test_evaluation_videos_have_the_size_asked_for(finished: Path, tmp_path: Pat
     assert imageio.imread(video).shape == (13, 64, 64, 3)  # 12 steps, `debug`; the agent's own images have 32 pixels
     for name, flags, size in (("a.mp4", [], 256), ("b.gif", ["--video_size", 80], 80)):
         arguments = ["--logdir", finished, "--episodes", 1, "--video", tmp_path / name, *flags]
-        result = command("evaluate.py", *arguments)
-        assert result.returncode == 0, result.stderr
+        evaluate.main([str(a) for a in arguments])
         assert imageio.imread(tmp_path / name).shape == (13, size, size, 3)
-    refused = command("evaluate.py", "--logdir", finished, "--video_size", -1)
-    assert refused.returncode == 2 and "--video_size -1: give pixels" in refused.stderr
+    with pytest.raises(BadInput, match="--video_size -1: give pixels"):
+        evaluate.main(["--logdir", str(finished), "--video_size", "-1"])

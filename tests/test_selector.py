@@ -86,10 +86,11 @@ def test_the_summary_shows_how_often_each_source_was_followed(
     assert "of 12 target updates" in table and "source_3 dmc_cheetah_run" in table
 
 
-def test_one_source_gives_the_same_run_with_any_rule_and_spelling(dataset: Path, tmp_path: Path):
+@pytest.mark.parametrize("select", ["first", "round_robin"])
+def test_one_source_gives_the_same_run_with_any_rule_and_spelling(select: str, dataset: Path, tmp_path: Path):
     flags = ("--size", "32,32", "--envs", "0")
     train(dataset, tmp_path / "one", *flags)
-    train(dataset, tmp_path / "same", *flags, "--select", "round_robin", "--source_task", " dmc_walker_walk ")
+    train(dataset, tmp_path / "same", *flags, "--select", select, "--source_task", " dmc_walker_walk ")
     assert_same_results(tmp_path / "one", tmp_path / "same")
     assert not (tmp_path / "one" / "choices.csv").exists()
 

@@ -1,8 +1,6 @@
 """The commands on every suite at `debug` size, and the paper's harder setups as settings."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,12 +123,6 @@ def test_a_moving_background_behind_the_target(dataset: Path, tmp_path: Path):
     trained("walker_walk", "walker_downhill", data, tmp_path / "run", "--background", clips, suite="dmc")
 
 
-@pytest.mark.parametrize(
-    "name", ["co_training", "collect", "evaluate", "dataset", "report", "analyse", "sweep", "export"]
-)
-def test_help_of_every_command_works(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
-    with pytest.raises(SystemExit) as end:
-        importlib.import_module(name).main()
-    printed = capsys.readouterr().out
-    assert end.value.code == 0 and printed.startswith(f"usage: {name}.py") and "--help" in printed
+def test_help_of_every_command_works():
+    for name in ("co_training.py", "collect.py", "evaluate.py", "dataset.py", "report.py", "analyse.py"):
+        assert "--help" in command(name, "--help").stdout

@@ -80,7 +80,7 @@ def main() -> None:
     for folder in run_folders([args.runs]):
         run, out = read_run(folder), args.out / folder.name
         if run is not None and run.finished and not out.exists():
-            record(folder, out, args.points or POINTS)
+            record(folder, out, POINTS if args.points is None else args.points)
             written += 1
     print(f"{args.out}: {written} new records")
 

@@ -369,16 +369,20 @@ class ActorCritic(nn.Module):
 
     def critic_loss(
         self, feat: Tensor, returns: Tensor, weight: Tensor, constraint: Constraint | None, alpha: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 11; with ``constraint(value, feat)``, the term of Eq. 6 that alpha weighs, Eq. 6.
 
-        feat (H, N, F), returns and weight (H, N) -> (loss, mean constraint), scalars.
+        feat (H, N, F), returns and weight (H, N) -> the loss, a scalar, and metrics of the constraint.
         """
         feat = feat.detach()
         value = self.critic(feat)
-        extra = torch.zeros_like(value) if constraint is None else constraint(value, feat)
-        loss = (weight * (scalar_nll(value, returns.detach()) + alpha * extra)).mean()
-        return loss, extra.detach().mean()
+        nll = scalar_nll(value, returns.detach())
+        if constraint is None:
+            return (weight * nll).mean(), {}
+        extra = constraint(value, feat)
+        active = (extra == value).float().mean()  # else the source critic's value is the larger
+        metrics = {"value_constraint": extra.detach().mean(), "constraint_active": active}
+        return (weight * (nll + alpha * extra)).mean(), metrics
 
 
 def start_states(post: State, count: int = 0) -> State:

@@ -215,7 +215,7 @@ class Agent(BaseAgent):
         weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
         actor_loss = behavior.actor_loss(trajectory, returns, slow_value[:-1], weight, config)
         constraint = source_critic and partial(models.critic_constraint, source_critic, config.value_constraint)
-        critic_loss, constrained = behavior.critic_loss(
+        critic_loss, constraint_metrics = behavior.critic_loss(
             trajectory.feat[:-1], returns, weight, constraint, config.value_constraint_scale
         )
         metrics = {
@@ -226,9 +226,8 @@ class Agent(BaseAgent):
             "value": slow_value.mean(),
             "actor_entropy": trajectory.entropy.mean(),
             **reward_metrics,
+            **constraint_metrics,
         }
-        if source_critic is not None:
-            metrics["value_constraint"] = constrained
         return actor_loss + critic_loss, metrics, None
 
     def imagined_reward(self, feat: Tensor) -> tuple[Tensor, Metrics]:

@@ -58,6 +58,7 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "reward_alignment": "Loss of the source's reward head on relabelled target rewards (Eq. 4, 5).",
         "eta": "Share of source data in the source's reward loss (Eq. 5).",
         "value_constraint": "Mean of max(target value, source value) on imagined states (Eq. 6).",
+        "constraint_active": "Share of imagined states at which the value constraint has a gradient.",
         "distance_source": "Alignment KL to this source, on the batches of the target's updates.",
         "follows_source": "Share of the target's updates that selected this source.",
     },
@@ -93,6 +94,7 @@ CHARTS = {  # category of the tab "Custom Scalars" -> title of a chart -> metric
         "state alignment": ("state_alignment",),
         "reward alignment": ("reward_alignment",),
         "value constraint": ("value_constraint", "value"),
+        "share of states with a gradient of the value constraint": ("constraint_active",),
     },
 }
 

@@ -9,7 +9,9 @@ episode, up to its last reward. The critic does not know the time limit. If the 
 rewards after it; with constant rewards, that is the share gamma^(T - t + 1) of the whole sum ("unseen"). Only steps at
 which this share is at most --unseen are compared, and always the first step. If the task itself ends an episode, no
 reward is missing. The table also has the return if the mean reward of the episode's last tenth continued without end
-("continued"). An estimate between the two returns may be correct.
+("continued"). An estimate between the two returns may be correct. Correlations are with this return. Of a run with the
+value constraint and one source, there is also the source critic's estimate of the same states, v_xi'(z) of Eq. 6
+("source's").
 
 embeddings.png: t-SNE of the target's images in the encoders of target and source, before and after alignment.
 

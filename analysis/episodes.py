@@ -1,5 +1,6 @@
 """Evaluation episodes of a run's target agent, with the rewards and the critic's value estimates of every step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,23 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from torch import Tensor
 
 from agents.base import BaseAgent
+from analysis.embeddings import source_names
 from config import Config
+from networks import State
 from tools import BadInput, progress_bar
 from training.checkpoint import load_agent, simulated_agent_task
 from training.evaluator import EVALUATION_SEED, evaluate
+from training.methods import find_method
 from training.policies import Observation, Policy, agent_policy
 from training.values import ValuedEpisode
 from wrappers import parse_task
 from wrappers.shared.simulators import make_simulator
 from wrappers.shared.vector import SyncEnv
+
+Critic = Callable[[State], Tensor]  # values (1,) of the one environment's state
 
 
 class EpisodeRecorder(gymnasium.Wrapper):
@@ -40,8 +47,11 @@ class EpisodeRecorder(gymnasium.Wrapper):
         return result
 
 
-def valuing_policy(agent: BaseAgent, estimates: list[list[float]]) -> Policy:
-    """The mode of the policy in one environment. It appends `state_value`s to ``estimates``, a list an episode."""
+def valuing_policy(agent: BaseAgent, critics: list[Critic], estimates: list[list[list[float]]]) -> Policy:
+    """The mode of the policy in one environment.
+
+    It appends a list to ``estimates`` for each episode, with each step's values of the state by all ``critics``.
+    """
     act = agent_policy(agent, sample=False)
 
     def policy(observation: Observation, state: Any, first: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -49,10 +59,19 @@ def valuing_policy(agent: BaseAgent, estimates: list[list[float]]) -> Policy:
         if first[0]:
             estimates.append([])
         with torch.no_grad(), agent.autocast():
-            estimates[-1].append(agent.state_value(state).item())
+            estimates[-1].append([critic(state).item() for critic in critics])
         return actions, state
 
     return policy
+
+
+def bounding_critic(logdir: Path, config: Config, target: BaseAgent, device: torch.device) -> Critic | None:
+    """The source critic of Eq. 6 on the target's states; None without the value constraint, or with several sources."""
+    sources = source_names(config)
+    if not find_method(config.method).aligned_with_sources or config.value_constraint == "off" or len(sources) > 1:
+        return None
+    source, _ = load_agent(logdir, sources[0], device)
+    return lambda state: source.value(target.world.rssm.feat(state))
 
 
 @dataclass
@@ -69,6 +88,11 @@ class EvaluatedRun:
         return self.config.discount
 
     @property
+    def bounded(self) -> bool:
+        """Whether the episodes have estimates of the source critic that bounds the target's."""
+        return self.episodes[0].source_estimates is not None
+
+    @property
     def task(self) -> str:
         return str(parse_task(self.config.target_task))
 
@@ -79,17 +103,20 @@ def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) 
     if not agent.has_critic:
         raise BadInput(f"{logdir}: method {config.method} has no critic, so no values to compare; give another run")
     task = simulated_agent_task(logdir, config, "target")
+    bound = bounding_critic(logdir, config, agent, device)
     env, estimates = EpisodeRecorder(make_simulator(config, task, "target")), []
-    policy, seed = valuing_policy(agent, estimates), EVALUATION_SEED + config.seed
+    policy = valuing_policy(agent, [agent.state_value, *([bound] if bound else [])], estimates)
+    seed = EVALUATION_SEED + config.seed
     try:
         with progress_bar(episodes * config.time_limit, f"evaluate {label}", leave=False) as bar:
             result = evaluate(policy, [SyncEnv(env)], episodes, seed, bar.update)
     finally:
         env.close()
     recorded = []
-    for v, r, ended in zip(map(np.array, estimates), map(np.array, env.rewards), env.terminated, strict=True):
+    for values, r, ended in zip(estimates, map(np.array, env.rewards), env.terminated, strict=True):
+        v, *bounds = np.array(values).T
         v = v if agent.world else r[:-1] + config.discount * v  # a Q begins with the reward after s_t
-        recorded.append(ValuedEpisode(v, r, ended))
+        recorded.append(ValuedEpisode(v, r, ended, *bounds))
     return EvaluatedRun(label, config, recorded, result.frames)
 
 

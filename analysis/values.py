@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 
 from analysis.episodes import EvaluatedRun
 from tools import write_csv
+from training.values import correlation
 from training.visuals import plt, save_figure
 
 PANEL_COLUMNS = 3  # of the picture
 TEXT_BOX = {"facecolor": "white", "edgecolor": "0.7", "boxstyle": "round"}
-ESTIMATE, TRUTH = "tab:orange", "tab:blue"
+ESTIMATE, SOURCE, TRUTH = "tab:orange", "tab:green", "tab:blue"
 TABLE = (  # heading, column of values.csv, format
     ("score", "score", "10.1f"),
     ("estimate", "estimate", "11.2f"),
@@ -25,6 +26,9 @@ TABLE = (  # heading, column of values.csv, format
     ("difference", "continued_difference", "+12.2f"),
     ("steps", "compared_steps", "7d"),
     ("unseen", "unseen", "8.0%"),
+    ("correlation", "correlation", "13.2f"),
+    ("source's", "source_estimate", "10.2f"),
+    ("correlation", "source_correlation", "13.2f"),
 )
 
 
@@ -38,14 +42,21 @@ def write_values(runs: list[EvaluatedRun], limit: float, out: Path) -> list[dict
 
 
 def value_row(run: EvaluatedRun, limit: float) -> dict[str, Any]:
-    """The run's line of values.csv: means over episodes of the means over each episode's compared steps."""
-    gamma, means, shares = run.gamma, [], []
+    """The run's line of values.csv: means over episodes of the means over each episode's compared steps.
+
+    Correlations are with the continued returns, over the compared steps of all episodes.
+    """
+    gamma, compared, shares = run.gamma, [], []
     for episode in run.episodes:
         at = episode.compared(gamma, limit)
-        parts = episode.estimates, episode.true_returns(gamma), episode.continued_returns(gamma)
-        means.append([part[at].mean() for part in parts])
+        parts = [episode.estimates, episode.true_returns(gamma), episode.continued_returns(gamma)]
+        if run.bounded:
+            parts.append(episode.source_estimates)
+        compared.append([part[at] for part in parts])
         shares.append(episode.unseen(gamma)[at])
-    (estimate, true, continued), differences = np.mean(means, 0), [m[0] - m[1] for m in means]
+    means = np.array([[part.mean() for part in parts] for parts in compared])
+    (estimate, true, continued, *source), differences = means.mean(0), means[:, 0] - means[:, 1]
+    v, _, g, *v_source = (np.concatenate(part) for part in zip(*compared, strict=True))
     return {
         "run": run.label,
         "task": run.task,
@@ -60,28 +71,34 @@ def value_row(run: EvaluatedRun, limit: float) -> dict[str, Any]:
         "difference_std": float(np.std(differences)),
         "continued_return": float(continued),
         "continued_difference": float(estimate - continued),
+        "correlation": correlation(v, g),
+        "source_estimate": float(source[0]) if source else None,
+        "source_correlation": correlation(v_source[0], g) if source else None,
     }
 
 
 def step_rows(run: EvaluatedRun, limit: float) -> list[dict[str, Any]]:
     """The run's lines of value_steps.csv, one for each step of each episode."""
-    columns = ("step", "estimate", "true_return", "continued_return", "unseen", "compared")
+    columns = ("step", "estimate", "source_estimate", "true_return", "continued_return", "unseen", "compared")
     rows = []
     for index, e in enumerate(run.episodes):
         returns, continued = e.true_returns(run.gamma), e.continued_returns(run.gamma)
         at = e.compared(run.gamma, limit).astype(int)
-        for values in zip(range(len(at)), e.estimates, returns, continued, e.unseen(run.gamma), at, strict=True):
+        source = e.source_estimates if run.bounded else [None] * len(at)
+        parts = e.estimates, source, returns, continued, e.unseen(run.gamma), at
+        for values in zip(range(len(at)), *parts, strict=True):
             rows.append({"run": run.label, "episode": index, **dict(zip(columns, values, strict=True))})
     return rows
 
 
 def values_table(rows: list[dict[str, Any]]) -> str:
-    """The lines of values.csv for a terminal. A positive difference is an over-estimate."""
+    """The lines of values.csv for a terminal. A positive difference is an over-estimate. None is shown as `-`."""
     width = max(len("run"), *(len(row["run"]) for row in rows))
     headings = [f"{heading:>{len(format(0, form))}}" for heading, _, form in TABLE]
     lines = [f"{'run':{width}}" + "".join(headings)]
     for row in rows:
-        lines.append(f"{row['run']:{width}}" + "".join(format(row[key], form) for _, key, form in TABLE))
+        fields = [f"{'-':>{len(format(0, form))}}" if row[k] is None else format(row[k], form) for _, k, form in TABLE]
+        lines.append(f"{row['run']:{width}}" + "".join(fields))
     return "\n".join(lines)
 
 
@@ -126,7 +143,10 @@ def values_panel(axis: Axes, run: EvaluatedRun, limit: float) -> None:
     returns = by_step([e.true_returns(gamma) for e in run.episodes])
     continued = by_step([e.continued_returns(gamma) for e in run.episodes])
     steps = np.arange(len(estimates[0]))
-    for (mean, std), colour, name in ((estimates, ESTIMATE, "critic's estimate"), (returns, TRUTH, "true return")):
+    drawn = [(estimates, ESTIMATE, "critic's estimate"), (returns, TRUTH, "true return")]
+    if run.bounded:
+        drawn.append((by_step([e.source_estimates for e in run.episodes]), SOURCE, "source critic's estimate"))
+    for (mean, std), colour, name in drawn:
         axis.plot(steps, mean, color=colour, label=name)
         axis.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
     axis.plot(steps, continued[0], color=TRUTH, linestyle=":", label="true return, last rewards continued")

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,21 @@ def test_the_table_averages_over_the_compared_steps_of_each_episode_and_then_ove
     assert (row["score"], row["estimate"], row["true_return"]) == (3.5, (3.5 + 5) / 2, 2.25 / 2)
     assert row["difference"] == (1.25 + 5) / 2 and row["difference_std"] == (5 - 1.25) / 2  # over-estimates: positive
     assert (row["continued_return"], row["continued_difference"]) == (1.5, 4.25 - 1.5)
+    assert row["correlation"] == pytest.approx(np.corrcoef([2, 5, 1, 9], [2, 4, 0, 0])[0, 1])
+    assert row["source_estimate"] is row["source_correlation"] is None
+    assert values.values_table([row]).endswith(f"{'-':>10}{'-':>13}")
     steps = values.step_rows(run, 0.13)
     assert [(s["episode"], s["step"], s["compared"]) for s in steps[:4]] == [(0, 0, 1), (0, 1, 1), (0, 2, 0), (1, 0, 1)]
     assert [s["true_return"] for s in steps] == [1.5, 3.0, 4.0, 0.0, 0.0, 0.0]
+
+
+def test_the_source_critics_estimates_of_the_same_states_are_compared_too():
+    episode = replace(EXAMPLE, source_estimates=np.array([8.0, 4.0, 100.0]))
+    run = EvaluatedRun("name", tiny(target_task="walker_downhill", discount=0.5), [episode, episode], np.zeros(0))
+    row = values.value_row(run, 0.13)  # compared: t = 0, 1
+    assert row["source_estimate"] == 6.0
+    assert (row["correlation"], row["source_correlation"]) == (pytest.approx(1.0), pytest.approx(-1.0))
+    assert [s["source_estimate"] for s in values.step_rows(run, 0.13)] == [8.0, 4.0, 100.0] * 2
 
 
 def test_episodes_of_different_lengths_are_averaged_step_by_step():
@@ -126,6 +139,7 @@ def test_a_panel_without_comparable_steps_says_so_and_has_no_figure(discount: fl
 def test_estimates_and_rewards_are_those_of_the_episode_step_by_step(finished: Path):
     run = evaluate_run(finished, "run", 2, CPU)
     agent, config = load_agent(finished, "target", CPU)
+    source, _ = load_agent(finished, "source", CPU)
     env = make_simulator(config, config.target_task, "target")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(EVALUATION_SEED + config.seed)
@@ -135,12 +149,13 @@ def test_estimates_and_rewards_are_those_of_the_episode_step_by_step(finished: P
             np.testing.assert_array_equal(run.frames[step], observation["image"])
             action, state = agent.act({"image": observation["image"][None]}, state, np.array([step == 0]), False)
             with agent.autocast():
-                estimates.append(float(agent.behavior.critic(agent.world.rssm.feat(state))))
+                feat = agent.world.rssm.feat(state)
+                estimates.append([float(a.behavior.critic(feat)) for a in (agent, source)])
             observation, reward, *_ = env.step(action[0])
             rewards.append(reward)
     env.close()
     first, second = run.episodes
-    np.testing.assert_allclose(first.estimates, estimates, rtol=1e-6)
+    np.testing.assert_allclose(np.stack([first.estimates, first.source_estimates], 1), estimates, rtol=1e-6)
     np.testing.assert_array_equal(first.rewards, rewards)
     assert len(second.estimates) == 12 and len(second.rewards) == 13 and not second.terminated
     mean = np.mean([episode.rewards.sum() for episode in run.episodes])
@@ -157,6 +172,7 @@ def test_two_runs_one_without_the_agents_before_alignment(
     whole, second = lines(out / "values.csv")
     assert (whole["run"], whole["discount"], whole["compared_steps"]) == ("whole", "0.995", "2")  # the first steps
     assert (second["run"], second["discount"], second["compared_steps"]) == ("other", "0.5", "20")  # 1/2^4 is under 10%
+    assert whole["source_estimate"] and second["source_estimate"] == ""  # it has no value constraint
     steps = [row for row in lines(out / "value_steps.csv") if row["run"] == "other" and row["compared"] == "1"]
     differences = [float(row["estimate"]) - float(row["true_return"]) for row in steps]
     assert float(second["difference"]) == pytest.approx(np.mean(differences))

@@ -20,11 +20,13 @@ class ValuedEpisode:
         estimates: the critic's v(s_t) for t = 0 .. T - 1, (T,). The last state has no action and no estimate.
         rewards: (T + 1,); r_t is the reward on arrival in s_t, and r_0 is 0.
         terminated: whether the task ended the episode, and not a time limit.
+        source_estimates: the source critic's values of the same states, (T,); None if it does not bound the target's.
     """
 
     estimates: np.ndarray
     rewards: np.ndarray
     terminated: bool
+    source_estimates: np.ndarray | None = None
 
     def true_returns(self, gamma: float) -> np.ndarray:
         """G_t = sum over k = 0 .. T - t of gamma^k r_{t+k}, (T,)."""
@@ -51,9 +53,9 @@ class ValuedEpisode:
 def value_figures(episodes: Sequence[ValuedEpisode], gamma: float) -> dict[str, float]:
     """Bias and correlation of the estimates, over the compared steps of all episodes; returns are the continued ones.
 
-    ``value_bias`` is the mean over episodes of the mean difference, estimate minus return. ``value_correlation`` is
-    Pearson's; it is missing with fewer than `FEWEST` steps, or if all estimates or all returns are equal. Episodes of
-    whose first return more than `MOST_UNSEEN` is unseen are left out; if there are no others, both are missing.
+    ``value_bias`` is the mean over episodes of the mean difference, estimate minus return; ``value_correlation`` is
+    missing where `correlation` is None. Episodes of whose first return more than `MOST_UNSEEN` is unseen are left out;
+    if there are no others, both are missing.
     """
     episodes = [episode for episode in episodes if episode.unseen(gamma)[0] <= MOST_UNSEEN]
     if not episodes:
@@ -62,7 +64,13 @@ def value_figures(episodes: Sequence[ValuedEpisode], gamma: float) -> dict[str, 
     estimates = [episode.estimates[steps] for episode, steps in zip(episodes, at, strict=True)]
     returns = [episode.continued_returns(gamma)[steps] for episode, steps in zip(episodes, at, strict=True)]
     figures = {"value_bias": float(np.mean([(v - g).mean() for v, g in zip(estimates, returns, strict=True)]))}
-    v, g = np.concatenate(estimates), np.concatenate(returns)
-    if len(v) >= FEWEST and v.std() > 0 and g.std() > 0:
-        figures["value_correlation"] = float(np.corrcoef(v, g)[0, 1])
+    if (found := correlation(np.concatenate(estimates), np.concatenate(returns))) is not None:
+        figures["value_correlation"] = found
     return figures
+
+
+def correlation(estimates: np.ndarray, returns: np.ndarray) -> float | None:
+    """Pearson's, (N,) each; None with fewer than `FEWEST` steps, or if all estimates or all returns are equal."""
+    if len(estimates) < FEWEST or estimates.std() == 0 or returns.std() == 0:
+        return None
+    return float(np.corrcoef(estimates, returns)[0, 1])

@@ -154,7 +154,7 @@ def train_offline(trainer: Trainer, phase: Phase) -> None:
 
 
 def transfer_source_to_target(trainer: Trainer, phase: Phase) -> None:
-    """DV2 Finetune: the target agent becomes a copy of the source agent. EWC also stores what its penalty needs."""
+    """Finetuning, warm start: the target agent becomes a copy of the source agent. EWC stores what it needs."""
     source, target = trainer.sources[0], trainer.target.agent
     target.copy_from(source.agent)
     if trainer.method.elastic_weights:

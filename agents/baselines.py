@@ -75,7 +75,7 @@ class ElasticWeights:
 
 
 class FinetunedAgent(TargetAgent):
-    """DV2 Finetune: starts as a copy of an agent trained online in the source, then learns from the dataset."""
+    """Starts as a copy of an agent trained online in the source: DV2 Finetune, and CoWorld with a warm start."""
 
     def copy_from(self, source: Agent) -> None:
         """Copy the weights, optimisers and counters of ``source``."""

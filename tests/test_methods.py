@@ -48,6 +48,28 @@ def test_finetuning_transfers_the_agent_after_all_source_phases_and_before_all_t
     assert set(kinds[at + 1 :]) == {"warm_up_target", "evaluate", "train_target"}
 
 
+def test_a_warm_start_transfers_the_agent_when_the_source_is_pretrained():
+    kinds = kinds_of_phases("coworld_warm_start")
+    at = kinds.index(PhaseKind.TRANSFER)
+    assert kinds[:at] == ["evaluate_random", "prefill", "pretrain_source", "train_source"]
+    assert kinds[:at] + kinds[at + 1 :] == kinds_of_phases("coworld")
+
+
+def test_after_a_warm_start_the_source_critic_bounds_the_targets():
+    """A copy has the same encoder, so the alignment starts at 0, and the same critic, so that both values are near."""
+    agents = built("coworld_warm_start", 6, 6)
+    source, target = agents["source"], agents["target"]
+    source.update(batch(6), step=0)
+    target.copy_from(source)
+    data = batch(6, seed=1)
+    embed = source.embed(data)
+    _, metrics = target.update_world_model(data, {"source_embed": embed}, step=0)
+    assert metrics["state_alignment"].item() == pytest.approx(0, abs=1e-6)
+    post = target.infer_posterior(data)
+    metrics = target.update_behavior(post, source.frozen_critic)
+    assert 0 < metrics["constraint_active"].item() <= 1
+
+
 # Offline DV2
 
 

@@ -229,7 +229,9 @@ def test_the_identity_of_pretraining():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(("method", "length"), [("coworld", 6), ("dv2_finetune", 3), ("multitask_dv2", 0)])
+@pytest.mark.parametrize(
+    ("method", "length"), [("coworld", 6), ("coworld_warm_start", 3), ("dv2_finetune", 3), ("multitask_dv2", 0)]
+)
 def test_pretraining_ends_before_the_target_is_used(method: str, length: int):
     config = tiny(method=method, source_task="a,b" if method == "coworld" else "a")
     phases = METHODS[method].schedule(program.algorithm_1(config), config)

@@ -197,6 +197,12 @@ def finetune_schedule(phases: list[Phase], config: Config) -> list[Phase]:
     return [phases[0], *online, Phase(PhaseKind.TRANSFER), *offline_schedule(phases[1:], config)]
 
 
+def warm_start_schedule(phases: list[Phase], config: Config) -> list[Phase]:
+    """Algorithm 1; when the source is pretrained, the target agent becomes its copy."""
+    at = next((i for i, phase in enumerate(phases) if i > 0 and phase.kind not in ONLINE), len(phases))
+    return [*phases[:at], Phase(PhaseKind.TRANSFER), *phases[at:]]
+
+
 def multitask_schedule(phases: list[Phase], config: Config) -> list[Phase]:
     """Algorithm 1 for one world model, which gets as many updates as CoWorld's target model.
 
@@ -278,6 +284,7 @@ def model_free(kind: type[BaseAgent], settings: str, without: str = "") -> Metho
 
 METHODS = {
     "coworld": Method(coworld_agents, online="sources", aligned_with_sources=True),
+    "coworld_warm_start": Method(finetune_agents, warm_start_schedule, aligned_with_sources=True),
     "offline_dv2": Method(agents_of(OfflineAgent), offline_schedule, online="", settings="ensemble disagreement_scale"),
     "dv2_finetune": Method(finetune_agents, finetune_schedule),
     "dv2_finetune_ewc": Method(

@@ -170,6 +170,15 @@ def test_videos_have_the_format_of_their_extension(tmp_path: Path):
         save_video(tmp_path / "a.avi", frames, fps=20)
 
 
+def test_a_gif_keeps_the_colour_of_a_small_object_among_many_others(tmp_path: Path):
+    frames = np.random.default_rng(0).integers(60, 130, (2, 64, 64, 3), np.uint8)
+    frames[:, 30:32, 30:32] = (0, 255, 0)
+    save_video(tmp_path / "a.gif", frames, fps=20)
+    shown = imageio.imread(tmp_path / "a.gif").astype(int)
+    assert abs(shown[:, 30:32, 30:32] - (0, 255, 0)).max() < 32
+    assert abs(shown - frames).mean() < 10
+
+
 @pytest.mark.parametrize("content", [b"", b"hi", b"PK\x03\x04 half", "flipped", {"a": 1}, [1]])
 def test_a_damaged_checkpoint_gives_a_one_line_error(content: object, tmp_path: Path):
     path = tmp_path / "checkpoint.pt"

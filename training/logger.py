@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from tools import DIVERGED, BadInput, write_atomically, write_text
-from training.visuals import encode_video
+from training.visuals import encode_gif
 
 SCORES = "step domain phase round source_steps target_updates mean std success episodes".split()
 HORIZONS = range(5, 50, 5)  # steps after the context at which the error of open-loop predictions is recorded
@@ -234,7 +234,7 @@ class Logger:
 
     def video(self, domain: str, name: str, frames: np.ndarray, step: int, fps: int = 20) -> None:
         """uint8 (T, H, W, 3) as a GIF, in TensorBoard and as videos/DOMAIN-NAME-STEP.gif."""
-        gif = encode_video(frames, fps, ".gif")
+        gif = encode_gif(frames, fps)
         path = self.videos / f"{domain}-{name}-{step:07d}.gif"
         write_atomically(path, lambda file: file.write(gif))
         _, height, width, _ = frames.shape

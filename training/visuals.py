@@ -1,5 +1,6 @@
 """Videos and pictures of a run: what its agents see and predict, and its scores."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,21 +20,29 @@ from matplotlib.figure import Figure
 
 CONTEXT = 5  # frames that an open-loop prediction is given
 ROWS = ("seen", "predicted", "difference")
-VIDEO_OPTIONS = {  # by extension; mp4 through PyAV
-    ".gif": lambda fps: {"duration": 1000 / fps, "loop": 0},
-    ".mp4": lambda fps: {"plugin": "pyav", "codec": "libx264", "fps": fps},
-}
 
 
-def encode_video(frames: np.ndarray, fps: int, extension: str) -> bytes:
-    """uint8 (T, H, W, 3) as a looping GIF or an mp4, which needs an even height and width."""
-    return imageio.imwrite("<bytes>", frames, extension=extension, **VIDEO_OPTIONS[extension](fps))
+def encode_gif(frames: np.ndarray, fps: int) -> bytes:
+    """A looping GIF. Each frame has its own 256 colours, of an octree: fast, and small objects keep their colour."""
+    octree = Image.Quantize.FASTOCTREE
+    first, *others = (Image.fromarray(frame).quantize(method=octree, dither=Image.Dither.NONE) for frame in frames)
+    file = io.BytesIO()
+    first.save(file, format="GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0)
+    return file.getvalue()
+
+
+def encode_mp4(frames: np.ndarray, fps: int) -> bytes:
+    """An mp4, which needs an even height and width."""
+    return imageio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=fps)
+
+
+VIDEO_ENCODERS = {".gif": encode_gif, ".mp4": encode_mp4}  # uint8 (T, H, W, 3) and frames a second to a file's bytes
 
 
 def check_video_path(path: Path) -> None:
     """Raises BadInput if the extension is not that of a known video format, or if the file cannot be written."""
-    if path.suffix not in VIDEO_OPTIONS:
-        raise BadInput(f"video {path}: give a name that ends in {' or '.join(VIDEO_OPTIONS)}")
+    if path.suffix not in VIDEO_ENCODERS:
+        raise BadInput(f"video {path}: give a name that ends in {' or '.join(VIDEO_ENCODERS)}")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         wrong = f"{path} is a folder" if path.is_dir() else f"{folder} is not a folder that can be written"
@@ -43,7 +52,7 @@ def check_video_path(path: Path) -> None:
 def save_video(path: Path, frames: np.ndarray, fps: int) -> None:
     """Write a video atomically, in the format of the extension of ``path``."""
     check_video_path(path)
-    video = encode_video(frames, fps, path.suffix)
+    video = VIDEO_ENCODERS[path.suffix](frames, fps)
     write_atomically(path, lambda file: file.write(video))
 
 

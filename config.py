@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,20 @@ class Config:
 # Reading blocks and flags
 
 
+@cache
+def _parse(text: str, suites: tuple[str, ...]) -> CommentedMap:
+    """The blocks in ``text``, parsed once for each set of suites: `read_blocks` adds the suites' settings to them."""
+    return YAML().load(text)
+
+
 def read_blocks(path: Path = CONFIGS) -> CommentedMap:
     """The blocks of a settings file, with their comments; suites' settings that it lacks are added to `defaults`.
 
-    Raises BadInput if the file cannot be read or has an unknown key.
+    They are shared by all callers, so do not change them. Raises BadInput if the file cannot be read or has an
+    unknown key.
     """
     try:
-        blocks = YAML().load(path.read_text())
+        blocks = _parse(path.read_text(), tuple(SUITES))
     except (OSError, ValueError, YAMLError) as error:
         raise BadInput(f"{path.name} cannot be read: {str(error)[:200]}") from None
     if not isinstance(blocks, dict) or not isinstance(blocks.get("defaults"), dict):

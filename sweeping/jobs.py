@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs import read_settings
-from config import RESUMABLE_CHANGES, Config, merge
+from config import RESUMABLE_CHANGES, Config, merge, read_blocks
 from sweeping.sharing import Member, choose_leaders
-from sweeping.spec import ANY_SEED, NOT_IN_A_GRID, Run, Spec, blocks, setting_text
+from sweeping.spec import ANY_SEED, NOT_IN_A_GRID, Run, Spec, setting_text
 from tools import BadInput, nearest, short_name
 from training.checkpoint import CHECKPOINT
 from training.methods import Method, Phase, find_method
@@ -83,7 +83,7 @@ def planned_runs(spec: Spec, runs: Sequence[Run], out: Path, checks: Checks) -> 
         if method.dataset:
             flags["offline_traindir"] = data_folder(spec, run)
         flags = {key: value for key, value in flags.items() if value != ""}
-        values = merge(blocks(), spec.configs, {k: v if isinstance(v, list) else str(v) for k, v in flags.items()})
+        values = merge(read_blocks(), spec.configs, {k: v if isinstance(v, list) else str(v) for k, v in flags.items()})
         try:
             config, phases = checks.run(Config(**values, configs=spec.configs), method, list(flags))
         except BadInput as error:
@@ -96,7 +96,7 @@ def data_folder(spec: Spec, run: Run) -> str:
     """The folder of a run's dataset: ``data`` with {target}, {source} and {SETTING} replaced. Raises BadInput."""
     if not spec.data:
         raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
-    values = {**merge(blocks(), spec.configs, {"method": run.method}), **run.settings, "seed": run.seed}
+    values = {**merge(read_blocks(), spec.configs, {"method": run.method}), **run.settings, "seed": run.seed}
     values = {key: setting_text(value) for key, value in values.items() if key not in (*NOT_IN_A_GRID, "method")}
     target = short_name(getattr(simulated_task(run.target), "name", run.target))
     sources = "+".join(short_name(parse_task(source).name) for source in run.sources)

@@ -3,12 +3,10 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from config import Config, check, convert, merge, read_blocks
@@ -65,12 +63,6 @@ class Spec:
 
     def error(self, message: str) -> BadInput:
         return BadInput(f"{self.path}: {message}")
-
-
-@cache
-def blocks() -> CommentedMap:
-    """The blocks of configs.yaml, read once."""
-    return read_blocks()
 
 
 # Reading
@@ -133,8 +125,8 @@ def read_list(spec: Spec, key: str, value: Any) -> list[Any]:
 def read_configs(spec: Spec, key: str, value: Any) -> list[str]:
     names = [str(name) for item in read_list(spec, key, value) for name in str(item).split()]
     for name in names:
-        if name not in blocks():
-            raise spec.error(f"{key}: no block {name!r} in configs.yaml; {nearest(name, blocks())}")
+        if name not in read_blocks():
+            raise spec.error(f"{key}: no block {name!r} in configs.yaml; {nearest(name, read_blocks())}")
     return [name for name in names if name != "defaults"]
 
 
@@ -142,7 +134,7 @@ def read_grid(spec: Spec, key: str, value: Any) -> dict[str, list[Any]]:
     grid = {name: read_list(spec, name, values) for name, values in read_mapping(spec, key, value).items()}
     for name, values in grid.items():
         check_name(spec, key, name)
-        if isinstance(blocks()["defaults"].get(name), list) and not any(isinstance(v, list | str) for v in values):
+        if isinstance(read_blocks()["defaults"].get(name), list) and not any(isinstance(v, list | str) for v in values):
             grid[name] = [values]  # `size: [32, 32]` is one value
         if not values:
             raise spec.error(f"{key}: {name} has no values, so there is no run")
@@ -157,7 +149,7 @@ def check_name(spec: Spec, where: str, name: str) -> None:
     """Raises BadInput if ``name`` cannot be varied by a spec."""
     if name in NOT_IN_A_GRID:
         raise spec.error(f"{where}: {name} is given by {NOT_IN_A_GRID[name]}")
-    valid = ["pair", *blocks()["defaults"]]
+    valid = ["pair", *read_blocks()["defaults"]]
     if name not in valid:
         raise spec.error(f"{where}: unknown key {name!r}; {nearest(name, valid)}")
 
@@ -202,8 +194,8 @@ def read_report(spec: Spec, key: str, value: Any) -> dict[str, Any]:
     last = {"last": read_count(spec, "report: last", given.pop("last"))} if "last" in given else {}
     options = {name: [str(item) for item in read_list(spec, name, values)] for name, values in given.items()}
     for name in options.get("by", []):
-        if name not in blocks()["defaults"]:
-            raise spec.error(f"report: by: unknown setting {name!r}; {nearest(name, blocks()['defaults'])}")
+        if name not in read_blocks()["defaults"]:
+            raise spec.error(f"report: by: unknown setting {name!r}; {nearest(name, read_blocks()['defaults'])}")
     return options | last
 
 
@@ -290,11 +282,11 @@ def effective_settings(
 
     Raises BadInput on an invalid value.
     """
-    defaults = blocks()["defaults"]
+    defaults = read_blocks()["defaults"]
     flags = {k: v if isinstance(v, list) and isinstance(defaults[k], list) else str(v) for k, v in given.items()}
     named = {"method": method}
     try:
-        base, merged = merge(blocks(), spec.configs, named), merge(blocks(), spec.configs, named | flags)
+        base, merged = merge(read_blocks(), spec.configs, named), merge(read_blocks(), spec.configs, named | flags)
     except BadInput as error:
         raise spec.error(str(error).replace("(the command line)", "(the spec)")) from None
     config = Config(**{**merged, "source_task": ",".join(sources), "target_task": target})

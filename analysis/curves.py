@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from wrappers import Task
 CurveKey = tuple[str, tuple[Task, ...]]  # a row, and its source if it has exactly one
 ONE_PANEL = 10  # curves of several sources that are still in one panel
 PANEL_COLUMNS = 2
+LEGEND_WIDTH = 40  # characters of a line in a legend
 AXES = {"step": "iterations (source agent steps + target iterations)", "target_updates": "updates of the target agent"}
 
 
@@ -124,14 +126,15 @@ def add_legend(figure: Figure, labels: list[str], panels: tuple[int, int] = (1, 
     panels: rows and columns of the figure.
     """
     handles = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    found, longest = (list(handles.values()), list(handles)), max(map(len, labels))
+    found = list(handles.values()), [textwrap.fill(label, LEGEND_WIDTH) for label in handles]
+    lines = [line for label in found[1] for line in label.splitlines()]
     rows, columns = panels
     width, height = (6.8, 4.2) if panels == (1, 1) else (4.4 * columns, 3.6 * rows + 0.6)
-    if len(labels) <= 4 and longest <= 40:
-        figure.set_size_inches(max(width, 7.2), max(height, 4.2) + 0.6)
+    if len(labels) <= 4:
+        figure.set_size_inches(max(width, 7.2), max(height, 4.2) + 0.12 * len(lines))
         figure.legend(*found, loc="outside lower center", ncols=2, fontsize=8)
     else:
-        figure.set_size_inches(width + 0.07 * longest, max(height, 1 + 0.2 * len(labels)))
+        figure.set_size_inches(width + 0.07 * max(map(len, lines)), max(height, 1 + 0.2 * len(lines)))
         figure.legend(*found, loc="outside right center", fontsize=8)
 
 

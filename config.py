@@ -45,7 +45,6 @@ FRACTIONS = (
     "key_tau"
 ).split()
 NOT_ZERO = ("initial_temperature",)
-
 LENGTHS = (  # settings that decide the phases of a run; `episodes` is collect.py's
     "pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every "
     "episodes"
@@ -88,15 +87,13 @@ class Config:
 
 @cache
 def _parse(text: str, suites: tuple[str, ...]) -> CommentedMap:
-    """The blocks in ``text``, parsed once for each set of suites: `read_blocks` adds the suites' settings to them."""
-    return YAML().load(text)
+    return YAML().load(text)  # again for other suites, whose settings `read_blocks` adds
 
 
 def read_blocks(path: Path = CONFIGS) -> CommentedMap:
     """The blocks of a settings file, with their comments; suites' settings that it lacks are added to `defaults`.
 
-    They are shared by all callers, so do not change them. Raises BadInput if the file cannot be read or has an
-    unknown key.
+    Callers share them: do not change them. Raises BadInput if the file cannot be read or has an unknown key.
     """
     try:
         blocks = _parse(path.read_text(), tuple(SUITES))

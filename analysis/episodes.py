@@ -15,7 +15,7 @@ from analysis.embeddings import source_names
 from config import Config
 from networks import State
 from tools import BadInput, progress_bar
-from training.checkpoint import load_agent, simulated_agent_task
+from training.checkpoint import CHECKPOINT, build_agent, load_agent, load_checkpoint, simulated_agent_task
 from training.evaluator import EVALUATION_SEED, evaluate
 from training.methods import find_method
 from training.policies import Observation, Policy, agent_policy
@@ -66,11 +66,17 @@ def valuing_policy(agent: BaseAgent, critics: list[Critic], estimates: list[list
 
 
 def bounding_critic(logdir: Path, config: Config, target: BaseAgent, device: torch.device) -> Critic | None:
-    """The source critic of Eq. 6 on the target's states; None without the value constraint, or with several sources."""
+    """The source critic of Eq. 6 on the target's states.
+
+    None without the value constraint, with several sources, or if the checkpoint has the target agent alone.
+    """
     sources = source_names(config)
     if not find_method(config.method).aligned_with_sources or config.value_constraint == "off" or len(sources) > 1:
         return None
-    source, _ = load_agent(logdir, sources[0], device)
+    saved = load_checkpoint(logdir / CHECKPOINT)
+    if sources[0] not in saved["agents"]:
+        return None
+    source, _ = build_agent(saved, logdir, sources[0], device)
     return lambda state: source.value(target.world.rssm.feat(state))
 
 

@@ -18,6 +18,7 @@ import analyse
 from analysis import embeddings, values
 from analysis.embeddings import AgentEmbeddings, embeddings_picture
 from analysis.episodes import EvaluatedRun, evaluate_run, run_labels
+from benchmarks.record import keep_agent
 from training.checkpoint import BEFORE_ALIGNMENT, CHECKPOINT, load_agent, load_checkpoint, save_checkpoint
 from training.collector import episode_seed
 from training.evaluator import EVALUATION_SEED
@@ -160,6 +161,13 @@ def test_estimates_and_rewards_are_those_of_the_episode_step_by_step(finished: P
     assert len(second.estimates) == 12 and len(second.rewards) == 13 and not second.terminated
     mean = np.mean([episode.rewards.sum() for episode in run.episodes])
     assert mean == pytest.approx(float(scores(finished)[-1]["mean"]))  # the run's own evaluation
+
+
+def test_a_target_agent_that_was_kept_alone_is_analysed_without_its_source(finished: Path, tmp_path: Path):
+    keep_agent(finished, tmp_path / "agent")
+    whole, alone = (evaluate_run(logdir, "run", 1, CPU) for logdir in (finished, tmp_path / "agent"))
+    assert whole.bounded and not alone.bounded
+    np.testing.assert_array_equal(alone.episodes[0].estimates, whole.episodes[0].estimates)
 
 
 def test_two_runs_one_without_the_agents_before_alignment(

@@ -7,6 +7,7 @@ actor-critic (SAC, arXiv 1801.01290) of Stable-Baselines3, with its default sett
 import copy
 import math
 import sys
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -29,12 +30,11 @@ Evaluation = dict[str, float]
 
 
 class Training:
-    """The course of training: evaluations, progress bar, and the reasons to end it."""
+    """The course of training: evaluations in ``env``, progress bar, and the reasons to end it."""
 
-    def __init__(self, config: Config, task: str, wanted: float, stop: StopRequest):
+    def __init__(self, config: Config, env: gymnasium.Env, wanted: float, stop: StopRequest):
         self.every, self.episodes = config.eval_every, config.eval_episodes
-        self.wanted, self.stop = wanted, stop
-        self.env = state_simulator(config, task)
+        self.env, self.wanted, self.stop = env, wanted, stop
         self.env.reset(seed=config.seed + EVALUATION_SEED)  # later resets continue its RNG
         self.evaluations: list[Evaluation] = []
         self.best: dict[str, torch.Tensor] | None = None  # weights of the best evaluation's policy
@@ -76,21 +76,20 @@ def train_expert(
         The policy of the best evaluation, which samples, and the evaluations.
     """
     module = import_without_gym_notice("stable_baselines3")
-    env = state_simulator(config, task)
-    space = env.unwrapped.observation_space
-    training = Training(config, task, ENOUGH * max_score, stop)
-    agent = module.SAC(
-        "MlpPolicy",
-        env,
-        seed=config.seed,
-        device=pick_device(config.device),
-        buffer_size=steps,
-        learning_starts=min(config.prefill, steps),
-    )
-    with stop.listening(), progress_bar(steps, "train expert") as bar:
-        agent.learn(steps, callback=lambda local, _: training.goes_on(agent, bar))
-    for simulator in (env, training.env):
-        simulator.close()
+    with ExitStack() as simulators:
+        env, second = (simulators.enter_context(closing(state_simulator(config, task))) for _ in range(2))
+        space = env.unwrapped.observation_space
+        training = Training(config, second, ENOUGH * max_score, stop)
+        agent = module.SAC(
+            "MlpPolicy",
+            env,
+            seed=config.seed,
+            device=pick_device(config.device),
+            buffer_size=steps,
+            learning_starts=min(config.prefill, steps),
+        )
+        with stop.listening(), progress_bar(steps, "train expert") as bar:
+            agent.learn(steps, callback=lambda local, _: training.goes_on(agent, bar))
     if training.best is not None:
         agent.policy.load_state_dict(training.best)
     if not training.reached and stop.signal is None:

@@ -57,7 +57,7 @@ def command() -> argparse.ArgumentParser:
         "--expert_steps", type=int, help=f"sac: at most so many agent steps of training (default: {EXPERT_STEPS})"
     )
     parser.add_argument("--checkpoint", type=Path, help="run directory of the agent, for --policy checkpoint")
-    parser.add_argument("--agent", help="which of the run's agents: target (default), source, source_2, ...")
+    parser.add_argument("--agent", help="which of the run's agents: target (default), source, or of several source_1, ...")
     return parser
 
 

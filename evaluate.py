@@ -21,7 +21,7 @@ from wrappers.shared.simulators import evaluation_envs
 def command() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--logdir", required=True, type=Path, help="run directory that holds the checkpoint")
-    parser.add_argument("--agent", default="target", help="target, source, source_2, ... (default: target)")
+    parser.add_argument("--agent", default="target", help="target, source, or of several source_1, source_2, ... (default: target)")
     parser.add_argument("--episodes", type=int, default=10, help="how many episodes (default: 10)")
     parser.add_argument("--task", help="another task to evaluate it on (default: the agent's own)")
     parser.add_argument("--seed", type=int, help="of the episodes (default: that of the run's own evaluations)")

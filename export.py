@@ -20,7 +20,7 @@ def command() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--logdir", required=True, type=Path, help="run directory that holds the checkpoint")
     parser.add_argument("--out", required=True, type=Path, help="file to write, NAME.pt2")
-    parser.add_argument("--agent", default="target", help="target, source, source_2, ... (default: target)")
+    parser.add_argument("--agent", default="target", help="target, source, or of several source_1, source_2, ... (default: target)")
     size_help = "of the images that the program will get, such as 96x72 (default: those of the dataset)"
     parser.add_argument("--image_size", metavar="HxW", help=size_help)
     return parser

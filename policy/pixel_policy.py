@@ -192,7 +192,7 @@ def load_policy(
     seed: int = 0,
     device: str = "cpu",
 ) -> PixelPolicy:
-    """The policy of an agent of the run in ``logdir``: ``target``, ``source``, ``source_2``, ...
+    """The policy of an agent of the run in ``logdir``: ``target``, ``source``, or of several ``source_1``, ...
 
     Actions are in the units of the dataset if the run mapped them, else in [-1, 1]. A source's are always in [-1, 1].
     Raises BadInput if there is no such run or agent, or if the agent observes no images.

@@ -22,7 +22,7 @@ VERSION = 1  # of the program's inputs, outputs and description
 class PolicyStep(nn.Module):
     """One policy step with images and actions in the user's form, the mode of the policy, as a function of its inputs.
 
-    Holds only what acting needs: no decoder, reward head or critic.
+    Contains only what acting needs: no decoder, reward head or critic.
     """
 
     def __init__(self, agent: BaseAgent, resize: BoxResize, action_map: ActionMap):

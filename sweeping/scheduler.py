@@ -143,7 +143,7 @@ class Scheduler:
             progress.state = State.WAITING
 
     def _stop(self) -> None:
-        """Tell running commands to save and stop; forget the others."""
+        """Tell running commands to save and stop; cancel the others."""
         self.stop_file.write_text(f"{platform.node()} {os.getpid()}\n")
         for task, progress in list(self.tasks.items()):
             if progress.state == State.QUEUED:

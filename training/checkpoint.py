@@ -256,7 +256,7 @@ def model_state(agents: dict[str, BaseAgent]) -> dict[str, Any]:
 def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT) -> tuple[BaseAgent, Config]:
     """An agent of a run, with its weights alone, and the run's settings.
 
-    ``domain`` is ``target``, ``source``, ``source_2``, ... Raises BadInput if there is no such agent or checkpoint.
+    ``domain`` is ``target``, ``source``, or of several ``source_1``, ... Raises BadInput if there is no such agent or checkpoint.
     """
     return build_agent(load_checkpoint(Path(logdir).expanduser() / file), logdir, domain, device)
 
@@ -304,7 +304,7 @@ def simulated_agent_task(logdir: Path, config: Config, domain: str) -> str:
 
 
 def agent_task(config: Config, domain: str) -> str:
-    """The task of ``target``, ``source`` or ``source_2`` in a run with these settings."""
+    """The task of ``target``, ``source`` or ``source_1``, ``source_2``, ... in a run with these settings."""
     if domain == "target":
         return config.target_task
     _, _, number = domain.partition("_")

@@ -147,5 +147,5 @@ SUITE = Suite(
     settings={"action_repeat": 1},
     has_success=True,
     max_return=500,  # 500 steps of at most 1
-    max_returns={"push_green": 428, "open_slide": 202},  # the paper's best target returns (CoWorld, its Table 3)
+    max_returns={"push_green": 428, "open_slide": 202},  # the paper's best target returns (CoWorld, from Meta-World)
 )

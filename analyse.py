@@ -19,11 +19,10 @@ frames.png: frames of an episode.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input, user_path  # isort: skip
 
 import argparse
 import sys
-from pathlib import Path
 
 from analysis.embeddings import alignment_table, compute_panels, embeddings_picture
 from analysis.episodes import evaluate_run, run_labels
@@ -36,9 +35,11 @@ from training.values import UNSEEN
 
 def command() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--logdir", required=True, nargs="+", type=Path, help="run directories with a checkpoint")
+    parser.add_argument("--logdir", required=True, nargs="+", type=user_path, help="run directories with a checkpoint")
     parser.add_argument("--episodes", type=int, default=10, help="evaluation episodes of each run (default: 10)")
-    parser.add_argument("--out", type=Path, help="folder for tables and pictures (default: RUN/analysis of the first)")
+    parser.add_argument(
+        "--out", type=user_path, help="folder for tables and pictures (default: analysis/ of the first run)"
+    )
     unseen_help = f"largest share of a return after the time limit (default: {UNSEEN})"
     parser.add_argument("--unseen", type=float, default=UNSEEN, help=unseen_help)
     parser.add_argument("--images", type=int, default=500, help="images of the dataset to embed (default: 500)")

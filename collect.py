@@ -6,13 +6,12 @@ python collect.py --task walker_downhill --out data/walker_downhill --quality me
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, StopRequest, directory_when_complete, exit_on_bad_input, write_text  # isort: skip
+from tools import BadInput, StopRequest, directory_when_complete, exit_on_bad_input, write_text, user_path  # isort: skip
 
 import argparse
 import json
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import config as settings
 from config import Config
@@ -36,7 +35,7 @@ QUALITIES = {"random": "random", "expert": "sac", "medium-replay": "dreamer", "m
 def command() -> argparse.ArgumentParser:
     parser = settings.parser(__doc__)
     parser.add_argument("--task", required=True, help="task name, as in co_training.py")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the episodes, new or empty")
+    parser.add_argument("--out", required=True, type=user_path, help="folder for the episodes, new or empty")
     parser.add_argument("--episodes", type=int, default=20, help="how many episodes; with --quality medium-*, at most")
     parser.add_argument(
         "--policy",
@@ -56,8 +55,8 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument(
         "--expert_steps", type=int, help=f"sac: at most so many agent steps of training (default: {EXPERT_STEPS})"
     )
-    parser.add_argument("--checkpoint", type=Path, help="run directory of the agent, for --policy checkpoint")
-    parser.add_argument("--agent", help="which of the run's agents: target (default), source, or of several source_1, ...")
+    parser.add_argument("--checkpoint", type=user_path, help="run directory of the agent, for --policy checkpoint")
+    parser.add_argument("--agent", help="which of the run's agents: target (default); source, or source_1, ...")
     return parser
 
 
@@ -98,12 +97,12 @@ def unused(config: Config, args: argparse.Namespace) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     config, args = settings.parse(command(), arguments)
     check(config, args)
-    stop = StopRequest()
+    stop, error = StopRequest(), None
     with directory_when_complete(args.out) as folder:
         if args.policy == "dreamer":
             description = collect_from_learner(config, args, folder)
         else:
-            description = collect_from_policy(config, args, folder, stop)
+            description, error = collect_from_policy(config, args, folder, stop)
         description |= {"episodes": len(description["returns"]), "policy": args.policy, "quality": args.quality}
         description |= {"seed": config.seed, "versions": {p: version(p) for p in ("mujoco", "torch")}}
         if description["episodes"]:
@@ -112,6 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
     if stop.signal is not None:
         print("stopped; the complete episodes are kept", file=sys.stderr)
         sys.exit(128 + stop.signal)
+    if error:
+        print("failed; the complete episodes are kept", file=sys.stderr)
+        raise error
 
 
 if __name__ == "__main__":

@@ -204,8 +204,7 @@ def check(key: str, value: Any) -> None:
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A command's parser. The command may add its own arguments before `parse`."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    return Parser(description=description, formatter_class=formatter, allow_abbrev=False)
+    return Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
 
 
 def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
@@ -216,10 +215,11 @@ def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) 
     blocks = read_blocks()
     command.add_argument(
         "--configs",
+        action="extend",
         nargs="+",
-        default=["defaults"],
+        default=argparse.SUPPRESS,
         metavar="BLOCK",
-        help=f"blocks of configs.yaml: {', '.join(blocks)}",
+        help=f"blocks of configs.yaml: {', '.join(blocks)} (default: defaults)",
     )
     group = command.add_argument_group("settings (configs.yaml)", "values shown are those of `defaults`")
     for key, value in blocks["defaults"].items():
@@ -235,7 +235,7 @@ def parse(command: argparse.ArgumentParser, arguments: list[str] | None = None) 
         raise BadInput(f"unknown argument {unknown[0]!r}; {nearest(name, options)}")
     args = vars(known)
     flags = {key: args.pop(key) for key in list(args) if key in blocks["defaults"]}
-    names = args.pop("configs")
+    names = args.pop("configs", ["defaults"])
     config = Config(**merge(blocks, names, flags), configs=[n for n in names if n != "defaults"])
     return config, argparse.Namespace(**args, given=list(flags))
 

@@ -8,13 +8,12 @@ python dataset.py describe DIR --preset vd4rl   writes dataset.json: how a well-
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input, user_path  # isort: skip
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from replay import FORMATS, DataMapping
 from replay.check import describe, find_problems
@@ -49,15 +48,16 @@ def parser() -> Parser:
         name: str, run: Callable[[argparse.Namespace], int], text: str, place: str = "DIR"
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
-        command.add_argument("directory", type=Path, metavar=place)
+        command.add_argument("directory", type=user_path, metavar=place)
         command.set_defaults(run=run)
         return command
 
     info = add("info", run_info, "statistics, a histogram of returns and a contact sheet")
-    info.add_argument("--out", type=Path, help="folder for the pictures; DIR, or the current one if DIR is read-only")
+    out_help = "folder for the pictures (default: DIR, or the current one if DIR is read-only)"
+    info.add_argument("--out", type=user_path, help=out_help)
     check = add("check", run_check, "name every bad file")
     change = add("convert", run_convert, "write the same episodes in another format", "IN")
-    change.add_argument("out", type=Path, metavar="OUT")
+    change.add_argument("out", type=user_path, metavar="OUT")
     writable = [name for name, format in FORMATS.items() if format.write is not None]
     change.add_argument("--to", choices=writable, required=True)
     label = add("label", run_label, "LeRobot: rewards from a list of successful episodes")

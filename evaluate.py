@@ -4,10 +4,9 @@ python evaluate.py --logdir RUN --episodes 10
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input, progress_bar, short_name  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input, progress_bar, short_name, user_path  # isort: skip
 
 import argparse
-from pathlib import Path
 
 from training.checkpoint import agent_role, check_fits, load_agent, simulated_agent_task
 from training.device import pick_device
@@ -20,13 +19,15 @@ from wrappers.shared.simulators import evaluation_envs
 
 def command() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--logdir", required=True, type=Path, help="run directory that holds the checkpoint")
-    parser.add_argument("--agent", default="target", help="target, source, or of several source_1, source_2, ... (default: target)")
+    parser.add_argument("--logdir", required=True, type=user_path, help="run directory that holds the checkpoint")
+    parser.add_argument(
+        "--agent", default="target", help="target; source, or source_1, source_2, ... (default: target)"
+    )
     parser.add_argument("--episodes", type=int, default=10, help="how many episodes (default: 10)")
     parser.add_argument("--task", help="another task to evaluate it on (default: the agent's own)")
     parser.add_argument("--seed", type=int, help="of the episodes (default: that of the run's own evaluations)")
     parser.add_argument(
-        "--video", type=Path, help="video to write, .gif or .mp4 (default: RUN/videos/evaluate-AGENT-TASK.gif)"
+        "--video", type=user_path, help="video to write, .gif or .mp4 (default: RUN/videos/evaluate-AGENT-TASK.gif)"
     )
     size_help = "pixels of the video's longer side; larger images keep their size (default: 256)"
     parser.add_argument("--video_size", type=int, default=256, help=size_help)

@@ -4,11 +4,10 @@ python export.py --logdir RUN --out policy.pt2
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input, write_atomically  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input, write_atomically, user_path  # isort: skip
 
 import argparse
 import re
-from pathlib import Path
 
 from policy import load_policy
 from policy.program import describe, export_program, largest_difference, to_bytes
@@ -18,9 +17,11 @@ TOLERANCE = 1e-5  # of actions in [-1, 1], between the program and the policy in
 
 def command() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--logdir", required=True, type=Path, help="run directory that holds the checkpoint")
-    parser.add_argument("--out", required=True, type=Path, help="file to write, NAME.pt2")
-    parser.add_argument("--agent", default="target", help="target, source, or of several source_1, source_2, ... (default: target)")
+    parser.add_argument("--logdir", required=True, type=user_path, help="run directory that holds the checkpoint")
+    parser.add_argument("--out", required=True, type=user_path, help="file to write, NAME.pt2")
+    parser.add_argument(
+        "--agent", default="target", help="target; source, or source_1, source_2, ... (default: target)"
+    )
     size_help = "of the images that the program will get, such as 96x72 (default: those of the dataset)"
     parser.add_argument("--image_size", metavar="HxW", help=size_help)
     return parser

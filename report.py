@@ -8,7 +8,7 @@ are no others.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import Parser, exit_on_bad_input  # isort: skip
+from tools import Parser, exit_on_bad_input, user_path  # isort: skip
 
 import argparse
 from pathlib import Path
@@ -20,8 +20,8 @@ from analysis.report_files import write_report
 
 def command() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders that contain run directories")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write (default: report)")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="DIR", help="folders that contain run directories")
+    parser.add_argument("--out", type=user_path, default=Path("report"), help="folder to write (default: report)")
     parser.add_argument("--unfinished", action="store_true", help="include runs that have no last evaluation yet")
     parser.add_argument(
         "--by", action="append", default=[], metavar="SETTING",

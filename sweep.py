@@ -8,7 +8,7 @@ runs.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input, write_text  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input, write_text, user_path  # isort: skip
 
 import argparse
 import sys
@@ -35,8 +35,8 @@ from wrappers import simulated_task
 
 def command() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("spec", type=Path, metavar="SPEC.yaml", help="what to run (docs/sweeps.md)")
-    parser.add_argument("--out", type=Path, help="folder of the run directories (default: runs/SPEC's name)")
+    parser.add_argument("spec", type=user_path, metavar="SPEC.yaml", help="what to run (docs/sweeps.md)")
+    parser.add_argument("--out", type=user_path, help="folder of the run directories (default: runs/SPEC's name)")
     parser.add_argument("--address", help="a running Ray cluster: auto, or HOST:PORT (default: this machine alone)")
     parser.add_argument("--dry_run", action="store_true", help="print the plan with its hours, and start nothing")
     parser.add_argument(

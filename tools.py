@@ -91,6 +91,9 @@ def exit_on_bad_input(main: Callable[[], object]) -> None:
         if isinstance(error, BrokenPipeError) and _output_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
             sys.exit(141)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG) and error.filename:
+            print(f"error: {error.filename}: {error.strerror}; give another path, or change it", file=sys.stderr)
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         print(f"error: {error.filename or 'a file'} cannot be written: {error.strerror}; free space", file=sys.stderr)
@@ -105,6 +108,11 @@ def _output_closed() -> bool:
 
 
 # Files
+
+
+def user_path(text: str) -> Path:
+    """A path on the command line. A shell leaves ``~`` in ``--out=~/data`` as it is."""
+    return Path(text).expanduser()
 
 
 def short_name(text: str) -> str:
@@ -211,27 +219,37 @@ def _is_running(process: int) -> bool:
 def directory_when_complete(out: Path) -> Iterator[Path]:
     """A hidden folder beside ``out`` that is renamed to ``out`` when the ``with`` ends, and removed if it raises.
 
-    An empty folder is removed too, and ``out`` is then not made. What an earlier, killed process left is deleted.
-    Raises BadInput if ``out`` is not empty, is the current folder, cannot be written, or if another process writes it.
+    ``out`` may be a link to a folder. An empty folder is removed too, and ``out`` is then not made. What an earlier,
+    killed process left is deleted; if the renaming fails, the hidden folder stays.
+    Raises BadInput if ``out`` is not empty, is the current folder or a mount point, cannot be written, or if another
+    process writes it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} is not empty; choose a new folder, nothing was overwritten")
-    if out.resolve() == Path.cwd():
+    place = out.resolve()
+    if place == Path.cwd():
         raise BadInput(f"{out} is the current folder, which cannot be replaced; choose a new one")
-    partial = out.with_name(f".{out.name}.partial")
+    if place.is_mount():
+        raise BadInput(f"{out} is a mount point, which cannot be replaced; choose a new folder in it")
+    partial = place.with_name(f".{place.name}.partial")
     with lock_directory(partial):
-        contents = partial / "contents"
+        contents, complete = partial / "contents", False
         try:
             shutil.rmtree(contents, ignore_errors=True)
             contents.mkdir()
             yield contents
             if any(contents.iterdir()):
-                contents.replace(out)
+                complete = True
+                contents.replace(place)
+                complete = False
         except OSError as error:
             reason = error.strerror or one_line(error)
+            if complete:
+                raise BadInput(f"{out} cannot be made: {reason}; all of it is in {contents}, move that") from error
             raise BadInput(f"{out}: cannot be written: {reason}; free space or choose another place") from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if not complete:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 # Images

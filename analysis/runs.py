@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.run_settings import read_settings
 from tools import BadInput
-from training.logger import read_scores
+from training.logger import read_scores, read_status
 from training.methods import METHODS, Method, PhaseKind
 from training.summary import offline_figures
 from wrappers import SUITES, Task, parse_task, simulated_task
@@ -91,9 +91,13 @@ class RunResult:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its last evaluation. The last round has two: one before it and one after it."""
+        """Whether the run has its last evaluation. The last round has two: one before it and one after it.
+
+        A finished run that is made longer is not finished until it has the next one.
+        """
         rounds = self.settings["rounds"]
-        return sum(score.round == rounds for score in self.scores) >= (2 if rounds else 1)
+        evaluated = sum(score.round == rounds for score in self.scores) >= (2 if rounds else 1)
+        return evaluated and read_status(self.folder).get("finished", True)
 
     @property
     def last_evaluation(self) -> str:

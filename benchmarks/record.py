@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
 from analysis.runs import read_run, run_folders
-from tools import BadInput, Parser, directory_when_complete, exit_on_bad_input, write_text
+from tools import BadInput, Parser, directory_when_complete, exit_on_bad_input, one_line, write_text
 from training.checkpoint import CHECKPOINT, build_agent, load_checkpoint, save_checkpoint
 
 POINTS = 100  # lines of curves.csv, at most
@@ -30,8 +30,14 @@ LARGEST = 100_000  # bytes of curves.csv
 
 
 def thinned_curves(path: Path, points: int) -> str:
-    """The curves of a metrics.jsonl as CSV, with at most ``points`` of its lines, the first and the last among them."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    """The curves of a metrics.jsonl as CSV, with at most ``points`` of its lines, the first and the last among them.
+
+    Raises BadInput if it is damaged.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged ({one_line(error)}); remove the line") from None
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(points, len(rows))).astype(int))]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
@@ -71,6 +77,8 @@ def main() -> None:
     parser.add_argument("--points", type=int, help="at most so many lines of curves (default: 100)")
     parser.add_argument("--agent", action="store_true", help="keep the weights of the target agent of the run `runs`")
     args = parser.parse_args()
+    if args.points is not None and args.points < 2:
+        raise BadInput(f"--points {args.points}: give 2 or more")
     if args.agent:
         if args.points is not None:
             raise BadInput("--points has no effect with --agent; remove it")
@@ -79,7 +87,7 @@ def main() -> None:
     written = 0
     for folder in run_folders([args.runs]):
         run, out = read_run(folder), args.out / folder.name
-        if run is not None and run.finished and not out.exists():
+        if run is not None and run.finished and (folder / "metrics.jsonl").exists() and not out.exists():
             record(folder, out, POINTS if args.points is None else args.points)
             written += 1
     print(f"{args.out}: {written} new records")

@@ -179,6 +179,8 @@ class PixelPolicy:
         which, n = np.atleast_1d(np.asarray(which)), len(self._observed)
         if which.dtype == bool and which.shape == (n,):
             return which
+        if which.shape == (0,):  # no episode has ended
+            return np.zeros(n, bool)
         if which.dtype.kind not in "iu" or which.ndim != 1 or (which < 0).any() or (which >= n).any():
             raise ValueError(f"reset of {which.tolist()}: give a mask of {n} rows, or indices below {n}")
         return np.isin(np.arange(n), which)

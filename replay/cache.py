@@ -99,7 +99,9 @@ class Cache:
         known = self._load_index()
         stats = {file.name: file.state() for file in files}
         fresh = {file.name: known[file.name] for file in files if self._is_fresh(known, file, stats[file.name])}
-        for name in known.keys() - fresh.keys():
+        # Another run may read the same folder's files of another format: their copies stay.
+        others = {name: e for name, e in known.items() if e.format != files[0].format.name and name not in stats}
+        for name in known.keys() - fresh.keys() - others.keys():
             self._remove(known[name])
         changed = [file for file in files if file.name not in fresh]
         added = 0
@@ -109,9 +111,9 @@ class Cache:
         finally:
             reader_process.stop()
             # Also after Ctrl-C or on a full disk, so that finished files are not read again.
-            if changed or added or known.keys() != fresh.keys():
+            if changed or added or known.keys() != fresh.keys() | others.keys():
                 with contextlib.suppress(BadInput):
-                    self._save_index(fresh)
+                    self._save_index(fresh | others)
         return [fresh[file.name] for file in files]
 
     def _read_files(self, files: list[DataFile], stats: dict[str, tuple[int, int]], entries: dict[str, Entry]) -> None:

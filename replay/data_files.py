@@ -37,8 +37,12 @@ class DataFile:
             BadInput: the file as a whole cannot be used. A loader raises it if only its episode cannot be used.
         """
         if self.format.separate_process:
-            return reader_process.list_episodes_in_process(self.format, self.path, raw, self.mapping)
-        return self.format.episodes(self.path, raw, self.mapping)
+            found = reader_process.list_episodes_in_process(self.format, self.path, raw, self.mapping)
+        else:
+            found = self.format.episodes(self.path, raw, self.mapping)
+        if not found:
+            raise BadInput(f"{self.path}: there is no episode in it; remove it or write it again")
+        return found
 
     def with_any_actions(self) -> "DataFile":
         """The same file, with episodes that have actions outside [-1, 1], if its format can read them so."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sweeping.jobs import RUN, read_status
+from sweeping.jobs import RUN
 from sweeping.scheduler import LOG, Progress, Scheduler, State, counts
 from tools import BadInput, progress_bar, write_csv
+from training.logger import read_status
 
 SECONDS_BETWEEN_LINES = 30.0  # in a log file
 SECONDS_BETWEEN_CSV = 5.0

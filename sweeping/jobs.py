@@ -1,6 +1,5 @@
 """The jobs of a sweep: datasets to collect, sources to pretrain, and runs, each a command line of this project."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from sweeping.sharing import Member, choose_leaders
 from sweeping.spec import ANY_SEED, NOT_IN_A_GRID, Run, Spec, setting_text
 from tools import BadInput, nearest, short_name
 from training.checkpoint import CHECKPOINT
+from training.logger import read_status
 from training.methods import Method, Phase, find_method
 from training.pretraining import PRETRAINED
 from training.used_settings import unused_settings, unused_suite_settings
@@ -112,8 +112,8 @@ def data_folder(spec: Spec, run: Run) -> str:
 
 def make_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Checks) -> list[Job]:
     """Every job, those that others need first. Raises BadInput if a dataset is missing and cannot be collected."""
-    data = {job.name: job for job in data_jobs(spec, planned, out, checks)}
     done = {p.run.name for p in planned if is_finished(out / p.run.name, p)}
+    data = {job.name: job for job in data_jobs(spec, planned, done, out, checks)}
     members = [Member(p.run.name, out / p.run.name, p.config, p.method) for p in planned]
     members = [member for member in members if member.name not in done or member.has_snapshot]
     any_seed = spec.share_pretraining == ANY_SEED
@@ -150,9 +150,10 @@ def data_name(planned: PlannedRun) -> str:
     return f"{DATA} {planned.config.offline_traindir}"
 
 
-def data_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Checks) -> Iterator[Job]:
-    """The collection of every dataset that is missing."""
+def data_jobs(spec: Spec, planned: Sequence[PlannedRun], done: set[str], out: Path, checks: Checks) -> Iterator[Job]:
+    """The collection of every dataset that is missing and that a run not in ``done`` needs."""
     found: dict[str, PlannedRun] = {}
+    needed = {p.config.offline_traindir for p in planned if p.run.name not in done}
     for p in planned:
         if not p.method.dataset or (folder := p.config.offline_traindir) == "":
             continue
@@ -164,7 +165,7 @@ def data_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Chec
         place = Path(folder).expanduser()
         if any(path.exists() and not path.is_dir() for path in (place, *place.parents)):
             raise spec.error(f"data: {folder} is not a folder, or is below a file")
-        if is_there(place):
+        if folder not in needed or is_there(place):
             continue
         if simulated_task(p.run.target) is None:
             raise spec.error(f"data: {folder} does not exist, and {p.run.target} has no simulator to collect it in")
@@ -198,15 +199,6 @@ def is_there(path: Path) -> bool:
 # What is done
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """A run's status.json: phase, step, steps, score, finished; {} if there is none."""
-    try:
-        status = json.loads((folder / "status.json").read_text())
-        return status if isinstance(status, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
 def is_finished(folder: Path, planned: PlannedRun) -> bool:
     """Whether the run in ``folder`` is finished with these settings. If they differ, co_training.py has to decide."""
     if not read_status(folder).get("finished"):
@@ -216,4 +208,6 @@ def is_finished(folder: Path, planned: PlannedRun) -> bool:
     tasks = [*planned.run.sources, planned.run.target]
     unused = unused_settings(config, planned.method).keys() | unused_suite_settings(tasks).keys()
     keys = vars(config).keys() - ignored - unused - {"eta_steps", "configs"}
+    if not planned.method.world_model and saved["size"] <= config.size:
+        keys -= {"size"}  # `fit_image_size` made it that of the dataset's images
     return all(saved.get(key) == getattr(config, key) for key in keys)

@@ -11,6 +11,7 @@ from test_layout import COMMANDS
 
 import co_training as program
 import collect
+import config as settings
 import evaluate
 import tools
 from tools import exit_on_bad_input
@@ -81,6 +82,8 @@ def test_bad_flags_of_co_training(
         ("coworld", "--state_alignment_scale 2 --state_alignment False", "without state_alignment"),
         ("coworld", "--value_constraint_scale 2 --value_constraint off", "without value_constraint"),
         ("coworld", "--actor_grad_mix 0.2", "without actor_grad both"),
+        ("coworld", "--warmup_updates 9 --warmup_rounds 0", "without warmup_rounds"),
+        ("coworld", "--source_iterations 9 --rounds 1", "without a second round"),
         ("coworld", "--metaworld_camera nonsense", "without a Meta-World task"),
         ("coworld", "--robodesk_action_repeat 2", "without a RoboDesk task"),
     ],
@@ -365,3 +368,13 @@ def test_help_lists_every_key_with_its_comment():
     shown = command("co_training.py", "--help").stdout
     assert all(f"--{key} VALUE" in shown for key in vars(tiny()) if key != "configs")
     assert "alpha" in shown and "random agent steps before the source agent learns" in " ".join(shown.split())
+
+
+def test_a_path_that_is_too_long(tmp_path: Path, capsys: pytest.CaptureFixture):
+    arguments = ["--logdir", tmp_path / ("x" * 300)]
+    assert "File name too long; give another path" in refused(evaluate.main, arguments, capsys)
+
+
+def test_configs_given_twice_are_joined():
+    config, _ = settings.parse(program.command(), ["--configs", "defaults", "dmc", "--configs", "debug"])
+    assert config.configs == ["dmc", "debug"] and config.batch_size == tiny().batch_size

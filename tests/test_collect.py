@@ -22,7 +22,7 @@ from agents.agent import Agent
 from replay import OfflineDataset
 from tools import BadInput
 from training.checkpoint import resume_point
-from training.collecting import score_to_reach
+from training.collecting import EpisodeSaver, learning_phases, score_to_reach
 from training.logger import read_scores
 from training.methods import SELECTED, Phase, PhaseKind
 from training.trainer import Trainer
@@ -311,3 +311,22 @@ def test_a_stopped_collection_keeps_its_complete_episodes(number: int, tmp_path:
     described = json.loads((tmp_path / "data" / "dataset.json").read_text())
     assert described["episodes"] == len(list((tmp_path / "data").glob("*.npz"))) == len(described["returns"]) > 0
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_random_steps_alone_are_evaluated_too():
+    phases = learning_phases(tiny(prefill=24, time_limit=12).replace(episodes=2))
+    assert [phase.kind for phase in phases][-2:] == [PhaseKind.PRETRAIN_SOURCE, PhaseKind.EVALUATE]
+
+
+def test_a_simulator_that_fails_does_not_lose_the_episodes_before(tmp_path: Path, monkeypatch, capsys):
+    saved = EpisodeSaver.save
+
+    def save(self: EpisodeSaver, episode: dict[str, np.ndarray]) -> None:
+        rewards = np.where(len(self.returns) < 2, episode["reward"], np.nan)
+        saved(self, {**episode, "reward": rewards})
+
+    monkeypatch.setattr(EpisodeSaver, "save", save)
+    arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--envs", 0, "--size", "32,32", "--time_limit", 5]
+    assert "reward" in refused(collect.main, [*arguments, "--configs", "defaults", "dmc"], capsys)
+    described = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert described["episodes"] == len(list((tmp_path / "data").glob("*.npz"))) == 2

@@ -373,3 +373,14 @@ def test_mutated_files_give_one_line_errors(tmp_path, monkeypatch, kind):
     reader_process.stop()
     grown = peak_memory() - before
     assert refused > 0 and grown < 700_000, f"{read} read, {refused} refused, {grown} kB more memory"
+
+
+def test_the_copies_of_one_format_stay_when_another_of_the_folder_is_opened(tmp_path: Path):
+    write_npz(tmp_path, [make_episode(rows) for rows in ROWS])
+    first = OfflineDataset(tmp_path, size=8, format="npz")
+    write_vd4rl(tmp_path, [make_episode(rows) for rows in ROWS])
+    OfflineDataset(tmp_path, size=8, format="hdf5")
+    assert first.sample(4, 6, np.random.default_rng(0))["image"].shape == (4, 6, 8, 8, 3)
+    for path in tmp_path.glob("*.npz"):
+        path.unlink()
+    assert OfflineDataset(tmp_path, size=8, format="hdf5").lengths == [rows - 1 for rows in ROWS]

@@ -169,11 +169,11 @@ def top_video(folder: Path, file: str = "chunk-000/file-000.mp4") -> Path:
     return folder / "videos" / TOP / file
 
 
-def change_column(folder: Path, name: str, value: object) -> None:
-    """Every row of the data gets ``value`` in a column; None: the column is removed."""
+def change_column(folder: Path, name: str, value: object, kind: pyarrow.DataType | None = None) -> None:
+    """Every row of the data gets ``value`` in a column, of another ``kind`` if given; None: the column is removed."""
     path = folder / "data/chunk-000/file-000.parquet"
     table = pyarrow.parquet.read_table(path)
-    index, kind = table.schema.get_field_index(name), table.schema.field(name).type
+    index, kind = table.schema.get_field_index(name), kind or table.schema.field(name).type
     table = table.drop_columns([name])
     if value is not None:
         table = table.add_column(index, name, pyarrow.array([value] * len(table), kind))
@@ -224,6 +224,12 @@ DAMAGE = {
         lambda f: (f / "coworld_labels.json").write_text('{"success": [1, 3]}'),
         "coworld_labels.json: episode 3 of 3",
     ),
+    "none": (
+        "v21",
+        lambda f: ((f / "meta/episodes.jsonl").write_text(""), spoil_info(f, total_episodes=0)),
+        "there is no episode in it",
+    ),
+    "text": ("v30", lambda f: change_column(f, "next.reward", "much", pyarrow.string()), "not a readable LeRobot"),
     "features": ("v30", lambda f: spoil_info(f, features={"a": 1}), "not the description of a LeRobot dataset"),
     "paths": ("v30", lambda f: spoil_info(f, data_path="../x"), "data_path leaves the dataset's folder"),
 }

@@ -217,3 +217,11 @@ def test_diverged_weights(run: Path):
         next(policy.agent.behavior.actor.parameters()).fill_(torch.nan)
     with pytest.raises(BadInput, match="not finite"):
         PixelPolicy(policy.agent)(IMAGE)
+
+
+def test_a_reset_of_no_episode_changes_nothing(run: Path):
+    policy, other = load_policy(run), load_policy(run)
+    for step in range(3):
+        images = np.stack([IMAGE + step] * 2)
+        policy.reset([]) if step else None
+        assert np.array_equal(policy(images), other(images))

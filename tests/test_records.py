@@ -11,15 +11,20 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import command
+from conftest import ROOT, command, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_report import write_run
 
 import tools
+from analysis.runs import read_run
+from benchmarks import record
+from co_training import algorithm_1
 from tools import BadInput
-from training.checkpoint import VERSION, load_checkpoint, save_checkpoint
+from training import visuals
+from training.checkpoint import VERSION, load_checkpoint, read_resumable, save_checkpoint
 from training.device import generator_state, restore_generator, restore_torch_rng, torch_rng_state
 from training.logger import Logger, read_scores
+from training.methods import METHODS
 from training.visuals import save_video
 
 
@@ -220,3 +225,68 @@ def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path):
     for name in ("config.yaml", "scores.csv"):
         assert (tmp_path / "kept/done" / name).read_bytes() == (tmp_path / "runs/done" / name).read_bytes()
     assert "0 new records" in command("benchmarks/record.py", tmp_path / "runs", tmp_path / "kept").stdout
+
+
+def test_a_folder_given_as_a_link_is_written_where_it_points(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with tools.directory_when_complete(tmp_path / "link") as folder:
+        (folder / "whole").write_text("whole")
+    assert (tmp_path / "disk" / "whole").exists() and (tmp_path / "link").is_symlink()
+
+
+def test_a_mount_point_is_refused_and_what_cannot_be_renamed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+        with pytest.raises(BadInput, match="is a mount point"), tools.directory_when_complete(tmp_path / "out"):
+            pass
+
+    def busy(self: Path, other: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    with (
+        pytest.raises(BadInput, match="busy; all of it is in"),
+        tools.directory_when_complete(tmp_path / "out") as folder,
+    ):
+        (folder / "whole").write_text("whole")
+    assert (tmp_path / ".out.partial/contents/whole").read_text() == "whole"
+
+
+def test_damaged_curves_and_folders_without_curves_give_no_record(tmp_path: Path, monkeypatch, capsys):
+    def run_record(*more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["record.py", str(tmp_path / "runs"), str(tmp_path / "kept"), *more])
+        record.main()
+
+    folder = write_run(tmp_path / "runs" / "done", [1, 20])
+    (folder / "metrics.jsonl").unlink()
+    run_record()
+    assert "0 new records" in capsys.readouterr().out  # it is itself a record, or a kept agent
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+    with pytest.raises(BadInput, match=r"metrics.jsonl is damaged"):
+        run_record()
+    with pytest.raises(BadInput, match="give 2 or more"):
+        run_record("--points", "0")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_run_that_is_made_longer_is_not_finished(tmp_path: Path):
+    folder = write_run(tmp_path / "run", [1, 20])
+    assert read_run(folder).finished
+    (folder / "status.json").write_text('{"finished": false}')
+    assert not read_run(folder).finished
+
+
+def test_a_kept_agent_cannot_be_resumed():
+    with pytest.raises(BadInput, match="has the weights of an agent alone"):
+        read_resumable(ROOT / "results/agents/walker_downhill", tiny(), METHODS["coworld"], algorithm_1, None)
+
+
+@pytest.mark.parametrize(("mean", "bottom"), [(-200.0, False), (200.0, True)])
+def test_scores_below_zero_are_inside_the_picture(mean: float, bottom: bool, tmp_path: Path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(visuals, "save_figure", lambda figure, path: limits.append(figure.axes[0].get_ylim()))
+    rows = [{"phase": phase, "step": "5", "mean": str(mean), "std": "1"} for phase in ("evaluate_random", "evaluate")]
+    visuals.score_curve(rows, "title", tmp_path / "scores.png")
+    low, high = limits[0]
+    assert low < mean < high and (low == 0) == bottom

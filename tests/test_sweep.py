@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
+import collect
 import sweep
 from config import to_yaml
 from sweeping import estimate
@@ -13,6 +14,7 @@ from sweeping.jobs import DATA, PRETRAINING, RUN, Checks, is_finished, make_jobs
 from sweeping.scheduler import Scheduler, State
 from sweeping.spec import expand, parse_pair, read_spec
 from tools import BadInput
+from training.methods import METHODS
 
 CHECKS = Checks(sweep.check_run, sweep.check_collection)
 SPEC = """
@@ -261,3 +263,40 @@ def test_a_target_without_a_simulator_needs_its_dataset(tmp_path: Path):
     (run,) = jobs_of(tmp_path, "method=offline_dv2", text=text)
     assert run.kind == RUN and run.name == "offline_dv2-my_robot-seed0"
     assert run.command[run.command.index("--target_task") + 1] == "my_robot"
+
+
+def test_an_update_of_every_method_can_be_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimate, "REPEATS", 1)
+    spec = read_spec(write_spec(tmp_path), [f"method=[{','.join(METHODS)}]"])
+    planned = planned_runs(spec, expand(spec), tmp_path / "out", CHECKS)
+    assert {p.run.method for p in planned} == set(METHODS)
+    assert all(estimate.seconds_per_update(p) > 0 for p in planned)
+
+
+def test_a_finished_model_free_run_is_done_with_the_size_of_its_data(tmp_path: Path):
+    spec, out = read_spec(write_spec(tmp_path), ["method=bc"]), tmp_path / "out"
+    (planned,) = planned_runs(spec, expand(spec), out, CHECKS)
+    run, size = out / planned.run.name, planned.config.size[0]
+    run.mkdir(parents=True)
+    (run / "status.json").write_text('{"finished": true}')
+    for side, done in ((size - 1, True), (size, True), (size + 1, False)):
+        (run / "config.yaml").write_text(to_yaml(planned.config.replace(size=[side, side])))
+        assert is_finished(run, planned) == done
+
+
+def test_a_dataset_that_only_finished_runs_used_is_not_collected_again(tmp_path: Path):
+    spec, out = read_spec(write_spec(tmp_path), ["method=offline_dv2"]), tmp_path / "out"
+    (planned,) = planned_runs(spec, expand(spec), out, CHECKS)
+    run = out / planned.run.name
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(planned.config))
+    (run / "status.json").write_text('{"finished": true}')
+    assert [job.kind for job in jobs_of(tmp_path, "method=offline_dv2")] == [RUN]
+
+
+def test_a_home_folder_in_data_is_where_the_dataset_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = SPEC.replace("DATA/", "~/data/")
+    (data,) = (job for job in jobs_of(tmp_path, "method=offline_dv2", text=text) if job.kind == DATA)
+    arguments = collect.command().parse_known_args(list(data.command[1:]))[0]
+    assert arguments.out == data.output == tmp_path / "data" / "walker_downhill"

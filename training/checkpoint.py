@@ -99,6 +99,8 @@ def read_resumable(
     if not (logdir / CHECKPOINT).exists():
         return config, None
     saved = load_checkpoint(logdir / CHECKPOINT)
+    if "phases" not in saved:
+        raise BadInput(f"{logdir} has the weights of an agent alone, which cannot be resumed; give another --logdir")
     saved["config"] = {"holdout": 0.0, **saved["config"]}  # an older run held out nothing
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
     if config.precision == "auto":
@@ -256,7 +258,7 @@ def model_state(agents: dict[str, BaseAgent]) -> dict[str, Any]:
 def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT) -> tuple[BaseAgent, Config]:
     """An agent of a run, with its weights alone, and the run's settings.
 
-    ``domain`` is ``target``, ``source``, or of several ``source_1``, ... Raises BadInput if there is no such agent or checkpoint.
+    ``domain`` is ``target``, ``source``, or ``source_1``, ... Raises BadInput if there is no such agent or checkpoint.
     """
     return build_agent(load_checkpoint(Path(logdir).expanduser() / file), logdir, domain, device)
 

@@ -22,6 +22,7 @@ from training.state_expert import train_expert
 from training.trainer import Trainer
 from wrappers import max_return, parse_task
 from wrappers.shared.simulators import check_trained_alike, collection_envs
+from wrappers.shared.vector import WorkerCrash
 
 EXPERT_STEPS = 200_000  # agent steps of an expert's training, at most
 SHARE_OF_MAXIMUM = {"medium-replay": 1 / 3, "medium-expert": 1.0}  # where the paper's collection stops
@@ -52,11 +53,10 @@ def learning_phases(config: Config) -> list[Phase]:
         Phase(PhaseKind.PREFILL, config.prefill),
         Phase(PhaseKind.PRETRAIN_SOURCE, config.pretrain),
     ]
-    while left > 0:
-        phases.append(Phase(PhaseKind.TRAIN_SOURCE, min(left, config.eval_every)))
-        phases.append(Phase(PhaseKind.EVALUATE, domain="source"))
-        left -= config.eval_every
-    return phases
+    lengths = [min(config.eval_every, left - done) for done in range(0, left, config.eval_every)]
+    for length in lengths:
+        phases += [Phase(PhaseKind.TRAIN_SOURCE, length), Phase(PhaseKind.EVALUATE, domain="source")]
+    return phases if lengths else [*phases, Phase(PhaseKind.EVALUATE, domain="source")]
 
 
 def collect_from_learner(config: Config, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -105,11 +105,15 @@ def copy_episodes(paths: list[Path], folder: Path) -> None:
             bar.update()
 
 
-def collect_from_policy(config: Config, args: argparse.Namespace, folder: Path, stop: StopRequest) -> dict[str, Any]:
+def collect_from_policy(
+    config: Config, args: argparse.Namespace, folder: Path, stop: StopRequest
+) -> tuple[dict[str, Any], BadInput | WorkerCrash | None]:
     """Episodes by random actions, or samples of the policy of a checkpoint's agent or an expert, saved to ``folder``.
 
-    ``args`` are collect.py's. ``stop`` ends it early. Returns the dataset's description.
+    ``args`` are collect.py's. ``stop`` ends it early. Returns the dataset's description, and the error that ended it
+    after the first episode, if there was one.
     """
+    error = None
     agent, policy, trained = None, None, {}
     if args.policy == "checkpoint":
         config, agent, policy = load_policy(config, args)
@@ -123,13 +127,18 @@ def collect_from_policy(config: Config, args: argparse.Namespace, folder: Path, 
         seed_everything(config.seed)
         episodes = EpisodeSaver(folder, config.seed, args.episodes)
         collector = Collector(envs, episodes.save, config.seed, config.action_noise)
-        collect_episodes(collector, policy, episodes, stop)
         description = envs[0].get_wrapper_attr("description")
+        try:
+            collect_episodes(collector, policy, episodes, stop)
+        except (BadInput, WorkerCrash) as raised:
+            if not episodes.returns:
+                raise
+            error = raised
     finally:
         for env in envs:
             env.close()
     figures = {"returns": episodes.returns, "steps": sum(episodes.lengths)}
-    return {**description, **figures, **trained, "action_noise": config.action_noise}
+    return {**description, **figures, **trained, "action_noise": config.action_noise}, error
 
 
 def load_policy(config: Config, args: argparse.Namespace) -> tuple[Config, Any, Policy]:

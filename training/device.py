@@ -102,5 +102,5 @@ def torch_rng_state() -> dict[str, Any]:
 
 def restore_torch_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    for device, cuda in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):  # there may be fewer now
+        torch.cuda.set_rng_state(cuda.cpu(), device)

@@ -291,6 +291,15 @@ class Logger:
             file.write(text)
 
 
+def read_status(logdir: Path) -> dict[str, Any]:
+    """A run's status.json: phase, step, steps, score, finished; {} if there is none."""
+    try:
+        status = json.loads((logdir / "status.json").read_text())
+        return status if isinstance(status, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
 def read_scores(logdir: Path, evaluated: bool = False) -> list[dict[str, str]]:
     """The lines of a run's scores.csv. Raises BadInput if there are none.
 

@@ -12,6 +12,8 @@ USED_IF: tuple[tuple[str, Callable[[Method, Config], object], str], ...] = (
     ("envs prefill pretrain replay_size", lambda method, config: method.online, ""),
     ("sparse_reward source_observation", lambda method, config: method.uses_sources, ""),
     ("pretrain_steps warmup_steps source_iterations", lambda method, config: method.uses_sources, ""),
+    ("warmup_updates warmup_steps", lambda method, config: config.warmup_rounds, "warmup_rounds"),
+    ("source_iterations", lambda method, config: config.rounds > 1, "a second round"),
     ("select", lambda method, config: method.online == "sources", ""),
     (
         "offline_traindir dataset_format dataset_cache image_key action_key reward_key done_key action_range holdout",

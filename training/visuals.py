@@ -141,7 +141,8 @@ def score_curve(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             axis.axhline(float(row["mean"]), color="gray", linestyle="--", label="random policy")
     axis.set_title(title, fontsize=min(12, 720 / max(len(title), 1)))  # a long title fits the width
     axis.set(xlabel="iterations (source agent steps + target iterations)", ylabel="episode return")
-    axis.set_ylim(bottom=0)
+    if all(float(row["mean"]) >= 0 for row in rows):
+        axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(loc="best")
     figure.tight_layout()

@@ -196,7 +196,8 @@ def _load(
     if success is not None:
         columns["reward"] = np.zeros(place.frames, np.float32)
         columns["reward"][-1] = success
-    episode = _to_rows(columns, where) | {"image": frames.images}
+    with safe_read(where, "LeRobot"):
+        episode = _to_rows(columns, where) | {"image": frames.images}
     standard = validate_episode(episode, where, mapping.any_actions)
     return standard | ({"image_shape": np.array(frames.shape)} if states is None else extras)
 

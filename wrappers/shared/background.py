@@ -29,7 +29,9 @@ def _read(path: Path, size: int) -> np.ndarray:
     try:
         frames = islice(_frames(path), _MAX_FRAMES)
         square = [ImageOps.fit(frame.convert("RGB"), (size, size)) for frame in frames]
-    except (UnidentifiedImageError, FFmpegError, OSError, ValueError, SyntaxError, LookupError) as error:
+    except (
+        UnidentifiedImageError, Image.DecompressionBombError, FFmpegError, OSError, ValueError, SyntaxError, LookupError
+    ) as error:  # fmt: skip
         what = "a video" if path.suffix.lower() in _VIDEOS else "a picture"
         raise BadInput(f"{path}: cannot be read as {what}: remove or replace it ({error})") from error
     if not square:

@@ -12,10 +12,10 @@ FRAMES = 9  # of an episode
 
 def frames_picture(runs: list[EvaluatedRun], path: Path) -> None:
     """A row for each run: evenly spaced frames of its first episode, with the step and the return up to it."""
-    figure, axes = plt.subplots(
-        len(runs), FRAMES, figsize=(1.5 * FRAMES + 0.5, 1.95 * len(runs)), squeeze=False, layout="constrained"
-    )
-    for row, run in zip(axes, runs, strict=True):
+    figure = plt.figure(figsize=(1.5 * FRAMES, 2.2 * len(runs)), layout="constrained")
+    for part, run in zip(figure.subfigures(len(runs), squeeze=False).flat, runs, strict=True):
+        part.suptitle(run.label, fontsize=9)
+        row = part.subplots(1, FRAMES)
         returns = run.episodes[0].rewards.cumsum()
         steps = np.unique(np.linspace(0, len(returns) - 1, FRAMES).round().astype(int))
         for axis, step in zip(row, steps, strict=False):
@@ -24,5 +24,4 @@ def frames_picture(runs: list[EvaluatedRun], path: Path) -> None:
             axis.set(xticks=[], yticks=[])
         for axis in row[len(steps) :]:
             axis.set_axis_off()
-        row[0].set_ylabel(run.label, fontsize=8)
     save_figure(figure, path)

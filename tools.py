@@ -49,6 +49,10 @@ class BadInput(Exception):
     """The user's input cannot be used. The message says what, where and what to do, in one line."""
 
 
+class WorkerCrash(RuntimeError):
+    """The process of an environment failed. The message has its traceback, or the signal or status it ended with."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `BadInput` instead of exiting. Values such as -5,3 are no options."""
 
@@ -75,6 +79,8 @@ def one_line(error: object) -> str:
 def exit_on_bad_input(main: Callable[[], object]) -> None:
     """Run ``main`` and exit. `BadInput` becomes one line on stderr and status 2, Ctrl-C one line and status 130.
 
+    A crash of a simulator's process is reported by its message alone, with status 1.
+
     If nobody reads the output any more (``| head``), nothing is printed and the status is 141, as of other programs.
     """
     try:
@@ -87,6 +93,8 @@ def exit_on_bad_input(main: Callable[[], object]) -> None:
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except WorkerCrash as crash:
+        sys.exit(f"error: {crash}")
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _output_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed

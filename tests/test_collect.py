@@ -20,9 +20,10 @@ import collect
 import evaluate
 from agents.agent import Agent
 from replay import OfflineDataset
-from tools import BadInput
+from tools import BadInput, exit_on_bad_input
 from training.checkpoint import resume_point
 from training.collecting import EpisodeSaver, learning_phases, score_to_reach
+from training.collector import Collector
 from training.logger import read_scores
 from training.methods import SELECTED, Phase, PhaseKind
 from training.trainer import Trainer
@@ -330,3 +331,19 @@ def test_a_simulator_that_fails_does_not_lose_the_episodes_before(tmp_path: Path
     assert "reward" in refused(collect.main, [*arguments, "--configs", "defaults", "dmc"], capsys)
     described = json.loads((tmp_path / "data" / "dataset.json").read_text())
     assert described["episodes"] == len(list((tmp_path / "data").glob("*.npz"))) == 2
+
+
+def test_a_crashed_simulator_ends_the_collection_with_one_message(tmp_path: Path, monkeypatch, capsys):
+    stepped = Collector.step
+
+    def step(self: Collector, policy: object = None) -> None:
+        if self.episodes_begun == 3:
+            os.kill(self.slots[0].env.pid, signal.SIGKILL)
+        stepped(self, policy)
+
+    monkeypatch.setattr(Collector, "step", step)
+    arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--envs", 1, "--size", "32,32", "--time_limit", 5]
+    with pytest.raises(SystemExit, match="error: the process of the environment dmc_walker_walk was killed by SIGKILL"):
+        exit_on_bad_input(lambda: collect.main([str(a) for a in arguments] + ["--configs", "defaults", "dmc"]))
+    assert "the complete episodes are kept" in capsys.readouterr().err
+    assert len(list((tmp_path / "data").glob("*.npz"))) == 2

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rollouts import run_python
 
-from tools import BadInput
+from tools import BadInput, WorkerCrash
 from wrappers import SUITES, Suite, Task, all_tasks, make_env, max_return, parse_task, register
 from wrappers.shared.simulators import (
     check_recorded_alike,
@@ -22,7 +22,7 @@ from wrappers.shared.simulators import (
     env_settings,
     evaluation_envs,
 )
-from wrappers.shared.vector import ProcessEnv, SyncEnv, WorkerCrash, make_envs
+from wrappers.shared.vector import ProcessEnv, SyncEnv, make_envs
 
 ROOT = Path(__file__).resolve().parent.parent
 

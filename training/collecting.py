@@ -9,7 +9,7 @@ import numpy as np
 
 from config import Config, resolve, run_directory
 from replay import save_episode
-from tools import BadInput, StopRequest, progress_bar
+from tools import BadInput, StopRequest, WorkerCrash, progress_bar
 from training.checkpoint import agent_role, check_fits, load_agent
 from training.collector import Collector
 from training.device import pick_device, seed_everything
@@ -22,7 +22,6 @@ from training.state_expert import train_expert
 from training.trainer import Trainer
 from wrappers import max_return, parse_task
 from wrappers.shared.simulators import check_trained_alike, collection_envs
-from wrappers.shared.vector import WorkerCrash
 
 EXPERT_STEPS = 200_000  # agent steps of an expert's training, at most
 SHARE_OF_MAXIMUM = {"medium-replay": 1 / 3, "medium-expert": 1.0}  # where the paper's collection stops

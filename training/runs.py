@@ -8,7 +8,7 @@ from pathlib import Path
 
 from config import Config, to_yaml
 from replay import OfflineDataset
-from tools import lock_directory, write_text
+from tools import WorkerCrash, lock_directory, write_text
 from training.checkpoint import DatasetIdentity, read_resumable
 from training.device import keep_freed_memory, pick_device, pick_precision, seed_everything, seed_training
 from training.domains import (
@@ -36,7 +36,6 @@ from training.pretraining import (
 from training.selector import SourceSelector
 from training.summary import draw_summary
 from training.trainer import Interrupted, Progress, Trainer
-from wrappers.shared.vector import WorkerCrash
 
 
 def dataset_identity(dataset: OfflineDataset | None) -> DatasetIdentity | None:

@@ -22,16 +22,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from tools import BadInput
+from tools import BadInput, WorkerCrash
 from wrappers.shared.backend import choose_backend, choose_backend_if_possible
 from wrappers.shared.suites import SUITES, Suite, Task, parse_task
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _CLOSED = (EOFError, ConnectionError)  # raised by a pipe whose other end is closed
-
-
-class WorkerCrash(RuntimeError):
-    """The process of an environment failed. The message has its traceback, or the signal or status it ended with."""
 
 
 class SyncEnv(gymnasium.Wrapper):

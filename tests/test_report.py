@@ -12,6 +12,7 @@ from test_co_training import train
 
 import co_training as program
 import report
+from analysis import report_files
 from analysis.cells import compute_results
 from analysis.heatmap import choose_baseline, heatmap_values
 from analysis.interquartile import interquartile_mean
@@ -56,6 +57,13 @@ def run_report(root: Path, *arguments: object) -> Path:
     return out
 
 
+def run_tables(root: Path, *arguments: object) -> Path:
+    """`run_report` without pictures, which take most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_files, "draw_pictures", lambda *results: [])
+        return run_report(root, *arguments)
+
+
 def table(out: Path, title: str) -> dict[str, dict[str, str]]:
     """The table under ``title`` in table.md: row -> column -> text."""
     section = (out / "table.md").read_text().split(f"## {title}")[1].split("\n## ")[0]
@@ -88,7 +96,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_cells_are_means_over_seeds_of_the_last_evaluation(runs: Path, capsys: pytest.CaptureFixture):
-    out = run_report(runs)
+    out = run_tables(runs)
     returns = table(out, "DeepMind Control: return")
     down, up = "walker_walk -> walker_downhill", "walker_walk -> walker_uphill"
     # sample deviations: |100 - 200| / sqrt 2 = 70.7, |40 - 60| / sqrt 2 = 14.1
@@ -104,7 +112,7 @@ def test_cells_are_means_over_seeds_of_the_last_evaluation(runs: Path, capsys: p
 
 
 def test_csv_files_hold_the_runs_and_the_cells(runs: Path):
-    out = run_report(runs)
+    out = run_tables(runs)
     cells = lines(out / "cells.csv")
     assert len(cells) == 8
     first = next(row for row in cells if row["folder"].endswith("down1"))
@@ -119,7 +127,7 @@ def test_csv_files_hold_the_runs_and_the_cells(runs: Path):
 
 
 def test_interquartile_mean_of_normalised_scores(runs: Path):
-    out = run_report(runs, "--max_score", 1010, "--max_score", f"{DOWNHILL}=211")
+    out = run_tables(runs, "--max_score", 1010, "--max_score", f"{DOWNHILL}=211")
     # downhill: (s - 11) / 200 = 0.445, 0.945; uphill: (s - 10) / 1000 = 0.03, 0.05; the middle two of four
     iqm = table(out, "Normalised score")["coworld"]
     assert iqm["IQM"] == "0.247" and (iqm["tasks"], iqm["runs"]) == ("2", "4")  # (0.05 + 0.445) / 2
@@ -127,7 +135,7 @@ def test_interquartile_mean_of_normalised_scores(runs: Path):
     assert iqm["95% interval"] == "0.237 to 0.497"  # (0.03 + 0.445) / 2 and (0.05 + 0.945) / 2
     assert table(out, "Normalised score")["coworld, value_constraint off"]["95% interval"] == "needs 2 seeds a task"
     text = (out / "table.md").read_text()
-    run_report(runs, "--max_score", 1010, "--max_score", f"{DOWNHILL}=211")
+    run_tables(runs, "--max_score", 1010, "--max_score", f"{DOWNHILL}=211")
     assert (out / "table.md").read_text() == text
 
 
@@ -138,7 +146,7 @@ def test_each_resample_keeps_every_tasks_number_of_seeds():
 
 
 def test_what_is_missing(runs: Path):
-    out = run_report(runs)
+    out = run_tables(runs)
     missing = table(out, "Missing")
     down, up = "walker_walk -> walker_downhill", "walker_walk -> walker_uphill"
     assert missing == {
@@ -153,12 +161,12 @@ def test_unfinished_runs_are_listed_and_left_out_unless_wanted(tmp_path: Path):
     root = tmp_path / "runs"
     write_run(root / "whole", [20, 50, 100], seed=0)
     write_run(root / "cut", [20, 60, 999], seed=1, finished=False)  # has round 2's evaluation, not the last
-    out = run_report(root)
+    out = run_tables(root)
     column = "walker_walk -> walker_downhill"
     assert table(out, "DeepMind Control: return")["coworld"][column] == "100 (1)"
     assert listed(out, "Not finished") == [f"{root / 'cut'}: last evaluation in round 2 of 2, not the one at the end"]
     assert [row["in_tables"] for row in lines(out / "cells.csv")] == ["True", "False"]
-    out = run_report(root, "--unfinished")
+    out = run_tables(root, "--unfinished")
     returns = table(out, "DeepMind Control: return")  # not averaged with the finished run
     assert returns["coworld"][column] == "100 (1)"
     assert returns["coworld, unfinished (round 2 of 2)"][column] == "60.0 (1)"
@@ -213,7 +221,7 @@ def test_a_registered_suite_and_method_are_in_the_report(tmp_path: Path, monkeyp
 def test_a_method_of_another_version_is_the_last_row_and_uses_its_sources(tmp_path: Path):
     write_run(tmp_path / "runs/1", [1, 2], method="older")
     write_run(tmp_path / "runs/2", [1, 2], method="online_dv2")
-    returns = table(run_report(tmp_path / "runs"), "DeepMind Control: return")
+    returns = table(run_tables(tmp_path / "runs"), "DeepMind Control: return")
     assert list(returns) == ["random policy", "online_dv2", "older"]
     assert "walker_walk -> walker_downhill" in returns["older"]
 
@@ -232,7 +240,7 @@ def test_success_where_the_suite_has_it(tmp_path: Path):
     for seed, success in enumerate((0.4, 0.8)):
         write_run(root / f"{seed}", [100, 300], seed=seed, success=success, **tasks)
     write_run(root / "down", [20, 30])
-    out = run_report(root)
+    out = run_tables(root)
     assert table(out, "RoboDesk: success rate, %") == {
         "random policy": {"button-press -> push_green": "0 +- 0 (2)", "average": "0"},
         "coworld": {"button-press -> push_green": "60 +- 28 (2)", "average": "60"},
@@ -247,7 +255,7 @@ def test_labels_name_the_settings_that_are_not_the_default(tmp_path: Path):
     write_run(root / "3", [1, 2], source_task="walker_run,walker_stand")
     write_run(root / "4", [1, 2], method="offline_dv2", source_task="", value_constraint="off")  # has no effect
     write_run(root / "5", [1, 2], source_task="walker_stand,walker_walk")
-    run_report(root)
+    run_tables(root)
     rows = {row["folder"][-1]: row["row"] for row in lines(tmp_path / "out/cells.csv")}
     assert rows == {
         "1": "coworld, state_alignment False, sparse_reward True",
@@ -290,7 +298,7 @@ def test_a_damaged_run_is_left_out_with_its_name(
     line = refused(report.main, [tmp_path / "runs"], capsys)
     assert str(bad) in line and message in line  # the only run
     write_run(tmp_path / "runs/good", [1, 2])
-    out = run_report(tmp_path / "runs")
+    out = run_tables(tmp_path / "runs")
     warning = capsys.readouterr().err
     assert str(bad) in warning and message in warning and "Traceback" not in warning
     assert len(listed(out, "Notes")) == 1 and len(lines(out / "cells.csv")) == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny
 from test_bad_input import refused
-from test_report import DOWNHILL, UPHILL, lines, listed, run_report, table, write_run
+from test_report import DOWNHILL, UPHILL, lines, listed, run_tables, table, write_run
 
 import report
 from analysis.conditions import stage_b_steps
@@ -43,7 +43,7 @@ def test_runs_on_two_datasets_are_in_two_rows(tmp_path: Path):
     data_run(root / "4", 5, "data/replay/walker_downhill", method="offline_dv2")
     data_run(root / "5", 50, "", method="online_dv2")
     data_run(root / "6", 7, "data/expert/walker_uphill", target_task="walker_uphill")  # the only one of its target
-    out = run_report(root)
+    out = run_tables(root)
     assert rows(out) == {
         "coworld, data expert": "15.0 +- 7.1 (2)",
         "coworld, data replay": "30.0 (1)",
@@ -68,7 +68,7 @@ def test_datasets_are_told_apart_by_the_last_two_folders(data: str, other: str, 
     data_run(tmp_path / "runs/1", 10, data, seed=0)
     data_run(tmp_path / "runs/2", 30, other, seed=1)
     expected = [f"coworld, data {name}" for name in names] or ["coworld"]
-    assert list(rows(run_report(tmp_path / "runs"))) == expected
+    assert list(rows(run_tables(tmp_path / "runs"))) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_datasets_are_told_apart_by_the_figures_in_the_checkpoints(
 ):
     data_run(tmp_path / "runs/1", 10, data, figures, seed=0)
     data_run(tmp_path / "runs/2", 30, other, others, seed=1)
-    found = rows(run_report(tmp_path / "runs"))
+    found = rows(run_tables(tmp_path / "runs"))
     assert len(found) == max(len(names), 1)
     assert all(any(row.endswith(name) for row in found) for name in names)
 
@@ -103,7 +103,7 @@ def test_datasets_are_told_apart_by_the_figures_in_the_checkpoints(
 def test_runs_of_two_lengths_are_in_two_rows(flags: dict, others: dict, names: list[str], tmp_path: Path):
     write_run(tmp_path / "runs/1", **{"scores": [1, 10], "seed": 0, **flags})
     write_run(tmp_path / "runs/2", **{"scores": [1, 30], "seed": 1, **others})
-    out = run_report(tmp_path / "runs")
+    out = run_tables(tmp_path / "runs")
     assert rows(out) == {f"coworld, {names[0]}": "10.0 (1)", f"coworld, {names[1]}": "30.0 (1)"}
     assert listed(out, "Notes") == []
 
@@ -114,14 +114,14 @@ def test_a_length_that_only_the_config_claims_does_not_count(tmp_path: Path):
     assert scores.read_text().count(",20,30,") == 1
     scores.write_text(scores.read_text().replace(",20,30,", ",60,30,"))  # target updates of the last evaluation
     expected = {"coworld, 20 target updates": "10.0 (1)", "coworld, 60 target updates": "30.0 (1)"}
-    assert rows(run_report(tmp_path / "runs")) == expected
+    assert rows(run_tables(tmp_path / "runs")) == expected
 
 
 def test_unfinished_runs_are_averaged_with_those_in_the_same_round(tmp_path: Path):
     for seed, (scores, finished) in enumerate([([1, 2, 100], True), ([1, 20, 0], False), ([1, 40, 0], False)]):
         write_run(tmp_path / f"runs/{seed}", scores, seed=seed, finished=finished)
     write_run(tmp_path / "runs/3", [7, 0], seed=3, finished=False, rounds=2)
-    assert rows(run_report(tmp_path / "runs", "--unfinished")) == {
+    assert rows(run_tables(tmp_path / "runs", "--unfinished")) == {
         "coworld": "100 (1)",
         "coworld, unfinished (round 1 of 2)": "7.0 (1)",
         "coworld, unfinished (round 2 of 2)": "30.0 +- 14.1 (2)",
@@ -138,7 +138,7 @@ def test_two_runs_of_one_cell_and_seed_are_refused_or_separated(tmp_path: Path, 
     line = refused(report.main, [root, "--out", tmp_path / "out"], capsys)
     assert str(one) in line and str(other) in line and "--by value_constraint_scale" in line
     assert not (tmp_path / "out").exists()
-    out = run_report(root, "--by", "value_constraint_scale")
+    out = run_tables(root, "--by", "value_constraint_scale")
     assert list(rows(out)) == [f"coworld, value_constraint_scale {v}.0" for v in (1, 3)]
     assert "nearest" in refused(report.main, [root, "--by", "value_constrain_scale"], capsys)
 
@@ -147,7 +147,7 @@ def test_seeds_of_a_cell_and_rows_of_a_target_that_differ_are_noted(tmp_path: Pa
     write_run(tmp_path / "runs/1", [1, 2], model_lr=1e-3, source_task="walker_run")
     write_run(tmp_path / "runs/2", [1, 2], model_lr=2e-3, source_task="walker_run", seed=1)
     write_run(tmp_path / "runs/3", [1, 2], model_lr=1e-3, method="offline_dv2", source_task="", time_limit=24)
-    assert listed(run_report(tmp_path / "runs"), "Notes") == [
+    assert listed(run_tables(tmp_path / "runs"), "Notes") == [
         "coworld, walker_run -> walker_downhill: seeds differ: model_lr 0.001 in seed 0; model_lr 0.002 in seed 1",
         f"{DOWNHILL}: rows differ: model_lr 0.001/0.002, time_limit 12 in coworld; "
         "model_lr 0.001, time_limit 24 in offline_dv2",
@@ -160,7 +160,7 @@ def test_rows_with_other_batches_networks_or_warm_ups_are_noted(tmp_path: Path):
         other = {"batch_size": 5, "units": 32, "warmup_updates": 9, "precision": "bfloat16", "size": "32,32"}
         write_run(tmp_path / f"runs/{target}2", [1, 2], target_task=target, method="offline_dv2", **other)
         write_run(tmp_path / f"runs/{target}3", [1, 2], target_task=target, method="dv2_finetune")
-    assert listed(run_report(tmp_path / "runs"), "Notes") == [
+    assert listed(run_tables(tmp_path / "runs"), "Notes") == [
         f"{DOWNHILL}, {UPHILL}: rows differ: batch_size 5, precision bfloat16, size [32, 32], units 32, "
         "warmup_updates 9 in offline_dv2; batch_size 3, precision float32, size [64, 64], units 16, "
         "warmup_updates 4 in coworld and dv2_finetune"
@@ -171,13 +171,13 @@ def test_notes_stay_short_with_many_rows_or_settings(tmp_path: Path):
     for method in ("coworld", "offline_dv2", "dv2_finetune", "multitask_dv2"):
         write_run(tmp_path / f"runs/{method}", [1, 2], method=method, units=32 if method == "coworld" else 16)
     place = f"{DOWNHILL}: rows differ: "
-    assert listed(run_report(tmp_path / "runs"), "Notes") == [f"{place}units 32 in coworld; units 16 in the others"]
+    assert listed(run_tables(tmp_path / "runs"), "Notes") == [f"{place}units 32 in coworld; units 16 in the others"]
     keys = ["cnn_depth", "dyn_deter", "dyn_hidden", "dyn_stoch", "imag_horizon", "reward_layers", "time_limit", "units"]
     write_run(tmp_path / "more/1", [1, 2], method="offline_dv2")
     write_run(tmp_path / "more/2", [1, 2], method="online_dv2", batch_size=9, **dict.fromkeys(keys, 9))
     names = ", ".join(["batch_size", *keys])
     expected = f"{place}9 settings ({names}) between offline_dv2; online_dv2"
-    assert listed(run_report(tmp_path / "more"), "Notes") == [expected]
+    assert listed(run_tables(tmp_path / "more"), "Notes") == [expected]
 
 
 def test_the_steps_of_eta_are_noted_only_if_they_were_given(tmp_path: Path):
@@ -188,10 +188,10 @@ def test_the_steps_of_eta_are_noted_only_if_they_were_given(tmp_path: Path):
     for scores in ([1, 2, 3], [1, 2, 3, 4]):
         steps = stage_b_steps(vars(tiny(rounds=len(scores) - 1)))
         write_run(tmp_path / "runs" / str(len(scores)), scores, eta_steps=steps)
-    assert listed(run_report(tmp_path / "runs"), "Notes") == []
+    assert listed(run_tables(tmp_path / "runs"), "Notes") == []
     write_run(tmp_path / "runs" / "given", [1, 2, 3], eta_steps=7, seed=1)
     assert any(
-        "eta_steps 0 in seed 0; eta_steps 7 in seed 1" in n for n in listed(run_report(tmp_path / "runs"), "Notes")
+        "eta_steps 0 in seed 0; eta_steps 7 in seed 1" in n for n in listed(run_tables(tmp_path / "runs"), "Notes")
     )
 
 
@@ -203,11 +203,11 @@ def test_settings_without_an_effect_on_a_row_are_not_noted(tmp_path: Path):
     write_run(root / "3", [1, 2], method="offline_dv2", **own, robodesk_action_repeat=4)
     write_run(root / "4", [1, 2], method="dv2_finetune_ewc", ewc_batches=7, ensemble=9, eta_start=0.5)
     write_run(root / "5", [1, 2], method="online_dv2", warmup_steps=7)
-    assert listed(run_report(root), "Notes") == []
+    assert listed(run_tables(root), "Notes") == []
     write_run(root / "6", [1, 2], source_task="robodesk_push_green", robodesk_action_repeat=2)
     write_run(root / "7", [1, 2], source_task="robodesk_push_red", robodesk_action_repeat=3, state_alignment_scale=2)
     write_run(root / "8", [1, 2], method="dv2_finetune_ewc", ewc_scale=7, seed=1)
-    notes = listed(run_report(root), "Notes")
+    notes = listed(run_tables(root), "Notes")
     assert any("robodesk_action_repeat 2 in coworld, push_green ->" in note for note in notes)
     assert any(note.startswith("dv2_finetune_ewc, walker_walk -> walker_downhill: seeds differ:") for note in notes)
     assert not any("offline" in note or "online" in note for note in notes)
@@ -223,11 +223,11 @@ def test_demo_and_debug_runs_are_left_out_unless_they_are_named(tmp_path: Path, 
     for name in ("a", "b"):
         write_run(root / f"debug-{name}", [1, 8], configs=("dmc", "debug"), batch_size=4 + (name == "b"))
     note = "left out 3 demo or debug runs, too short to compare methods; give a run's own directory to include it"
-    out = run_report(root)
+    out = run_tables(root)
     assert rows(out) == {"coworld": "40.0 (1)"} and listed(out, "Notes") == [note]
     assert f"warning: {note}" in capsys.readouterr().err and len(lines(out / "cells.csv")) == 1
     for folder in (demo, demo.parent):  # itself; or there is no other kind of run below the folder
-        out = run_report(folder)
+        out = run_tables(folder)
         assert rows(out) == {"coworld": "9.0 (1)"} and listed(out, "Notes") == []
         capsys.readouterr()
     line = refused(report.main, [root, demo], capsys)  # named, beside a real run
@@ -254,8 +254,8 @@ def test_an_error_suggests_only_settings_that_differ_and_matter(tmp_path: Path, 
 def test_a_score_can_be_the_mean_of_the_last_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture):
     write_run(tmp_path / "runs/0", [1, 10, 30], seed=0)
     write_run(tmp_path / "runs/1", [1, 20, 60], seed=1)
-    assert rows(run_report(tmp_path / "runs")) == {"coworld": "45.0 +- 21.2 (2)"}
-    out = run_report(tmp_path / "runs", "--last", "2")
+    assert rows(run_tables(tmp_path / "runs")) == {"coworld": "45.0 +- 21.2 (2)"}
+    out = run_tables(tmp_path / "runs", "--last", "2")
     assert rows(out) == {"coworld": "30.0 +- 14.1 (2)"}
     first = next(line for line in lines(out / "cells.csv") if line["seed"] == "0")
     assert (float(first["mean"]), int(first["episodes"])) == (20, 4)

@@ -5,17 +5,23 @@ python report.py runs --out report
 Every folder under the given ones that contains config.yaml and scores.csv is a run. Runs that differ only in their seed
 are in the same cell of the tables. Demo and debug runs are left out, unless their own directories are given or there
 are no others.
+
+If one folder is given, its file report.args may hold options for it; those of the command line come after them.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import Parser, exit_on_bad_input, user_path  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input, one_line, user_path  # isort: skip
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from analysis.curves import AXES
 from analysis.heatmap import BASELINES
 from analysis.report_files import write_report
+
+STORED = "report.args"
 
 
 def command() -> argparse.ArgumentParser:
@@ -50,8 +56,34 @@ def command() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> None:
+def stored_options(file: Path) -> list[str]:
+    """The options in a report.args, as words. Raises BadInput if the file cannot be read or has anything else."""
+    try:
+        words = shlex.split(file.read_text(), comments=True)
+        args = command().parse_args(["folder", *words])
+    except (OSError, ValueError, BadInput) as error:
+        raise BadInput(f"{file}: {one_line(error)}") from None
+    if len(args.runs) > 1:
+        raise BadInput(f"{file}: {args.runs[1]} is not an option; give folders on the command line")
+    return words
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line, after the options that its only folder stores."""
     args = command().parse_args(arguments)
+    files = [folder / STORED for folder in args.runs if (folder / STORED).is_file()]
+    if len(args.runs) > 1:
+        for file in files:
+            print(f"note: {file} is not used, because several folders are given", file=sys.stderr)
+        return args
+    words = [word for file in files for word in stored_options(file)]
+    if words:
+        print(f"options of {files[0]}: {shlex.join(words)}", file=sys.stderr)
+    return command().parse_args([*words, *arguments])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(sys.argv[1:] if arguments is None else arguments)
     text = write_report(
         args.runs, args.out, unfinished=args.unfinished, by=args.by, max_score=args.max_score, x=args.x,
         heatmap=args.heatmap, last=args.last,

@@ -262,3 +262,39 @@ def test_a_score_can_be_the_mean_of_the_last_evaluations(tmp_path: Path, capsys:
     assert float(first["std"]) == pytest.approx(np.std([9, 11, 29, 31]))  # of two episodes 1 from each mean
     for last, problem in [("4", "has only 3 evaluations"), ("0", "give 1 or more")]:
         assert problem in refused(report.main, [tmp_path / "runs", "--last", last], capsys)
+
+
+def test_a_folder_can_store_its_options(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root = tmp_path / "runs"
+    write_run(root / "0", [1, 10, 30], model_lr=1e-4)
+    write_run(root / "1", [1, 20, 60], model_lr=1e-3)
+    (root / "report.args").write_text("# the protocol\n--last 2 --by model_lr\n")
+    assert rows(run_tables(root)) == {"coworld, model_lr 0.0001": "20.0 (1)", "coworld, model_lr 0.001": "40.0 (1)"}
+    assert f"options of {root / 'report.args'}: --last 2 --by model_lr" in capsys.readouterr().err
+    out = run_tables(root, "--last", "1")  # of the command line
+    assert rows(out) == {"coworld, model_lr 0.0001": "30.0 (1)", "coworld, model_lr 0.001": "60.0 (1)"}
+
+
+def test_stored_options_are_not_used_for_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/report.args").write_text("--last 2")
+    assert report.parse([str(tmp_path / "b")]).last == 2
+    assert report.parse([str(tmp_path / "a"), str(tmp_path / "b")]).last == 1
+    assert f"note: {tmp_path / 'b/report.args'} is not used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"--last two", "invalid int value: 'two'"),
+        (b"--lst 2", "unrecognized arguments: --lst 2"),
+        (b"other --last 2", "other is not an option"),
+        (b"--by 'model_lr", "No closing quotation"),
+        (b"\xff", "can't decode byte"),
+    ],
+)
+def test_wrong_stored_options_are_refused(text: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_run(tmp_path / "0", [1, 2])
+    (tmp_path / "report.args").write_bytes(text)
+    line = refused(report.main, [tmp_path, "--out", tmp_path / "out"], capsys)
+    assert line.startswith(f"error: {tmp_path / 'report.args'}: ") and message in line

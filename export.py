@@ -24,6 +24,8 @@ def command() -> argparse.ArgumentParser:
     )
     size_help = "of the images that the program will get, such as 96x72 (default: those of the dataset)"
     parser.add_argument("--image_size", metavar="HxW", help=size_help)
+    precision_help = "of the program (default: the run's; where the processor has no bfloat16, float32 is faster)"
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help=precision_help)
     return parser
 
 
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.out.suffix != ".pt2" or args.out.is_dir():
         raise BadInput(f"--out {args.out}: give the name of a file that ends in .pt2")
     size = image_size(args.image_size) if args.image_size else None
-    policy = load_policy(args.logdir, args.agent)
+    policy = load_policy(args.logdir, args.agent, precision=args.precision)
     shape = (*(size or policy.image_shape[:2]), policy.image_shape[2])
     file = to_bytes(export_program(policy, shape), describe(policy, shape))
     difference = largest_difference(file, policy)
@@ -52,8 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     write_atomically(args.out, lambda out: out.write(file))
     print(
-        f"{args.out}: {policy.task or policy.name}, images {'x'.join(map(str, shape))}, {policy.action_dim} actions; "
-        f"actions are those of load_policy, largest difference {difference:.1g}"
+        f"{args.out}: {policy.task or policy.name}, images {'x'.join(map(str, shape))}, {policy.action_dim} actions, "
+        f"{policy.agent.config.precision}; actions are those of load_policy, largest difference {difference:.1g}"
     )
 
 

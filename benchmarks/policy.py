@@ -1,6 +1,6 @@
 """How long a policy takes for one image, in milliseconds: median and 95th percentile.
 
-    python benchmarks/policy.py [--settings paper small] [--steps 1000] [--threads 1]
+    python benchmarks/policy.py [--settings paper small] [--steps 1000] [--threads 1] [--precision float32]
 
 `load_policy` is the policy in Python, from a numpy image to a numpy action; `export` is the program of export.py, after
 it was written and read again. Both with images of the model's own size and with those of a 640 x 480 camera, which they
@@ -60,8 +60,8 @@ def exported_step(policy: PixelPolicy, shape: tuple[int, int, int]) -> Callable[
     return run
 
 
-def measure(name: str, steps: int) -> None:
-    values = settings.merge(settings.read_blocks(), BLOCKS[name], {"precision": "float32"})
+def measure(name: str, steps: int, precision: str) -> None:
+    values = settings.merge(settings.read_blocks(), BLOCKS[name], {"precision": precision})
     agent = TargetAgent(Config(**values, configs=[]), ACTIONS, ACTIONS, torch.device("cpu"))
     policy = PixelPolicy(agent)
     for shape in (policy.image_shape, CAMERA):
@@ -79,12 +79,13 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=BLOCKS, default=["paper", "small"])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     columns = " ".join(f"{column:>8}" for column in ("p50 ms", "p95 ms", "cpu p50", "cpu p95"))
-    print(f"{'setting':8} {'policy':12} {'image':11} {columns}    {args.threads} thread(s)")
+    print(f"{'setting':8} {'policy':12} {'image':11} {columns}    {args.threads} thread(s), {args.precision}")
     for name in args.settings:
-        measure(name, args.steps)
+        measure(name, args.steps, args.precision)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from training.device import pick_device
 class PixelPolicy:
     """An agent's policy with its recurrent state.
 
-    Symbols: N observations at once, A actions, H steps of imagination. Computes in float32 whatever the precision of
-    training. The latent is sampled, as in evaluations, so two policies with one seed give equal actions.
+    Symbols: N observations at once, A actions, H steps of imagination. Computes in the precision of the agent's
+    settings, as evaluations do. The latent is sampled, also as in evaluations, so two policies with one seed give equal
+    actions.
 
     Args:
         agent: it observes images.
@@ -84,12 +85,14 @@ class PixelPolicy:
             uniform = torch.rand(n, self.action_dim, device=device, generator=self.generator)
         inputs = {"image": torch.as_tensor(images, device=device)[:, None]}
         keep = torch.as_tensor(self._observed, device=device).float().unsqueeze(-1)
-        state = self.agent.policy_step(inputs, self._state, keep, self.agent.latent_noise(n, self.generator), uniform)
+        noise = self.agent.latent_noise(n, self.generator)
+        with self.agent.autocast():
+            state = self.agent.policy_step(inputs, self._state, keep, noise, uniform)
         if not torch.isfinite(state["action"]).all():
             raise BadInput(f"the agent's actions are not finite: {DIVERGED}")
         self._state, self._single = state, single
         self._observed[:] = True
-        actions = self.action_map(state["action"]).cpu().numpy()
+        actions = self.action_map(state["action"].float()).cpu().numpy()
         return actions[0] if single else actions
 
     def reset(self, which: Any = None, *, seed: int | None = None) -> None:
@@ -113,10 +116,11 @@ class PixelPolicy:
         method has no critic.
         """
         self._check_observed()
-        value = self.agent.state_value(self._state)
+        with self.agent.autocast():
+            value = self.agent.state_value(self._state)
         if value is None:
             raise ValueError(f"method {self.agent.config.method} has no critic, so no values")
-        value = value.cpu().numpy()
+        value = value.float().cpu().numpy()
         return float(value[0]) if self._single else value
 
     @torch.no_grad()
@@ -148,10 +152,11 @@ class PixelPolicy:
         world = self.agent.world
         padded = pad_action(self.action_map.inverse(actions), world.action_dim)
         latent = {key: value.expand(len(padded), -1) for key, value in latent.items()}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self.agent.autocast():
             torch.manual_seed(seed)
             feat = torch.cat(world.predict(latent, padded), 1)
-        images, rewards = world.decode(feat).cpu().numpy(), world.reward(feat).cpu().numpy()
+            images, rewards = world.decode(feat), world.reward(feat).float()
+        images, rewards = images.cpu().numpy(), rewards.cpu().numpy()
         return (images[0], rewards[0]) if single else (images, rewards)
 
     def _check_observed(self) -> None:
@@ -193,13 +198,19 @@ def load_policy(
     sample: bool = False,
     seed: int = 0,
     device: str = "cpu",
+    precision: str | None = None,
 ) -> PixelPolicy:
     """The policy of an agent of the run in ``logdir``: ``target``, ``source``, or of several ``source_1``, ...
 
     Actions are in the units of the dataset if the run mapped them, else in [-1, 1]. A source's are always in [-1, 1].
-    Raises BadInput if there is no such run or agent, or if the agent observes no images.
+    ``precision`` is float32 or bfloat16; by default the one that the run was trained and evaluated in.
+    Raises BadInput if there is no such run, agent or precision, or if the agent observes no images.
     """
     saved = load_checkpoint(Path(logdir).expanduser() / CHECKPOINT, advice="give another run")
+    if precision not in (None, "float32", "bfloat16"):
+        raise BadInput(f"precision {precision!r} is not float32 or bfloat16")
+    if precision:
+        saved = {**saved, "config": {**saved["config"], "precision": precision}}
     built, config = build_agent(saved, Path(logdir), agent, pick_device(device))
     data = saved.get("data") if agent == "target" else None
     return PixelPolicy(built, agent, agent_task(config, agent), data, sample=sample, seed=seed)

@@ -34,8 +34,9 @@ class PolicyStep(nn.Module):
         """image (N, H, W, C) uint8, state of (N, ...), first (N,) bool, noise (N, S) -> (action (N, A), new state)."""
         keep = (~first).float().unsqueeze(-1)
         inputs = {"image": self.resize(image)[:, None]}
-        state = self.agent.policy_step(inputs, state, keep, noise[:, None], None)
-        return self.action_map(state["action"]), state
+        with self.agent.autocast():
+            state = self.agent.policy_step(inputs, state, keep, noise[:, None], None)
+        return self.action_map(state["action"].float()), state
 
 
 def export_program(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = None) -> ExportedProgram:
@@ -70,6 +71,7 @@ def describe(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = Non
         "task": policy.task,
         "agent": policy.name,
         "method": policy.agent.config.method,
+        "precision": policy.agent.config.precision,
         "image": {"shape": list(shape), "dtype": "uint8", "model_size": policy.size},
         "action": {"names": list(names), "low": actions.low.tolist(), "high": actions.high.tolist()},
         "state": {key: list(value.shape[1:]) for key, value in state.items()},

@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads cost more than they gain
 
 import pytest
+import torch
 
 import collect
 import config as settings
@@ -19,6 +20,10 @@ ROOT = Path(__file__).parents[1]
 # A background job of a shell ignores Ctrl-C; the tests of Ctrl-C need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if PRECISION := os.environ.get("COWORLD_TEST_PRECISION"):  # what `precision: auto` is then, whatever the device
+    bfloat16 = {"float32": False, "bfloat16": True}[PRECISION]
+    torch.cpu.get_capabilities = lambda: {"avx512_bf16": bfloat16}
+    torch.cuda.get_device_capability = lambda device=None: (8, 0) if bfloat16 else (7, 5)
 
 SLOW_FIRST = (
     "test_sweep_runs",

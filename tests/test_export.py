@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import OFFLINE_METHODS, ROOT, tiny
 from test_policy import ACTIONS, BOUNDS, frames, save_run
 
 import export
-from policy import load_policy
+from policy import PixelPolicy, load_policy
 from policy.images import BoxResize
+from policy.program import describe, export_program, largest_difference, to_bytes
 from tools import BadInput, exit_on_bad_input, resize_images
+from training.methods import METHODS, AgentBuilder
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,40 @@ def test_the_example_of_the_page_runs_without_this_repository(tmp_path: Path):
     expected = np.stack([policy(image) for image in images])
     np.testing.assert_allclose(torch.load(tmp_path / "actions.pt").numpy(), expected, rtol=0, atol=1e-5)
     assert expected[:, 1].min() > 1 and np.std(expected, 0).min() > 0.1  # in the user's units, and not constant
+
+
+OWN_POLICIES = ("coworld", "offline_dv2", "bc", "curl", "lompo")  # other methods' agents act by the same code
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [(method, "bfloat16") for method in OWN_POLICIES]
+    + [pytest.param(m, "bfloat16", marks=pytest.mark.slow) for m in METHODS if m not in OWN_POLICIES]
+    + [pytest.param(m, "float32", marks=pytest.mark.slow) for m in METHODS],
+)
+def test_a_program_of_every_method_has_the_actions_of_load_policy(method: str, precision: str):
+    config = tiny(size="32,32", method=method, precision=precision)
+    names = {"target": ACTIONS} if method in (*OFFLINE_METHODS, "online_dv2") else {"source": 2, "target": ACTIONS}
+    agent = METHODS[method].agents(AgentBuilder(config, torch.device("cpu"), names, {}))["target"]
+    policy = PixelPolicy(agent)
+    about = describe(policy)
+    assert about["precision"] == precision
+    file = to_bytes(export_program(policy), about)
+    assert largest_difference(file, policy) <= export.TOLERANCE
+    if method in ("bc", "coworld") and precision == "bfloat16":  # the comparison can fail
+        agent.config = agent.config.replace(precision="float32")
+        assert largest_difference(file, policy) > export.TOLERANCE
+
+
+@pytest.mark.parametrize(("flag", "precision"), [(None, "bfloat16"), ("float32", "float32")])
+def test_the_precision_of_a_program_is_the_runs_or_the_one_asked_for(
+    flag: str | None, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    save_run(tmp_path, precision="bfloat16")
+    files = {"policy.json": ""}
+    torch.export.load(exported(tmp_path, *(["--precision", flag] if flag else [])), extra_files=files)
+    assert json.loads(files["policy.json"])["precision"] == precision
+    assert f"3 actions, {precision};" in capsys.readouterr().out
 
 
 def test_the_number_of_images_may_change_and_the_file_says_what_it_needs(tmp_path: Path):

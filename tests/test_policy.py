@@ -61,11 +61,15 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sample", [False, True])
 @pytest.mark.parametrize("discrete", [0, 4])
-def test_actions_are_those_of_an_evaluation_with_the_same_random_numbers(tmp_path: Path, discrete: int, sample: bool):
-    save_run(tmp_path, dyn_discrete=discrete)
+def test_actions_are_those_of_an_evaluation_with_the_same_random_numbers(
+    tmp_path: Path, discrete: int, sample: bool, precision: str
+):
+    save_run(tmp_path, dyn_discrete=discrete, precision=precision)
     policy = load_policy(tmp_path, sample=sample, seed=7)
+    assert policy.agent.config.precision == precision
     torch.manual_seed(7)
     act, state, first = agent_policy(policy.agent, sample), None, np.ones(2, bool)
     actions = []
@@ -78,6 +82,25 @@ def test_actions_are_those_of_an_evaluation_with_the_same_random_numbers(tmp_pat
         np.testing.assert_array_equal(actions[-1], expected)
         first = np.zeros(2, bool)
     assert np.std(actions, 0).min() > 1e-3 and np.abs(actions).max() <= 1
+
+
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_a_policy_computes_in_the_precision_of_its_run_or_in_the_one_asked_for(tmp_path: Path, discrete: int):
+    """Actions, values and predictions; float32 and bfloat16 differ, by less than the roundings of a few layers."""
+    save_run(tmp_path, dyn_discrete=discrete, precision="bfloat16")
+    image, actions = frames(1, 32, 32, 3)[0], np.zeros((3, ACTIONS))
+    results = []
+    for precision in (None, "bfloat16", "float32"):
+        policy = load_policy(tmp_path, precision=precision)
+        action, (images, rewards) = policy(image), policy.imagine(actions)
+        assert action.dtype == rewards.dtype == np.float32 and images.dtype == np.uint8
+        results.append(np.concatenate([action, [policy.value()], rewards[:1]]))
+    own, same, other = results
+    np.testing.assert_array_equal(own, same)
+    assert (own != other).any()
+    np.testing.assert_allclose(own, other, rtol=0, atol=0.05)
+    with pytest.raises(BadInput, match="precision 'float16' is not float32 or bfloat16"):
+        load_policy(tmp_path, precision="float16")
 
 
 def test_random_numbers_of_the_program_are_not_used(run: Path):

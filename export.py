@@ -24,7 +24,7 @@ def command() -> argparse.ArgumentParser:
     )
     size_help = "of the images that the program will get, such as 96x72 (default: those of the dataset)"
     parser.add_argument("--image_size", metavar="HxW", help=size_help)
-    precision_help = "of the program (default: the run's; where the processor has no bfloat16, float32 is faster)"
+    precision_help = "of the program (default: the run's, so that actions are those of evaluations)"
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help=precision_help)
     return parser
 

@@ -14,17 +14,18 @@ Offline phases train the target agent, online phases the source agent. Three tie
 from tools import BadInput, exit_on_bad_input, multiples_crossed  # isort: skip
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 import config as settings
-from agents.base import Batch
+import models
+from agents.base import Batch, Metrics
 from config import Config
-from training import online
 from training.checkpoint import BEFORE_ALIGNMENT
 from training.domains import OnlineDomain, domain_tasks
 from training.methods import (
@@ -36,6 +37,7 @@ from training.methods import (
     evaluates_in_simulator,
     find_method,
 )
+from training.policies import agent_policy
 from training.pretraining import (
     PRETRAINED,
     AlreadyPretrained,
@@ -65,30 +67,69 @@ def algorithm_1(config: Config) -> list[Phase]:
     return [*phases, Phase(PhaseKind.EVALUATE, round=config.rounds)]
 
 
+# Evaluations
+
+
+def evaluate_random(trainer: Trainer, phase: Phase) -> None:
+    """The score of random actions, for comparison."""
+    trainer.evaluate(None, phase)
+
+
+def evaluate(trainer: Trainer, phase: Phase) -> None:
+    """The score of the agent, acting with the mode of its policy."""
+    trainer.evaluate(agent_policy(trainer.domains[phase.domain].agent, sample=False), phase)
+
+
 # Online phases: the source agent
+
+
+def prefill(trainer: Trainer, phase: Phase) -> None:
+    """Random steps in the simulator, for the first batches."""
+    source = trainer.source(phase)
+    stride = len(source.collector)
+    for _ in trainer.steps(phase, stride):
+        source.collector.step()
+        trainer.progress.source_steps += stride
 
 
 def pretrain_source(trainer: Trainer, phase: Phase) -> None:
     """Updates of the source agent without steps in its simulator."""
-    online.pretrain_source(trainer, phase, lambda trainer, source: update_source(trainer, source, phase))
+    source = trainer.source(phase)
+    for _ in trainer.steps(phase):
+        update_source(trainer, source, phase)
 
 
 def train_source(trainer: Trainer, phase: Phase) -> None:
-    """Step the source simulator and update the source agent: Eq. 2 (with Eq. 4, 5 if aligned), then Eq. 7 and 11."""
-    online.train_source(trainer, phase, lambda trainer, source: update_source(trainer, source, phase))
+    """Step the source's simulators; while they run, update the source agent once every ``train_every`` agent steps."""
+    source, progress = trainer.source(phase), trainer.progress
+    policy, stride = source.policy, len(source.collector)
+    for _ in trainer.steps(phase, stride):
+        source.collector.start(policy)
+        progress.source_steps += stride
+        progress.aligned_steps += stride * phase.aligned
+        for _ in range(multiples_crossed(progress.source_steps, stride, trainer.config.train_every)):
+            update_source(trainer, source, phase)
+        source.collector.finish()
 
 
 def update_source(trainer: Trainer, source: OnlineDomain, phase: Phase) -> None:
-    online.update_source(trainer, source, target_batch(trainer, source) if phase.aligned else None)
-
-
-def target_batch(trainer: Trainer, source: OnlineDomain) -> Batch:
-    """A batch of target data for reward alignment.
-
-    A source on low-dimensional states cannot encode images, so it gets the target encoder's embedding.
-    """
-    batch = trainer.target.next_batch()
-    return {**batch, "embed": trainer.target.agent.embed(batch)} if source.agent.state else batch
+    """One update of the source: world model (Eq. 2; if aligned Eq. 4, 5 too), critic (Eq. 11) and actor (Eq. 7)."""
+    progress = trainer.progress
+    if trainer.method.shared_world_model:
+        metrics = update_multitask_source(trainer, source, phase)
+    elif phase.aligned:
+        target_batch, target_embed = trainer.target.next_batch(), None
+        if source.agent.state:  # on low-dimensional states it cannot encode images: the target's encoder does
+            target_embed = trainer.target.agent.embed(target_batch)
+        eta = models.eta(progress.aligned_steps, trainer.config)
+        metrics = source.agent.update(source.next_batch(), target_batch, eta, target_embed)
+    else:
+        metrics = source.agent.update(source.next_batch())
+    if source is trainer.target:  # `online_dv2` learns in the target's simulator
+        progress.target_updates += 1
+    else:
+        progress.source_updates += 1
+    trainer.logger.add(source.name, metrics)
 
 
 # Offline phases: the target agent
@@ -110,24 +151,26 @@ def train_target(trainer: Trainer, phase: Phase) -> None:
 
 def update_target(trainer: Trainer, phase: Phase, behavior: bool = True) -> None:
     """One update of the target's world model (Eq. 3), then of its critic (Eq. 6) and actor (Eq. 7) if ``behavior``."""
-    target, progress = trainer.target, trainer.progress
-    batch, peer, source_critic = target.next_batch(), None, None
+    target, batch, source_critic = trainer.target, trainer.target.next_batch(), None
     if trainer.method.aligned_with_sources:
-        peer, source_critic = select_source(trainer, phase, batch)
-    elif trainer.method.shared_world_model:  # Multi-task DV2
-        peer = trainer.sources[0].next_batch()
-    post, metrics = target.agent.update_world_model(batch, peer, step=progress.aligned_steps)
+        source_embed, source_critic = select_source(trainer, phase, batch)
+        post, metrics = target.agent.update_world_model(batch, source_embed)
+    elif trainer.method.shared_world_model:
+        post, metrics = target.agent.update_world_model(batch, trainer.sources[0].next_batch())
+    else:
+        post, metrics = target.agent.update_world_model(batch)
     if behavior:
         metrics |= target.agent.update_behavior(post, source_critic)
-    progress.target_updates += 1
+    trainer.progress.target_updates += 1
     trainer.logger.add(target.name, metrics)
 
 
-def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Batch | None, nn.Module | None]:
+def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Tensor | None, nn.Module | None]:
     """Select the source of an update: its embedding of the batch, for stage A, and its critic, for stage C.
 
     Each is None if its tie is switched off.
     """
+    config = trainer.config
     if trainer.progress.target_updates == 0:
         trainer.save_models(BEFORE_ALIGNMENT)  # analyse.py compares embeddings before and after
     agents, source_batches = [source.agent for source in trainer.sources], None
@@ -135,9 +178,9 @@ def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Batch |
         source_batches = [source.next_batch() for source in trainer.sources]
     selection = trainer.selector.select(trainer.target.agent, agents, batch, source_batches)
     trainer.log_selection(selection, phase)
-    peer = {"source_embed": selection.embed} if trainer.config.state_alignment else None
-    constrained = trainer.config.value_constraint != "off"
-    return peer, agents[selection.index].frozen_critic if constrained else None
+    source_embed = selection.embed if config.state_alignment else None
+    source_critic = agents[selection.index].frozen_critic if config.value_constraint != "off" else None
+    return source_embed, source_critic
 
 
 # Baselines
@@ -149,8 +192,20 @@ def train_offline(trainer: Trainer, phase: Phase) -> None:
     for _ in trainer.steps(phase):
         progress.target_iterations += 1
         if multiples_crossed(progress.target_iterations, 1, trainer.config.train_every):
-            trainer.logger.add(target.name, target.agent.update(target.next_batch(), step=progress.target_updates))
+            trainer.logger.add(target.name, target.agent.update(target.next_batch()))
             progress.target_updates += 1
+
+
+def update_multitask_source(trainer: Trainer, source: OnlineDomain, phase: Phase) -> Metrics:
+    """Multi-task DV2: `Phase.world_model_share` of the source's updates train the one world model, on both domains.
+
+    The others train the source's actor and critic alone, on the world model as it is.
+    """
+    done, share = trainer.progress.source_updates, phase.world_model_share
+    if math.ceil((done + 1) * share) > math.ceil(done * share):
+        target_batch = trainer.target.next_batch()
+        return source.agent.update(source.next_batch(), target_batch)
+    return source.agent.update_behavior(source.agent.infer_posterior(source.next_batch()))
 
 
 def transfer_source_to_target(trainer: Trainer, phase: Phase) -> None:
@@ -162,7 +217,9 @@ def transfer_source_to_target(trainer: Trainer, phase: Phase) -> None:
 
 
 LOOPS = {
-    **online.ONLINE_LOOPS,  # PREFILL, EVALUATE_RANDOM, EVALUATE
+    PhaseKind.EVALUATE_RANDOM: evaluate_random,
+    PhaseKind.EVALUATE: evaluate,
+    PhaseKind.PREFILL: prefill,
     PhaseKind.PRETRAIN_SOURCE: pretrain_source,
     PhaseKind.TRAIN_SOURCE: train_source,
     PhaseKind.WARM_UP_TARGET: warm_up_target,

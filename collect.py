@@ -14,6 +14,7 @@ import sys
 from importlib.metadata import version
 
 import config as settings
+from co_training import LOOPS
 from config import Config
 from training.collecting import EXPERT_STEPS, SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
 from training.methods import COLLECTION, check_blocks
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     stop, error = StopRequest(), None
     with directory_when_complete(args.out) as folder:
         if args.policy == "dreamer":
-            description = collect_from_learner(config, args, folder)
+            description = collect_from_learner(config, args, folder, LOOPS)
         else:
             description, error = collect_from_policy(config, args, folder, stop)
         description |= {"episodes": len(description["returns"]), "policy": args.policy, "quality": args.quality}

@@ -6,7 +6,7 @@ M sources. A prime (phi', psi', xi') marks the source domain, as in the paper.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,6 @@ from networks import (
 )
 
 RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, actions, ensemble members
-Constraint = Callable[[Tensor, Tensor], Tensor]  # (value, feat) -> Eq. 6's alpha term of each state
 
 
 # Losses ---------------------------------------------------------------------------------------------------------
@@ -101,6 +100,12 @@ def reward_alignment(source_nll: Tensor, target_nll: Tensor, eta: float) -> Tens
     return eta * source_nll + (1 - eta) * target_nll
 
 
+def eta(step: int, config: Config) -> float:
+    """Eq. 5's eta after ``step`` agent steps of stage B: from ``eta_start`` to ``eta_end`` over ``eta_steps``."""
+    share = min(step / config.eta_steps, 1.0) if config.eta_steps > 0 else 1.0
+    return config.eta_start + (config.eta_end - config.eta_start) * share
+
+
 def lambda_return(reward: Tensor, next_value: Tensor, discount: Tensor, lambda_: float) -> Tensor:
     """Eq. 8: V_t = r_t + gamma_t ((1 - lambda) v(z_{t+1}) + lambda V_{t+1}), and V_H = r_H + gamma_H v(z_{H+1}).
 
@@ -118,13 +123,6 @@ def value_constraint(value: Tensor, source_value: Tensor, mode: str) -> Tensor:
     If the source critic's value is the larger, the term has no gradient.
     """
     return value if mode == "brute" else torch.maximum(value, source_value.detach())
-
-
-def critic_constraint(source_critic: nn.Module, mode: str, value: Tensor, feat: Tensor) -> Tensor:
-    """`value_constraint` with the source critic's value of the target's features (..., F), a constant."""
-    with torch.no_grad():
-        source_value = source_critic(feat)
-    return value_constraint(value, source_value, mode)
 
 
 def weighted_sum(losses: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
@@ -220,13 +218,14 @@ class WorldModel(nn.Module):
         return self.rollout_posterior(self.embed(batch), batch["action"], noise=noise)
 
     def observe_pair(
-        self, batches: Sequence[dict[str, Tensor]], noise: Sequence[Tensor]
+        self, batches: Sequence[dict[str, Tensor]], noise: Sequence[Tensor], second_embed: Tensor | None = None
     ) -> tuple[WorldModelOutput, WorldModelOutput]:
-        """`observe` for two batches in one scan. A batch may have its ``embed`` (B, T, E) instead of observations."""
+        """`observe` for two batches in one scan. The second may have an embedding (B, T, E) already."""
+        first, second = batches
         actions = [pad_action(batch["action"], self.action_dim) for batch in batches]
-        embeds = [batch["embed"] if "embed" in batch else self.embed(batch) for batch in batches]
+        embeds = [self.embed(first), self.embed(second) if second_embed is None else second_embed]
         pair = self.rollout_posterior(torch.cat(embeds), torch.cat(actions), noise=torch.cat(list(noise)))
-        return pair.split(len(batches[0]["action"]))
+        return pair.split(len(first["action"]))
 
     def rollout_posterior(
         self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
@@ -368,20 +367,19 @@ class ActorCritic(nn.Module):
         return -(weight[:-1] * objective).mean()
 
     def critic_loss(
-        self, feat: Tensor, returns: Tensor, weight: Tensor, constraint: Constraint | None, alpha: float
+        self, feat: Tensor, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str, alpha: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 11; with ``constraint(value, feat)``, the term of Eq. 6 that alpha weighs, Eq. 6.
+        """Eq. 11; with the source critic's values of the same states, Eq. 6: adds alpha * `value_constraint`.
 
-        feat (H, N, F), returns and weight (H, N) -> the loss, a scalar, and metrics of the constraint.
+        feat (H, N, F), returns, weight and source_value (H, N) -> the loss, a scalar, and metrics of the constraint.
         """
-        feat = feat.detach()
-        value = self.critic(feat)
+        value = self.critic(feat.detach())
         nll = scalar_nll(value, returns.detach())
-        if constraint is None:
+        if source_value is None:
             return (weight * nll).mean(), {}
-        extra = constraint(value, feat)
-        active = (extra == value).float().mean()  # else the source critic's value is the larger
-        metrics = {"value_constraint": extra.detach().mean(), "constraint_active": active}
+        extra = value_constraint(value, source_value, mode)
+        active = (value >= source_value) | (mode == "brute")  # elsewhere the term has no gradient
+        metrics = {"value_constraint": extra.detach().mean(), "constraint_active": active.float().mean()}
         return (weight * (nll + alpha * extra)).mean(), metrics
 
 

@@ -1,14 +1,12 @@
 """DreamerV2: a world model (phi), and an actor (psi) and a critic (xi) that learn from imagined trajectories."""
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import models
 from agents.base import BaseAgent, Batch, Metrics, Store
-from agents.optim import Optimizer, cast_weights, frozen
+from agents.optim import Optimizer, Tree, add_metrics, cast_weights, frozen, micro_batches
 from config import Config
 from models import ActorCritic, RolloutNoise, WorldModel
 from networks import State, pad_action
@@ -106,7 +104,7 @@ class Agent(BaseAgent):
     def infer_posterior(self, batch: Batch) -> State:
         """The posterior states stoch and deter (B, T, ...) of a batch, without gradient."""
         with self.autocast():
-            return self.world.observe(batch, self._noise(batch)).latent
+            return self.world.observe(batch, self.noise(batch)).latent
 
     # Learning
 
@@ -127,47 +125,42 @@ class Agent(BaseAgent):
             "discount": torch.ones(shape, device=device),
         }
 
-    def update(
-        self, batch: Batch, peer: Batch | None = None, source_critic: nn.Module | None = None, *, step: int
-    ) -> Metrics:
-        """One update of the world model, then of actor and critic. See the two methods below for the arguments."""
-        post, metrics = self.update_world_model(batch, peer, step=step)
-        return {**metrics, **self.update_behavior(post, source_critic)}
+    def noise(self, batch: Batch) -> Tensor:
+        """The random numbers of the latents of a batch, `RSSM.noise`."""
+        return self.world.rssm.noise(*batch["action"].shape[:2])
 
-    def update_world_model(self, batch: Batch, peer: Batch | None = None, *, step: int) -> tuple[State, Metrics]:
-        """One update of the world model.
+    def update(self, batch: Batch) -> Metrics:
+        """One update of the world model (Eq. 2), then of critic and actor. Subclasses add the ties.
 
-        Args:
-            batch: image (B, T, H, W, 3) uint8 or the agent's low-dimensional observations (B, T, ...),
-                action (B, T, own A), reward and discount (B, T).
-            peer: tensors (B, T, ...) of the other domain, used by `world_model_loss`.
-            step: agent steps since reward alignment began.
-
-        Returns:
-            the posterior states stoch and deter (B, T, ...), without history, and the metrics.
+        batch: image (B, T, H, W, 3) uint8 or the agent's low-dimensional observations (B, T, ...), action
+        (B, T, own A), reward and discount (B, T).
         """
-        noise = self._noise(batch), self._noise(peer)
-        eta = torch.tensor(self.eta(step) if peer else 1.0, device=self.device)
-        inputs = len(batch["action"]), batch, peer, noise, eta
-        metrics, posts = self._optimize(self._world_model_loss, {"model": self.model_opt}, *inputs)
-        return {k: torch.cat([post[k] for post in posts]) for k in posts[0]}, metrics
+        post, metrics = self.update_world_model(batch)
+        return {**metrics, **self.update_behavior(post)}
 
-    def _noise(self, batch: Batch | None) -> Tensor | None:
-        """`RSSM.noise` for a batch with actions, else None."""
-        return self.world.rssm.noise(*batch["action"].shape[:2]) if batch and "action" in batch else None
+    def update_world_model(self, batch: Batch) -> tuple[State, Metrics]:
+        """One update of the world model. Returns what `descend_model_loss` does."""
+        return self.descend_model_loss(batch, self.noise(batch))
 
-    def eta(self, step: int) -> float:
-        """Share of the agent's own data in the reward loss (Eq. 5); 1 for agents without reward alignment."""
-        return 1.0
+    def descend_model_loss(self, batch: Batch, noise: Tensor, *ties: Tree) -> tuple[State, Metrics]:
+        """One step of the world model's optimiser on `world_model_loss`, whose arguments these are.
 
-    def world_model_loss(
-        self, batch: Batch, peer: Batch | None, noise: tuple[Tensor, Tensor | None], eta: Tensor
-    ) -> tuple[Tensor, Metrics, State]:
-        """Eq. 2 on ``batch``: (loss, metrics, posterior states). Subclasses add the terms that use ``peer``.
-
-        ``noise`` has the random numbers of the latents, `RSSM.noise`, for ``batch`` and for ``peer`` if it has actions.
+        The gradient is the sum over ``grad_accum`` micro-batches.
+        Returns the posterior states stoch and deter (B, T, ...), without history, and the metrics.
         """
-        output = self.world.observe(batch, noise[0])
+        posts, metrics = [], {}
+        for share, part in micro_batches(self.config.grad_accum, batch, noise, *ties):
+            with self.autocast():
+                loss, values, post = self._world_model_loss(*part)
+            self.backward(loss, share, self.model_opt)
+            metrics = add_metrics(metrics, share, values)
+            posts.append(post)
+        metrics["model_grad_norm"] = self.model_opt.step()
+        return {key: torch.cat([post[key] for post in posts]) for key in posts[0]}, metrics
+
+    def world_model_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics, State]:
+        """Eq. 2 on ``batch`` with the latents' ``noise``: (loss, metrics, posterior states)."""
+        output = self.world.observe(batch, noise)
         total, metrics = self.weighted_losses(*self.world.losses(output, batch, self.config))
         return total, metrics, output.latent
 
@@ -177,31 +170,35 @@ class Agent(BaseAgent):
         return total, {**{f"{name}_loss": loss for name, loss in losses.items()}, "model_loss": total, "kl": plain_kl}
 
     def update_behavior(self, post: State, source_critic: nn.Module | None = None) -> Metrics:
-        """One update of the actor (Eq. 7, 10) and the critic (Eq. 6, 11) on trajectories imagined from ``post``.
+        """One update of the critic (Eq. 11, or Eq. 6 with ``source_critic``) and the actor (Eq. 7, 10).
 
-        post (B, T, ...). ``source_critic`` evaluates the same features for Eq. 6's constraint, as a constant.
+        They learn from trajectories that start in the posterior states ``post`` (B, T, ...).
         """
-        behavior = self.behavior
-        if self.behavior_updates % self.config.slow_target_update == 0:
+        config, behavior, metrics = self.config, self.behavior, {}
+        if self.behavior_updates % config.slow_target_update == 0:
             behavior.slow_critic.load_state_dict(behavior.critic.state_dict())
         self.behavior_updates += 1
-        optimizers = {"actor": self.actor_opt, "critic": self.critic_opt}
-        return self._optimize(self._behavior_loss, optimizers, *self._imagination_inputs(post), source_critic)[0]
+        start, noise = self.start_imagination(post)
+        for share, part in micro_batches(config.grad_accum, start, noise, source_critic):
+            with self.autocast():
+                loss, values = self._behavior_loss(*part)
+            self.backward(loss, share, self.actor_opt, self.critic_opt)
+            metrics = add_metrics(metrics, share, values)
+        return {**metrics, "actor_grad_norm": self.actor_opt.step(), "critic_grad_norm": self.critic_opt.step()}
 
-    def _imagination_inputs(self, post: State) -> tuple[int, State, RolloutNoise]:
-        """How many states imagination starts from, these states (N, ...), and the random numbers of the rollout.
+    def start_imagination(self, post: State) -> tuple[State, RolloutNoise]:
+        """The start states (N, ...) of imagination, and the random numbers of the rollouts from them.
 
         Also brings the frozen world model's cast weights up to date.
         """
         for cast, original in self.cast_weights:
             cast.copy_(original)
         start = models.start_states(post, self.config.imag_starts)
-        count = len(start["deter"])
-        return count, start, self.behavior.noise(self.world, count, self.config.imag_horizon)
+        return start, self.behavior.noise(self.world, len(start["deter"]), self.config.imag_horizon)
 
     def behavior_loss(
         self, start: State, noise: RolloutNoise, source_critic: nn.Module | None
-    ) -> tuple[Tensor, Metrics, None]:
+    ) -> tuple[Tensor, Metrics]:
         """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...)."""
         config, behavior, world = self.config, self.behavior, self.frozen_world
         trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
@@ -214,9 +211,12 @@ class Agent(BaseAgent):
         ones = torch.ones_like(discount[:1])
         weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
         actor_loss = behavior.actor_loss(trajectory, returns, slow_value[:-1], weight, config)
-        constraint = source_critic and partial(models.critic_constraint, source_critic, config.value_constraint)
+        visited, source_value = trajectory.feat[:-1].detach(), None
+        if source_critic is not None:
+            with torch.no_grad():
+                source_value = source_critic(visited)
         critic_loss, constraint_metrics = behavior.critic_loss(
-            trajectory.feat[:-1], returns, weight, constraint, config.value_constraint_scale
+            visited, returns, weight, source_value, config.value_constraint, config.value_constraint_scale
         )
         metrics = {
             "actor_loss": actor_loss,
@@ -228,7 +228,7 @@ class Agent(BaseAgent):
             **reward_metrics,
             **constraint_metrics,
         }
-        return actor_loss + critic_loss, metrics, None
+        return actor_loss + critic_loss, metrics
 
     def imagined_reward(self, feat: Tensor) -> tuple[Tensor, Metrics]:
         """The reward that the actor maximises in imagination, features (H, N, F) -> (H, N), and metrics of it."""
@@ -239,14 +239,17 @@ class Agent(BaseAgent):
 
         They are computed eagerly: the memory of a CUDA graph's gradients would be reused by its next run.
         """
-        model, behavior = {"model": self.model_opt}, {"actor": self.actor_opt, "critic": self.critic_opt}
-        noise = self._noise(batch), None
-        inputs = len(batch["action"]), batch, None, noise, torch.tensor(1.0, device=self.device)
-        _, posts = self._accumulate_gradients(self.world_model_loss, model, *inputs)
-        post = {k: torch.cat([post[k] for post in posts]) for k in posts[0]}
-        self._accumulate_gradients(self.behavior_loss, behavior, *self._imagination_inputs(post), None)
-        found = {}
-        for name, optimizer in {**model, **behavior}.items():
-            found[f"{name}_opt"] = [torch.zeros_like(p) if p.grad is None else p.grad for p in optimizer.parameters]
-            optimizer.zero_grad()
-        return found
+        with self.autocast():
+            model_loss, _, post = self.world_model_loss(batch, self.noise(batch))
+        found = {"model_opt": gradients_of(model_loss, self.model_opt.parameters)}
+        start, noise = self.start_imagination(post)
+        with self.autocast():
+            behavior_loss, _ = self.behavior_loss(start, noise, None)
+        both = gradients_of(behavior_loss, [*self.actor_opt.parameters, *self.critic_opt.parameters])
+        count = len(self.actor_opt.parameters)
+        return {**found, "actor_opt": both[:count], "critic_opt": both[count:]}
+
+
+def gradients_of(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """The gradient of ``loss`` for each of ``parameters``, zeros where it does not depend on one."""
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents import compilation
-from agents.optim import Optimizer, Tree, micro_batches
+from agents.optim import Optimizer
 from config import Config
 from models import WorldModel
 from networks import State
@@ -17,7 +17,6 @@ from tools import DIVERGED, BadInput
 
 Batch = dict[str, Tensor]
 Metrics = dict[str, Tensor | float]
-Loss = Callable[..., tuple[Tensor, Metrics, Any]]  # -> (loss, metrics, an output to keep)
 
 
 class Store(Protocol):
@@ -127,7 +126,7 @@ class BaseAgent:
         """A batch of random numbers, for measurements."""
         raise NotImplementedError
 
-    def update(self, batch: Batch, *, step: int) -> Metrics:
+    def update(self, batch: Batch) -> Metrics:
         """One update of everything that the agent learns."""
         raise NotImplementedError
 
@@ -138,39 +137,14 @@ class BaseAgent:
 
     # Learning
 
-    def check_finite(self, loss: Tensor) -> None:
-        """Raises BadInput if a loss is not finite. On a GPU reading it would stall the device, so it is not read."""
+    def backward(self, loss: Tensor, share: float, *optimizers: Optimizer) -> None:
+        """Add the gradient of ``share`` of a loss to the parameters of ``optimizers``, and of nothing else.
+
+        Raises BadInput if the loss is not finite. On a GPU reading it would stall the device, so it is not read.
+        """
         if self.device.type == "cpu" and not torch.isfinite(loss):
             raise BadInput(f"a loss is not finite: {DIVERGED}")
-
-    def _optimize(
-        self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: Tree
-    ) -> tuple[Metrics, list[Any]]:
-        """One step of ``optimizers`` on ``loss(*inputs)``, whose tensors have ``size`` rows.
-
-        Returns the metrics, with each optimiser's gradient norm, and the loss's third output for each micro-batch.
-        """
-        metrics, outputs = self._accumulate_gradients(loss, optimizers, size, *inputs)
-        norms = {f"{name}_grad_norm": optimizer.step() for name, optimizer in optimizers.items()}
-        return {**metrics, **norms}, outputs
-
-    def _accumulate_gradients(
-        self, loss: Loss, optimizers: dict[str, Optimizer], size: int, *inputs: Tree
-    ) -> tuple[Metrics, list[Any]]:
-        """Add the gradients of ``loss(*inputs)``, in ``grad_accum`` micro-batches, to the optimisers' parameters.
-
-        No other parameters get a gradient, so nothing else has to be frozen.
-        """
-        parameters = [p for optimizer in optimizers.values() for p in optimizer.parameters]
-        metrics, outputs = {}, []
-        for share, part in micro_batches(self.config.grad_accum, size, *inputs):
-            with self.autocast():
-                total, values, output = loss(*part)
-            self.check_finite(total)
-            (share * total).backward(inputs=parameters)
-            metrics = {k: metrics.get(k, 0.0) + share * v.detach() for k, v in values.items()}
-            outputs.append(output)
-        return metrics, outputs
+        (share * loss).backward(inputs=[p for optimizer in optimizers for p in optimizer.parameters])
 
     def _compiled(self, function: Callable[..., Any], *optimizers: Optimizer) -> Callable[..., Any]:
         """``function`` as `compilation.Compiled` if ``compile`` asks for it."""

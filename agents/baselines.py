@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents.agent import Agent
 from agents.base import Batch, Metrics
-from agents.coworld import SourceAgent, TargetAgent
+from agents.coworld import TargetAgent
 from agents.optim import Optimizer, select_rows
 from config import Config
 from models import WorldModel
@@ -97,8 +97,8 @@ class FinetunedAgent(TargetAgent):
             weights = [p.detach().clone() for p in getattr(self, name).parameters]
             self._set_anchor(name, weights, [square / count for square in squares])
 
-    def update_world_model(self, batch: Batch, peer: Batch | None = None, *, step: int) -> tuple[State, Metrics]:
-        post, metrics = super().update_world_model(batch, peer, step=step)
+    def update_world_model(self, batch: Batch, source_embed: Tensor | None = None) -> tuple[State, Metrics]:
+        post, metrics = super().update_world_model(batch, source_embed)
         return post, {**metrics, **self._penalties()}
 
     def update_behavior(self, post: State, source_critic: nn.Module | None = None) -> Metrics:
@@ -126,22 +126,32 @@ class FinetunedAgent(TargetAgent):
 class _JointWorldModel(Agent):
     """An agent whose world model learns from both domains' batches equally (Multi-task DV2)."""
 
+    def update(self, batch: Batch, other_batch: Batch) -> Metrics:
+        """One update of the shared world model, on both domains' batches, then of critic and actor."""
+        post, metrics = self.update_world_model(batch, other_batch)
+        return {**metrics, **self.update_behavior(post)}
+
+    def update_world_model(self, batch: Batch, other_batch: Batch) -> tuple[State, Metrics]:
+        noise = self.noise(batch)
+        return self.descend_model_loss(batch, noise, other_batch, self.noise(other_batch))
+
     def world_model_loss(
-        self, batch: Batch, peer: Batch | None, noise: tuple[Tensor, Tensor | None], eta: Tensor
+        self, batch: Batch, noise: Tensor, other_batch: Batch, other_noise: Tensor
     ) -> tuple[Tensor, Metrics, State]:
-        """The mean of Eq. 2 on ``batch`` and Eq. 2 on ``peer``, the other domain's batch."""
-        outputs = self.world.observe_pair((batch, peer), noise)
-        (losses, kl), (peer_losses, peer_kl) = (
-            self.world.losses(output, data, self.config) for output, data in zip(outputs, (batch, peer), strict=True)
+        """The mean of Eq. 2 on ``batch`` and Eq. 2 on ``other_batch``."""
+        batches = batch, other_batch
+        outputs = self.world.observe_pair(batches, (noise, other_noise))
+        (losses, kl), (other_losses, other_kl) = (
+            self.world.losses(output, data, self.config) for output, data in zip(outputs, batches, strict=True)
         )
-        mean = {name: 0.5 * (loss + peer_losses[name]) for name, loss in losses.items()}
-        total, metrics = self.weighted_losses(mean, 0.5 * (kl + peer_kl))
+        mean = {name: 0.5 * (loss + other_losses[name]) for name, loss in losses.items()}
+        total, metrics = self.weighted_losses(mean, 0.5 * (kl + other_kl))
         return total, metrics, outputs[0].latent
 
 
-class MultitaskSource(_JointWorldModel, SourceAgent):
+class MultitaskSource(_JointWorldModel):
     """Multi-task DV2's online agent."""
 
 
-class MultitaskTarget(_JointWorldModel, TargetAgent):
+class MultitaskTarget(_JointWorldModel):
     """Multi-task DV2's offline agent; it shares the online agent's world model and that model's optimiser."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import models
 from agents.agent import Agent
@@ -14,26 +14,54 @@ from networks import State
 class SourceAgent(Agent):
     """The online agent of a source simulator: phi', psi', xi'. Stage B (reward alignment) trains its world model."""
 
-    def eta(self, step: int) -> float:
-        """Eq. 5's eta after ``step`` agent steps of stage B: from ``eta_start`` to ``eta_end`` over ``eta_steps``."""
-        config = self.config
-        share = min(step / config.eta_steps, 1.0) if config.eta_steps > 0 else 1.0
-        return config.eta_start + (config.eta_end - config.eta_start) * share
+    def update(
+        self,
+        batch: Batch,
+        target_batch: Batch | None = None,
+        eta: float = 1.0,
+        target_embed: Tensor | None = None,
+    ) -> Metrics:
+        """One update of the world model, with the arguments below, then of critic (Eq. 11) and actor (Eq. 7, 10)."""
+        post, metrics = self.update_world_model(batch, target_batch, eta, target_embed)
+        return {**metrics, **self.update_behavior(post)}
+
+    def update_world_model(
+        self,
+        batch: Batch,
+        target_batch: Batch | None = None,
+        eta: float = 1.0,
+        target_embed: Tensor | None = None,
+    ) -> tuple[State, Metrics]:
+        """Eq. 2 on ``batch``. With ``target_batch``, its reward term is Eq. 5's with rewards relabelled by Eq. 4.
+
+        Args:
+            eta: Eq. 5's share of the source data.
+            target_embed: (B, T, E), the target encoder's embedding of ``target_batch``, for an agent on low-dimensional
+                states, which cannot encode images.
+        """
+        noise = self.noise(batch)
+        if target_batch is None:
+            return self.descend_model_loss(batch, noise)
+        target_noise = self.noise(target_batch)
+        share = torch.tensor(eta, device=self.device)  # a tensor: compiled code does not depend on its value
+        return self.descend_model_loss(batch, noise, target_batch, target_noise, share, target_embed)
 
     def world_model_loss(
-        self, batch: Batch, peer: Batch | None, noise: tuple[Tensor, Tensor | None], eta: Tensor
+        self,
+        batch: Batch,
+        noise: Tensor,
+        target_batch: Batch | None = None,
+        target_noise: Tensor | None = None,
+        eta: Tensor | None = None,
+        target_embed: Tensor | None = None,
     ) -> tuple[Tensor, Metrics, State]:
-        """Eq. 2. With ``peer``, a batch of target data, its reward term is Eq. 5's with rewards relabelled by Eq. 4.
-
-        An agent on low-dimensional states cannot encode images: ``peer`` then has the target encoder's ``embed``
-        (B, T, E). One scan computes the posteriors of both batches.
-        """
-        if peer is None:
-            return super().world_model_loss(batch, peer, noise, eta)
-        output, target_output = self.world.observe_pair((batch, peer), noise)
+        """Eq. 2, with target data with Eq. 4 and 5. One scan computes the posteriors of both batches."""
+        if target_batch is None:
+            return super().world_model_loss(batch, noise)
+        output, target_output = self.world.observe_pair((batch, target_batch), (noise, target_noise), target_embed)
         losses, kl = self.world.losses(output, batch, self.config)
         predicted = self.world.reward(target_output.feat)  # (B, T)
-        relabelled = models.relabel_reward(predicted, peer["reward"], self.config.target_informed_factor)
+        relabelled = models.relabel_reward(predicted, target_batch["reward"], self.config.target_informed_factor)
         target_nll = models.scalar_nll(predicted, relabelled).mean()
         losses["reward"] = models.reward_alignment(losses["reward"], target_nll, eta)
         total, metrics = self.weighted_losses(losses, kl)
@@ -49,15 +77,31 @@ class TargetAgent(Agent):
         same_images = self.config.source_observation == "image"
         self.alignment = models.state_alignment if same_images else models.distribution_alignment
 
+    def update(
+        self, batch: Batch, source_embed: Tensor | None = None, source_critic: nn.Module | None = None
+    ) -> Metrics:
+        """One update of the world model (Eq. 2, or Eq. 3), then of the critic (Eq. 11, or Eq. 6) and the actor (Eq. 7).
+
+        Args:
+            source_embed: (B, T, E), the source encoder's embedding of ``batch``, for state alignment (Eq. 3).
+            source_critic: evaluates this agent's features, a constant, for the value constraint (Eq. 6).
+        """
+        post, metrics = self.update_world_model(batch, source_embed)
+        return {**metrics, **self.update_behavior(post, source_critic)}
+
+    def update_world_model(self, batch: Batch, source_embed: Tensor | None = None) -> tuple[State, Metrics]:
+        """Eq. 2; with the source encoder's embedding of the batch Eq. 3."""
+        return self.descend_model_loss(batch, self.noise(batch), source_embed)
+
     def world_model_loss(
-        self, batch: Batch, peer: Batch | None, noise: tuple[Tensor, Tensor | None], eta: Tensor
+        self, batch: Batch, noise: Tensor, source_embed: Tensor | None = None
     ) -> tuple[Tensor, Metrics, State]:
-        """Eq. 3: Eq. 2 and, with ``peer``, state alignment with the source encoder's ``source_embed`` (B, T, E)."""
-        if peer is None:
-            return super().world_model_loss(batch, peer, noise, eta)
-        output = self.world.observe(batch, noise[0])
+        """Eq. 3: Eq. 2 and, with ``source_embed``, state alignment."""
+        if source_embed is None:
+            return super().world_model_loss(batch, noise)
+        output = self.world.observe(batch, noise)
         losses, kl = self.world.losses(output, batch, self.config)
-        alignment = losses["state_alignment"] = self.alignment(peer["source_embed"], output.embed)
+        alignment = losses["state_alignment"] = self.alignment(source_embed, output.embed)
         total, metrics = self.weighted_losses(losses, kl, state_alignment=self.config.state_alignment_scale)
         del metrics["state_alignment_loss"]
         return total, {**metrics, "state_alignment": alignment}, output.latent

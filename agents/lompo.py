@@ -4,6 +4,7 @@ Symbols: B transitions, N start states, H imagined steps, K members of the ensem
 """
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from agents.agent import Agent
 from agents.base import Batch, Metrics
 from agents.baselines import EnsembleWorldModel
 from agents.model_free import EDGE
-from agents.optim import Optimizer
+from agents.optim import Optimizer, Tree, add_metrics, micro_batches
 from agents.pixel_networks import move_towards
 from config import Config
 from networks import Float32Linear, State, mlp, pad_action
@@ -88,19 +89,30 @@ class LOMPOAgent(Agent):
         q = behavior.values(behavior.critics, feat, behavior.actor(feat).mode).amin(0)
         return self.world.reward(feat) + self.config.discount * q
 
-    def update(self, batch: Batch, *, step: int) -> Metrics:
+    def update(self, batch: Batch) -> Metrics:
         """One update of critics and actor on a batch of sequences."""
         post = self.infer_posterior(batch)
         with self.autocast():
             imagined, metrics = self.imagined_transitions(post)
             data = self.data_transitions(post, batch)
             both = {key: torch.cat([value, imagined[key]]) for key, value in data.items()}
-        size = len(both["action"])
-        metrics |= self._optimize(self.critic_loss, {"critic": self.critic_opt}, size, both)[0]
-        metrics |= self._optimize(self.actor_loss, {"actor": self.actor_opt}, size, both["feat"])[0]
+        metrics |= self.descend("critic", self.critic_loss, self.critic_opt, both)
+        metrics |= self.descend("actor", self.actor_loss, self.actor_opt, both["feat"])
         move_towards(self.behavior.slow_critics, self.behavior.critics, self.config.target_tau)
         self.behavior_updates += 1
         return metrics
+
+    def descend(
+        self, name: str, loss: Callable[..., tuple[Tensor, Metrics]], optimizer: Optimizer, *inputs: Tree
+    ) -> Metrics:
+        """One step of an optimiser on ``loss(*inputs)``, in ``grad_accum`` micro-batches. Returns the metrics."""
+        metrics = {}
+        for share, part in micro_batches(self.config.grad_accum, *inputs):
+            with self.autocast():
+                total, values = loss(*part)
+            self.backward(total, share, optimizer)
+            metrics = add_metrics(metrics, share, values)
+        return {**metrics, f"{name}_grad_norm": optimizer.step()}
 
     @torch.no_grad()
     def data_transitions(self, post: State, batch: Batch) -> Transitions:
@@ -147,7 +159,7 @@ class LOMPOAgent(Agent):
         dist = rssm.dist(rssm.prior(state["deter"]))
         return log_prob_deviation(dist.log_prob(state["stoch"].view(-1, *dist.event_shape).float()))
 
-    def critic_loss(self, batch: Transitions) -> tuple[Tensor, Metrics, None]:
+    def critic_loss(self, batch: Transitions) -> tuple[Tensor, Metrics]:
         """The squared errors of both critics; the target's action is the policy's mode."""
         behavior = self.behavior
         with torch.no_grad():
@@ -156,10 +168,10 @@ class LOMPOAgent(Agent):
             target = batch["reward"] + self.config.discount * batch["discount"] * slow
         values = behavior.values(behavior.critics, batch["feat"], batch["action"])
         loss = (values - target).square().mean(1).sum()
-        return loss, {"critic_loss": loss, "value": target.mean()}, None
+        return loss, {"critic_loss": loss, "value": target.mean()}
 
-    def actor_loss(self, feat: Tensor) -> tuple[Tensor, Metrics, None]:
+    def actor_loss(self, feat: Tensor) -> tuple[Tensor, Metrics]:
         """Minus the smaller value of the policy's mode."""
         behavior = self.behavior
         loss = -behavior.values(behavior.critics, feat, behavior.actor(feat).mode).amin(0).mean()
-        return loss, {"actor_loss": loss}, None
+        return loss, {"actor_loss": loss}

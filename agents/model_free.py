@@ -184,7 +184,7 @@ class StackAgent(BaseAgent):
             "discount": torch.ones(rows[0], config.nstep, device=device),
         }
 
-    def update(self, batch: Batch, *, step: int) -> Metrics:
+    def update(self, batch: Batch) -> Metrics:
         """One update on a batch of `sample`."""
         frames = self.config.frame_stack
         metrics = self.learn(batch, batch["image"][:, :frames], batch["image"][:, -frames:])
@@ -204,8 +204,7 @@ class StackAgent(BaseAgent):
 
     def minimize(self, name: str, optimizer: Optimizer, loss: Tensor) -> Metrics:
         """One step of an optimiser on a loss. Raises BadInput if it is not finite."""
-        self.check_finite(loss)
-        loss.backward(inputs=optimizer.parameters)
+        self.backward(loss, 1.0, optimizer)
         return {f"{name}_loss": loss.detach(), f"{name}_grad_norm": optimizer.step()}
 
 

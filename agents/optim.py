@@ -81,16 +81,22 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> list[tuple[Tensor, Te
     return pairs
 
 
-def micro_batches(count: int, size: int, *inputs: Tree) -> Iterator[tuple[float, tuple[Tree, ...]]]:
-    """Split ``inputs`` into ``count`` parts along the first dimension of their tensors, which has ``size`` rows.
+def micro_batches(count: int, *inputs: Tree) -> Iterator[tuple[float, tuple[Tree, ...]]]:
+    """Split ``inputs`` into ``count`` parts along the first dimension of their tensors, equal in all of them.
 
-    Yields each part's share of the rows, and the part.
+    Yields each part's share of the rows, and the part. Tensors without dimensions are in every part.
     """
     if count == 1:
         yield 1.0, inputs
         return
+    size = len(inputs[0] if torch.is_tensor(inputs[0]) else next(iter(inputs[0].values())))
     for rows in torch.arange(size).tensor_split(min(count, size)):
         yield len(rows) / size, select_rows(inputs, slice(int(rows[0]), int(rows[-1]) + 1))
+
+
+def add_metrics(total: dict[str, Any], share: float, metrics: dict[str, Any]) -> dict[str, Any]:
+    """``total`` plus ``share`` of a micro-batch's metrics."""
+    return {name: total.get(name, 0.0) + share * value.detach() for name, value in metrics.items()}
 
 
 def select_rows(tree: Tree, rows: slice) -> Tree:

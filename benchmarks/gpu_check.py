@@ -80,14 +80,13 @@ def update(config: Config, method: str, device: torch.device) -> dict[str, float
     names = {"target": 5} if METHODS[method].online in ("", "target") else {"source": 4, "target": 5}
     agents = METHODS[method].agents(AgentBuilder(config, device, names, {}))
     target, source = agents["target"], agents.get("source")
-    batch, peer, critic = target.random_batch(), None, None
+    batch, ties = target.random_batch(), []
     if METHODS[method].aligned_with_sources:
-        peer, critic = {"source_embed": source.embed(batch)}, source.frozen_critic
+        ties = [source.embed(batch), source.frozen_critic]
     elif METHODS[method].shared_world_model:
-        peer = source.random_batch()
+        ties = [source.random_batch()]
     torch.manual_seed(1)
-    ties = [peer, critic] if METHODS[method].uses_sources else []
-    metrics: Metrics = target.update(batch, *ties, step=3)
+    metrics: Metrics = target.update(batch, *ties)
     return {key: float(value) for key, value in metrics.items()} | moment_norms(target)
 
 

@@ -38,7 +38,7 @@ def timed(agent: StackAgent, device: torch.device) -> tuple[float, float]:
     """Seconds of one update, by the clock and of the processor."""
     batch = agent.random_batch()
     start = time.perf_counter(), time.process_time()
-    agent.update(batch, step=0)
+    agent.update(batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start[0], time.process_time() - start[1]

@@ -109,17 +109,17 @@ def agents(config: Config, device: torch.device) -> tuple[SourceAgent, TargetAge
 
 def update_target(source: SourceAgent, target: TargetAgent, batch: Batch) -> None:
     """Eq. 3, 6 and 7, with the embedding and the critic of ``source``, as in co_training.py."""
-    target.update(batch, {"source_embed": source.embed(batch)}, source.frozen_critic, step=0)
+    target.update(batch, source.embed(batch), source.frozen_critic)
 
 
 def work_of(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], object]]:
     """The work to time on random batches, by name."""
     batch, other = (source.random_batch() for _ in range(2))
     return {
-        "target world model": lambda: target.update_world_model(batch, {"source_embed": source.embed(batch)}, step=0),
+        "target world model": lambda: target.update_world_model(batch, source.embed(batch)),
         "target update": lambda: update_target(source, target, batch),
-        "source world model": lambda: source.update_world_model(batch, other, step=0),
-        "source update": lambda: source.update(batch, other, step=0),
+        "source world model": lambda: source.update_world_model(batch, other),
+        "source update": lambda: source.update(batch, other),
     }
 
 
@@ -156,7 +156,7 @@ def pipeline_work(source: SourceAgent, target: TargetAgent, stack: ExitStack, ar
             for step in range(config.train_every):
                 collector.start(policy)
                 if step == 0:
-                    source.update(batch(), batch(), step=0)
+                    source.update(batch(), batch())
                 collector.finish()
 
         work["source update + data + simulator"] = online

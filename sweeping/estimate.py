@@ -56,16 +56,16 @@ def seconds_per_update(planned: PlannedRun) -> float:
     means = []
     for agent in agents.values():
         batch = agent.random_batch()
-        others = {"peer": batch} if method.shared_world_model else {}
-        times = [timed(agent, batch, device, **others) for _ in range(REPEATS + 1)]
+        batches = [batch] * (1 + method.shared_world_model)  # Multi-task DV2's updates take one of each domain
+        times = [timed(agent, batches, device) for _ in range(REPEATS + 1)]
         means.append(min(times[1:]))
     return statistics.fmean(means)
 
 
-def timed(agent: BaseAgent, batch: Batch, device: torch.device, **others: Batch) -> float:
-    """Seconds of one update on ``batch`` and ``others``, further arguments of the agent's `update`."""
+def timed(agent: BaseAgent, batches: Sequence[Batch], device: torch.device) -> float:
+    """Seconds of one update, whose arguments are ``batches``."""
     start = time.perf_counter()
-    agent.update(batch, step=0, **others)
+    agent.update(*batches)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

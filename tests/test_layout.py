@@ -25,6 +25,7 @@ MAY_IMPORT["policy"] = set(MAY_IMPORT)
 MAY_IMPORT["analysis"] = set(MAY_IMPORT)
 MAY_IMPORT["sweeping"] = {*MAY_IMPORT, "analysis"}
 MAY_IMPORT |= {command: {*MAY_IMPORT, "analysis"} - COMMANDS for command in sorted(COMMANDS)}
+MAY_IMPORT["collect"].add("co_training")  # the loops of the online phases
 MAY_IMPORT["sweep"] = {*MAY_IMPORT, "co_training", "collect"}  # it runs these two, and checks their arguments first
 PARTS = set(MAY_IMPORT)
 

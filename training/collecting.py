@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from training.collector import Collector
 from training.device import pick_device, seed_everything
 from training.logger import read_scores
 from training.methods import COLLECTION, Phase, PhaseKind
-from training.online import ONLINE_LOOPS
 from training.policies import Policy, agent_policy
 from training.runs import open_trainer, run_to_completion
 from training.state_expert import train_expert
-from training.trainer import Trainer
+from training.trainer import Loop, Trainer
 from wrappers import max_return, parse_task
 from wrappers.shared.simulators import check_trained_alike, collection_envs
 
@@ -58,10 +58,12 @@ def learning_phases(config: Config) -> list[Phase]:
     return phases if lengths else [*phases, Phase(PhaseKind.EVALUATE, domain="source")]
 
 
-def collect_from_learner(config: Config, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def collect_from_learner(
+    config: Config, args: argparse.Namespace, folder: Path, loops: Mapping[PhaseKind, Loop]
+) -> dict[str, Any]:
     """Train a DreamerV2 agent on the task and copy its replay to ``folder``, the paper's way. Resumes a stopped run.
 
-    ``args`` are collect.py's. Returns the dataset's description.
+    ``args`` are collect.py's, ``loops`` co_training.py's. Returns the dataset's description.
     """
     kind = args.quality or args.policy
     config = config.replace(
@@ -78,7 +80,7 @@ def collect_from_learner(config: Config, args: argparse.Namespace, folder: Path)
 
     config, _ = resolve(config, COLLECTION, learning_phases)
     with open_trainer(config, COLLECTION, learning_phases) as trainer:
-        run_to_completion(trainer, ONLINE_LOOPS, until=reached)
+        run_to_completion(trainer, loops, until=reached)
         if args.quality and not reached(trainer):
             score = trainer.progress.last_score
             print(f"note: the last evaluation, {score:.1f}, is below the {wanted:.1f} asked for", file=sys.stderr)

@@ -35,7 +35,7 @@ from training.pretraining import (
 )
 from training.selector import SourceSelector
 from training.summary import draw_summary
-from training.trainer import Interrupted, Progress, Trainer
+from training.trainer import Interrupted, Loop, Progress, Trainer
 
 
 def dataset_identity(dataset: OfflineDataset | None) -> DatasetIdentity | None:
@@ -117,7 +117,7 @@ def open_trainer(
 
 def run_to_completion(
     trainer: Trainer,
-    loops: Mapping[PhaseKind, Callable[[Trainer, Phase], None]],
+    loops: Mapping[PhaseKind, Loop],
     until: Callable[[Trainer], bool] = lambda trainer: False,
 ) -> None:
     """Run the remaining phases, then draw the pictures. On Ctrl-C, SIGTERM or a crash, print how to resume and exit.

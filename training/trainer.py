@@ -93,7 +93,7 @@ class Trainer:
 
     def run(
         self,
-        loops: Mapping[PhaseKind, Callable[["Trainer", Phase], None]],
+        loops: Mapping[PhaseKind, "Loop"],
         until: Callable[["Trainer"], bool] = lambda trainer: False,
     ) -> None:
         """Run the remaining phases, each with the loop of its kind; stop if ``until`` holds before a phase.
@@ -267,3 +267,6 @@ class Trainer:
         self.selector.load_state_dict(state["selector"])
         self.logger.load_state(state["logger"])
         restore_torch_rng(state["rng"])
+
+
+Loop = Callable[[Trainer, Phase], None]  # runs a phase to its end

@@ -240,16 +240,15 @@ class Agent(BaseAgent):
         They are computed eagerly: the memory of a CUDA graph's gradients would be reused by its next run.
         """
         with self.autocast():
-            model_loss, _, post = self.world_model_loss(batch, self.noise(batch))
-        found = {"model_opt": gradients_of(model_loss, self.model_opt.parameters)}
-        start, noise = self.start_imagination(post)
-        with self.autocast():
-            behavior_loss, _ = self.behavior_loss(start, noise, None)
-        both = gradients_of(behavior_loss, [*self.actor_opt.parameters, *self.critic_opt.parameters])
-        count = len(self.actor_opt.parameters)
-        return {**found, "actor_opt": both[:count], "critic_opt": both[count:]}
-
-
-def gradients_of(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """The gradient of ``loss`` for each of ``parameters``, zeros where it does not depend on one."""
-    return list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+            loss, _, post = self.world_model_loss(batch, self.noise(batch))
+        self.backward(loss, 1.0, self.model_opt)
+        for share, part in micro_batches(self.config.grad_accum, *self.start_imagination(post)):
+            with self.autocast():
+                loss, _ = self.behavior_loss(*part, None)
+            self.backward(loss, share, self.actor_opt, self.critic_opt)
+        found = {}
+        for name in self.OPTIMIZERS:
+            optimizer = getattr(self, name)
+            found[name] = [torch.zeros_like(p) if p.grad is None else p.grad for p in optimizer.parameters]
+            optimizer.zero_grad()
+        return found

@@ -23,11 +23,11 @@ from networks import (
     ScalarHead,
     State,
     StateEncoder,
-    TruncatedNormal,
     mlp,
     pad_action,
     scale_image,
 )
+from ops.truncated_normal import TruncatedNormal
 
 RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, actions, ensemble members
 

@@ -4,7 +4,6 @@ Symbols used in the shapes: B sequences, T steps, S latent variables, K classes 
 D deterministic units, E embedding, A actions (padded to the larger domain), F = S * K + D features.
 """
 
-import math
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +15,8 @@ from torch.distributions import Distribution, Independent, Normal, OneHotCategor
 import ops
 from ops import recurrent
 from ops.convolution import conv2d, conv_transpose2d
+from ops.recurrent import Activation, Latent, StepState, StepWeights
+from ops.truncated_normal import TruncatedNormal
 
 Distribution.set_default_validate_args(False)  # the checks read every tensor back from the device
 
@@ -139,12 +140,53 @@ class ConvDecoder(nn.Module):
 
 
 class NormGRUCell(nn.Module):
-    """Weights of DreamerV2's GRU: one layer norm over the three gates. `ops.recurrent.step` computes it."""
+    """Weights of DreamerV2's GRU: one layer norm over the three gates. `recurrent_step` computes it."""
 
     def __init__(self, inputs: int, deter: int):
         super().__init__()
         self.gates = nn.Linear(inputs + deter, 3 * deter, bias=False)
         self.norm = nn.LayerNorm(3 * deter)
+
+
+def recurrent_step(
+    w: StepWeights, latent: Latent, act: Activation, a: Tensor, e: Tensor, noise: Tensor, state: tuple[Tensor, Tensor]
+) -> tuple[tuple[Tensor, Tensor, Tensor], StepState]:
+    """One step of an RSSM: h_t = f(h_{t-1}, z_{t-1}, a_t), and z_t ~ q(z_t | h_t, e_t) or, without e_t, p(z_t | h_t).
+
+        x_t = act(W_z z_{t-1} + W_a a_t)
+        [r, c, u] = LayerNorm(W_g [x_t, h_{t-1}])
+        h_t = (1 - sigmoid(u - 1)) h_{t-1} + sigmoid(u - 1) tanh(sigmoid(r) c)
+        z_t ~ the latent with statistics W_s act(W_h h_t + W_e e_t)
+
+    Args:
+        a: W_a a_t with its bias, (N, X).
+        e: W_e e_t with its bias, (N, U); for the prior the bias alone, (U,).
+        noise: random numbers of the latent, (N, S).
+        state: z_{t-1} (N, S * K) and h_{t-1} (N, D).
+
+    Returns:
+        z_t, h_t and the statistics, and what `ops.recurrent.step_backward` needs.
+    """
+    z, h = state
+    dtype = w.gates.dtype  # of the products; the norm, the gates and h are float32
+    z = z.to(dtype)
+    x_in = torch.addmm(a, z, w.stoch_in.t())
+    x = act.function(x_in)  # (N, X)
+    gru_in = torch.cat([x, h.to(dtype)], -1)
+    gates = (gru_in @ w.gates.t()).float()  # (N, 3 D)
+    normed, mean, rstd = torch.native_layer_norm(gates, w.norm_weight.shape, w.norm_weight, w.norm_bias, 1e-5)
+    reset, raw, update = normed.chunk(3, -1)
+    reset, update = torch.sigmoid(reset), torch.sigmoid(update - 1)
+    cand = torch.tanh(reset * raw)
+    h_next = torch.lerp(h, cand, update)  # (N, D)
+    h_cast = h_next.to(dtype)
+    hidden_in = torch.addmm(e, h_cast, w.hidden.t())
+    hidden = act.function(hidden_in)  # (N, U)
+    stat = torch.addmm(w.out_bias, hidden, w.out.t()).float()
+    z_next, sample = latent.sample(stat, noise, dtype)  # (N, S * K)
+    kept = (x, hidden) if act.by_result else (x_in, hidden_in)
+    gru = (gru_in, gates, mean, rstd, reset, raw, cand, update)
+    return (z_next, h_next, stat), StepState(z, h, kept[0], *gru, h_cast, kept[1], hidden, sample, noise)
 
 
 class RSSM(nn.Module):
@@ -169,7 +211,7 @@ class RSSM(nn.Module):
     ):
         super().__init__()
         self.stoch, self.deter, self.discrete = stoch, deter, discrete
-        self.latent = recurrent.Latent(stoch, discrete, min_std)
+        self.latent = Latent(stoch, discrete, min_std)
         self.stoch_size = stoch * (discrete or 1)
         self.feat_size = self.stoch_size + deter
         stats = stoch * (discrete or 2)
@@ -215,17 +257,17 @@ class RSSM(nn.Module):
         stoch, deter, stat = self._scan(weights, action, self.post_embed(embed), noise, state)
         return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
 
-    def _step_weights(self, hidden: Tensor, out: Tensor, out_bias: Tensor) -> recurrent.StepWeights:
+    def _step_weights(self, hidden: Tensor, out: Tensor, out_bias: Tensor) -> StepWeights:
         norm = self.cell.norm
-        return recurrent.StepWeights(
-            self.stoch_in.weight, self.cell.gates.weight, norm.weight, norm.bias, hidden, out, out_bias
-        )
+        return StepWeights(self.stoch_in.weight, self.cell.gates.weight, norm.weight, norm.bias, hidden, out, out_bias)
 
     def _scan(
-        self, weights: recurrent.StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State
+        self, weights: StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State
     ) -> tuple[Tensor, Tensor, Tensor]:
         initial = state["stoch"], state["deter"]
-        return recurrent.scan(weights, self.latent, self.act, self.action_in(action), given, noise, initial)
+        return recurrent.scan(
+            recurrent_step, weights, self.latent, self.act, self.action_in(action), given, noise, initial
+        )
 
     def draw_members(self, steps: int) -> tuple[Tensor | None, ...]:
         """Which member of an ensemble of priors each of ``steps`` imagined steps uses; None without an ensemble."""
@@ -317,46 +359,6 @@ class EnsembleRSSM(RSSM):
 
     def prior_weights(self, member: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return *self.prior_hidden.member(member), *self.prior_out.member(member)
-
-
-class TruncatedNormal(Distribution):
-    """A normal distribution truncated to [-1, 1], by its mean and std before truncation; one event per element.
-
-    torch has none. A sample is the inverse distribution function of a uniform number, so gradients reach mean and std.
-    """
-
-    arg_constraints = {}  # noqa: RUF012
-    has_rsample = True
-    edge = 1e-6
-
-    def __init__(self, mean: Tensor, std: Tensor):
-        super().__init__(mean.shape, validate_args=False)
-        self.loc, self.scale = mean, std
-        self.low, self.high = (-1 - mean) / std, (1 - mean) / std
-        self.cdf_low = torch.special.ndtr(self.low)
-        self.mass = torch.special.ndtr(self.high) - self.cdf_low
-
-    @property
-    def mode(self) -> Tensor:
-        return self.loc.clamp(-1, 1)
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        return self.icdf(torch.rand(self._extended_shape(sample_shape), device=self.loc.device))
-
-    def icdf(self, value: Tensor) -> Tensor:
-        cdf = (self.cdf_low + value * self.mass).clamp(self.edge, 1 - self.edge)
-        return (self.loc + self.scale * torch.special.ndtri(cdf)).clamp(-1 + self.edge, 1 - self.edge)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        z = (value - self.loc) / self.scale
-        return -0.5 * z**2 - 0.5 * math.log(2 * math.pi) - (self.scale * self.mass).log()
-
-    def entropy(self) -> Tensor:
-        def density(x: Tensor) -> Tensor:
-            return torch.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
-
-        edges = (self.low * density(self.low) - self.high * density(self.high)) / (2 * self.mass)
-        return 0.5 * math.log(2 * math.pi * math.e) + (self.scale * self.mass).log() + edges
 
 
 class Actor(nn.Module):

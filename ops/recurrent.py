@@ -1,7 +1,7 @@
-"""The scan of a recurrent state-space model, with one product for each weight's gradient.
+"""The scan of a recurrent state-space model and its backward pass, with one product for each weight's gradient.
 
 Autograd adds a weight's gradient at every step; here the inputs and output gradients of all steps are kept and give one
-product at the end. `step` and `step_backward` compute a step without autograd.
+product at the end. A step's equations are `networks.recurrent_step`; `step_backward` is its derivative.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ class Latent(NamedTuple):
         return torch.cat([gradient, gradient * noise * half * (1 - half)], -1)
 
 
-# The recurrent step ----------------------------------------------------------------------------------------------
+# The step's derivative ----------------------------------------------------------------------------------------------
 
 
 class StepWeights(NamedTuple):
@@ -121,6 +121,10 @@ class StepState(NamedTuple):
     noise: Tensor
 
 
+# (weights, latent, activation, added (N, X), given (N, U) or (U,), noise, (z, h)) -> ((z', h', stat), saved tensors)
+Step = Callable[..., tuple[tuple[Tensor, Tensor, Tensor], StepState]]
+
+
 class StepGradients(NamedTuple):
     """Gradients of one step's activations, from which those of the weights follow."""
 
@@ -129,35 +133,6 @@ class StepGradients(NamedTuple):
     gates: Tensor  # (N, 3 D)
     hidden: Tensor  # (N, U)
     stat: Tensor  # (N, stats)
-
-
-def step(
-    w: StepWeights, latent: Latent, act: Activation, added: Tensor, given: Tensor, noise: Tensor, state: tuple
-) -> tuple[tuple[Tensor, Tensor, Tensor], StepState]:
-    """h' = GRU(act(added + W z), h), stat = out(act(given + W h')), z' a sample: ((z', h', stat), saved tensors).
-
-    added (N, X), given (N, U) or (U,); state is (z, h).
-    """
-    stoch, deter = state
-    dtype = w.gates.dtype
-    stoch = stoch.to(dtype)
-    x_in = torch.addmm(added, stoch, w.stoch_in.t())
-    x = act.function(x_in)
-    gru_in = torch.cat([x, deter.to(dtype)], -1)
-    gates = (gru_in @ w.gates.t()).float()
-    normed, mean, rstd = torch.native_layer_norm(gates, w.norm_weight.shape, w.norm_weight, w.norm_bias, 1e-5)
-    reset, raw, update = normed.chunk(3, -1)
-    reset, update = torch.sigmoid(reset), torch.sigmoid(update - 1)
-    cand = torch.tanh(reset * raw)
-    after = torch.lerp(deter, cand, update)
-    deter_out = after.to(dtype)
-    hidden_in = torch.addmm(given, deter_out, w.hidden.t())
-    hidden = act.function(hidden_in)
-    stat = torch.addmm(w.out_bias, hidden, w.out.t()).float()
-    sample, saved = latent.sample(stat, noise, dtype)
-    kept = (x, hidden) if act.by_result else (x_in, hidden_in)
-    gru = (gru_in, gates, mean, rstd, reset, raw, cand, update)
-    return (sample, after, stat), StepState(stoch, deter, kept[0], *gru, deter_out, kept[1], hidden, saved, noise)
 
 
 def step_backward(
@@ -209,15 +184,15 @@ CONCATENATED = [StepState._fields.index(name) for name in "stoch gru_in gates me
 
 
 class Scan(torch.autograd.Function):
-    """`step` for every column of ``added`` (B, T, X), ``given`` (B, T, U) or (U,), and ``noise`` (B, T, ...).
+    """``step`` for every column of ``added`` (B, T, X), ``given`` (B, T, U) or (U,), and ``noise`` (B, T, ...).
 
     Returns stoch (B, T, S * K), deter (B, T, D) and stat (B, T, stats).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, latent: Latent, act: Activation, added: Tensor, given: Tensor, noise: Tensor, stoch: Tensor,
-        deter: Tensor, *weights: Tensor,
+        ctx: Any, step: Step, latent: Latent, act: Activation, added: Tensor, given: Tensor, noise: Tensor,
+        stoch: Tensor, deter: Tensor, *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         w, state, outputs, states = StepWeights(*weights), (stoch, deter), [], []
         for t in range(added.shape[1]):
@@ -247,8 +222,8 @@ class Scan(torch.autograd.Function):
             grads.insert(0, found)
         added, hidden = (stack([getattr(g, name) for g in grads]) for name in ("added", "hidden"))
         given = hidden if ctx.given_dim > 1 else hidden.sum((0, 1))
-        weights = weight_gradients(w, states, grads) if any(ctx.needs_input_grad[7:]) else [None] * count
-        return None, None, added, given, None, before[0].to(ctx.stoch_dtype), before[1], *weights
+        weights = weight_gradients(w, states, grads) if any(ctx.needs_input_grad[8:]) else [None] * count
+        return None, None, None, added, given, None, before[0].to(ctx.stoch_dtype), before[1], *weights
 
 
 def stack(steps: Sequence[Tensor]) -> Tensor:
@@ -262,6 +237,7 @@ def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def scan(
+    step: Step,
     w: StepWeights,
     latent: Latent,
     act: Activation,
@@ -273,4 +249,4 @@ def scan(
     """`Scan` with products in `compute_dtype`; ``state`` is (z, h)."""
     dtype = compute_dtype(added.device)
     with no_autocast(added.device):
-        return Scan.apply(latent, act, added.to(dtype), given.to(dtype), noise, *state, *w.to(dtype))
+        return Scan.apply(step, latent, act, added.to(dtype), given.to(dtype), noise, *state, *w.to(dtype))

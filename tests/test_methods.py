@@ -131,6 +131,19 @@ def test_an_imagined_step_uses_one_member_drawn_at_random(discrete: int):
     assert sorted(set(drawn.tolist())) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("method", ["offline_dv2", "lompo"])
+def test_each_step_of_an_imagined_trajectory_uses_the_member_drawn_for_it(method: str, monkeypatch: pytest.MonkeyPatch):
+    agent = built(method, ensemble=3, imag_horizon=4)["target"]
+    rssm, used = agent.world.rssm, []
+    members = [torch.tensor(k) for k in (2, 0, 1, 2)]
+    for model in (rssm, agent.frozen_world.rssm):
+        weights_of = model.prior_weights
+        monkeypatch.setattr(model, "draw_members", lambda steps: members[:steps])
+        monkeypatch.setattr(model, "prior_weights", lambda k, of=weights_of: used.append(int(k)) or of(k))
+    agent.update(batch(5), step=0)
+    assert used == [2, 0, 1, 2]
+
+
 @pytest.mark.parametrize("discrete", [0, 4])
 def test_every_member_learns_from_the_kl_to_the_posterior(discrete: int):
     """The KL of the world model's loss is the mean of the members' own, balanced and with gradients to each."""

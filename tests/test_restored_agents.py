@@ -69,10 +69,10 @@ def test_restored_agents_continue_bit_for_bit(example: Example):
 
 
 def same_weights(agents: Agents, expected: States) -> bool:
-    found = {(domain, part): module for domain, agent in agents.items() for part, module in agent.model_dict().items()}
     return all(
         torch.equal(weight, expected[domain][part][key])
-        for (domain, part), module in found.items()
+        for domain, agent in agents.items()
+        for part, module in agent.model_dict().items()
         for key, weight in module.items()
     )
 

@@ -1,6 +1,5 @@
-"""The model-free agents and LOMPO: their parts by hand, acting, saving, and whole runs."""
+"""The model-free agents and LOMPO: their parts by hand, acting, and whole runs."""
 
-import copy
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import co_training as program
 import export
 from agents.curl import CURLAgent, bounded_gaussian, contrastive_loss, squashed_gaussian
 from agents.lompo import ClippedNormal, LOMPOAgent, log_prob_deviation
-from agents.model_free import BCAgent, CQLAgent, conservative_gap, drq_bc_loss, noisy_action, nstep_return
+from agents.model_free import BCAgent, conservative_gap, drq_bc_loss, noisy_action, nstep_return
 from agents.pixel_networks import center_crop, gather_window, random_crop, random_shift, whole_image
 from policy import load_policy
 from replay import OfflineDataset
@@ -240,7 +239,7 @@ def test_lompos_critic_loss_by_hand():
     torch.testing.assert_close(agent.critic_loss(one)[0], expected)
 
 
-# Acting, saving
+# Acting
 
 
 @pytest.mark.parametrize("method", ["bc", "drq_bc", "cql", "curl"])
@@ -267,22 +266,6 @@ def test_an_episode_of_another_number_of_environments_begins_with_a_new_state():
     agent = BCAgent(tiny(method="bc", size="32,32"), 3, 3, CPU)
     image = np.zeros((1, 32, 32, 3), np.uint8)
     assert agent.act({"image": image}, None, np.ones(1, bool), False)[0].shape == (1, 3)
-
-
-def test_updates_are_restored():
-    for kind in (BCAgent, CQLAgent, CURLAgent):
-        config = tiny(method="cql", size="32,32")
-        agent, other = (kind(config, 3, 3, CPU) for _ in range(2))
-        batches = [agent.random_batch() for _ in range(3)]
-        agent.update(batches[0], step=0)
-        other.load_state_dict(copy.deepcopy(agent.state_dict()))
-        for one in (agent, other):
-            torch.manual_seed(1)
-            for data in batches[1:]:
-                one.update(data, step=0)
-        assert other.updates == 3
-        for name in agent.MODULES:
-            assert not changed(weights(getattr(agent, name)), getattr(other, name))
 
 
 def test_the_noise_falls_with_the_updates():
@@ -337,7 +320,7 @@ def test_settings_of_world_models_are_refused(dataset: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("method", ["bc", "cql", "curl"])
 def test_the_policy_is_exported(method: str, dataset: Path, tmp_path: Path):
-    train(dataset, tmp_path / "run", "--method", method, "--rounds", "1")
+    train(dataset, tmp_path / "run", "--method", method, "--rounds", "1", "--precision", "float32")
     policy = load_policy(tmp_path / "run", sample=True, seed=7)
     torch.manual_seed(7)
     act, state, first = agent_policy(policy.agent, sample=True), None, np.ones(2, bool)

@@ -149,3 +149,11 @@ def dots_dataset(dots: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Three episodes of dots_to_right, 12 steps each, by a random policy."""
     with made_once(tmp_path_factory, "dots_to_right", lambda folder: collect_episodes(folder.name, folder)) as folder:
         yield folder
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Runs of a module's tests end without their pictures, which take a third of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.runs.draw_summary", lambda trainer: None)
+        yield

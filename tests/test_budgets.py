@@ -19,7 +19,7 @@ from config import Config
 from training.checkpoint import load_checkpoint
 from training.methods import METHODS, PhaseKind
 
-pytestmark = pytest.mark.usefixtures("dots")
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
 OWN_UPDATES = ("bc", "drq_bc", "cql", "curl", "lompo")  # their schedules have phases TRAIN_OFFLINE
 CHEAP = ("--video_every", "0", "--eval_episodes", "1")  # neither changes an update
 COLUMNS = ("online_steps", "source_updates", "world_model_updates", "behavior_updates")

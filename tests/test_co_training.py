@@ -116,7 +116,8 @@ def test_every_tie_is_logged_and_eta_falls(finished: Path):
     ):
         assert any(key in point for point in points), key
     etas = [point["source/ties/eta"] for point in points if "source/ties/eta" in point]
-    assert etas == sorted(etas, reverse=True) and etas[0] > 0.8 and etas[-1] < 0.2
+    updates = (4, 9, 14, 19, 24, 29, 34)  # of the 35 aligned source steps: those at which the source agent learns
+    assert etas == pytest.approx([1 - 0.9 * step / 35 for step in updates])
 
 
 def test_tensorboards_reader_finds_the_curves_and_videos(finished: Path):

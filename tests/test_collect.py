@@ -30,7 +30,7 @@ from training.trainer import Trainer
 from wrappers.shared import simulators
 from wrappers.shared.simulators import check_recorded_alike, env_settings
 
-pytestmark = pytest.mark.usefixtures("dots")
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
 SETTINGS = ["--envs", 0, "--size", "32,32", "--configs", "defaults", "dmc", "debug"]
 LEARNING = ["--task", "dots_to_left", *SETTINGS]
 WALKER = ["--task", "walker_walk", *SETTINGS]

@@ -23,7 +23,7 @@ from training.checkpoint import load_agent, load_checkpoint, save_checkpoint
 from training.methods import METHODS
 from training.pretraining import find_pretraining, link_files, pretraining_identity
 
-pytestmark = pytest.mark.usefixtures("dots")
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
 SHORT = [*DOTS, "--size", "32,32", "--pretrain_steps", 8, "--video_every", 0, "--eval_episodes", 1]
 SHORT += ["--target_iterations", 10, "--replay_size", 40, "--precision", "float32"]  # three episodes
 ONE_ROUND = ["--rounds", 1, "--warmup_rounds", 0]

@@ -286,7 +286,8 @@ def test_a_checkpoint_has_each_agent_once(finished: Path):
 def test_a_run_killed_while_writing_a_checkpoint_can_be_resumed(
     dataset: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    arguments = co_training(dataset, tmp_path, *SMALL)
+    precision = load_checkpoint(finished / "checkpoint.pt")["config"]["precision"]
+    arguments = co_training(dataset, tmp_path, *SMALL, "--precision", precision)
     script = f"""
         import os, signal, torch, co_training
         save, count = torch.save, []
@@ -359,7 +360,7 @@ def alive(process: int) -> bool:
 def test_a_killed_run_leaves_no_simulator_process_and_resumes_bit_for_bit(dots_dataset: Path, tmp_path: Path):
     """Kill a run with two simulator processes by SIGKILL, then repeat its command."""
     flags = [*DOTS, "--size", "32,32", "--envs", "2", "--rounds", "1", "--warmup_rounds", "0", "--pretrain_steps", "60"]
-    flags += ["--video_every", "0"]
+    flags += ["--video_every", "0", "--precision", "float32"]
     arguments = co_training(dots_dataset, tmp_path / "killed", *flags, "--checkpoint_minutes", "0.001")
     program_text = f"{WITH_DOTS}co_training.main({arguments!r})"
     process = subprocess.Popen([sys.executable, "-c", program_text], cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -1,12 +1,14 @@
 """Bad input to the commands: one line on stderr, exit status 2, and no file is changed."""
 
+import ast
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import co_training, command, tiny
+from conftest import ROOT, co_training, command, tiny
 from test_layout import COMMANDS
 
 import co_training as program
@@ -127,13 +129,30 @@ def test_flags_without_effect_on_a_collection(policy: str, flags: list, message:
     assert message in refused(collect.main, arguments, capsys)
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_ctrl_c_during_the_imports_prints_one_line(name: str, tmp_path: Path):
-    for package in ("torch", "numpy"):  # dataset.py needs no torch
-        (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
-    result = command(f"{name}.py", "--help", PYTHONPATH=str(tmp_path))
+def test_ctrl_c_during_the_imports_prints_one_line(tmp_path: Path):
+    """Of every command: the next test shows that they all begin alike."""
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    result = command("co_training.py", "--help", PYTHONPATH=str(tmp_path))
     assert (result.stdout, result.stderr) == ("", "interrupted\n")
     assert result.returncode != 0
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS, "sweep"}))
+def test_a_command_imports_the_handler_of_interrupts_first_and_ends_by_it(name: str):
+    docstring, first, *_, last = ast.parse((ROOT / f"{name}.py").read_text()).body
+    assert isinstance(docstring, ast.Expr) and isinstance(first, ast.ImportFrom) and first.module == "tools"
+    assert "exit_on_bad_input" in {alias.name for alias in first.names}
+    assert ast.unparse(last) == "if __name__ == '__main__':\n    exit_on_bad_input(main)"
+
+
+def test_the_handler_of_interrupts_is_set_before_other_packages_are_imported():
+    body = ast.parse((ROOT / "tools.py").read_text()).body
+    (at,) = (i for i, node in enumerate(body) if ast.unparse(node).startswith("sys.excepthook ="))
+    imported = [node for node in body[:at] if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [
+        node.module if isinstance(node, ast.ImportFrom) else alias.name for node in imported for alias in node.names
+    ]
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
 def test_an_empty_dataset_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -364,8 +383,10 @@ def test_the_command_prints_one_line_and_no_traceback(tmp_path: Path):
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
 
 
-def test_help_lists_every_key_with_its_comment():
-    shown = command("co_training.py", "--help").stdout
+def test_help_lists_every_key_with_its_comment(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    shown = capsys.readouterr().out
     assert all(f"--{key} VALUE" in shown for key in vars(tiny()) if key != "configs")
     assert "alpha" in shown and "random agent steps before the source agent learns" in " ".join(shown.split())
 

@@ -149,10 +149,8 @@ def test_the_handler_of_interrupts_is_set_before_other_packages_are_imported():
     body = ast.parse((ROOT / "tools.py").read_text()).body
     (at,) = (i for i, node in enumerate(body) if ast.unparse(node).startswith("sys.excepthook ="))
     imported = [node for node in body[:at] if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = [
-        node.module if isinstance(node, ast.ImportFrom) else alias.name for node in imported for alias in node.names
-    ]
-    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+    names = {alias.name if isinstance(node, ast.Import) else node.module for node in imported for alias in node.names}
+    assert names and {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
 def test_an_empty_dataset_folder(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -275,5 +275,5 @@ def test_resources_that_no_machine_has(monkeypatch: pytest.MonkeyPatch):
     machines = [{"Alive": True, "Resources": {"CPU": 4, "GPU": 1}}, {"Alive": False, "Resources": {"CPU": 4, "GPU": 8}}]
     monkeypatch.setattr(cluster.ray, "nodes", lambda: machines)
     cluster.check_resources({"cpus": 4, "gpus": 1})
-    with pytest.raises(BadInput, match=r"a run needs 2 gpus, the largest machine has 1: .* --set resources.gpus=1\)"):
+    with pytest.raises(BadInput, match=r"a run needs 2 gpus, the largest machine has 1: .*--set resources.gpus=1\)"):
         cluster.check_resources({"cpus": 4, "gpus": 2})

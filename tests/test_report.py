@@ -211,9 +211,9 @@ def test_a_registered_suite_and_method_are_in_the_report(tmp_path: Path, monkeyp
         *("curves-farm_reap.png", "curves-farm_dig.png"),
         *("profiles.png", "improvement.png"),
     }
-    out = run_report(root, "--max_score", "farm_dig=110")
+    out = run_tables(root, "--max_score", "farm_dig=110")
     assert not listed(out, "Notes") and table(out, "Normalised score")["aligned"]["runs"] == "3"
-    out = run_report(root / "dig")  # no target has a maximum
+    out = run_tables(root / "dig")  # no target has a maximum
     assert "Normalised score" not in (out / "table.md").read_text()
     assert lines(out / "cells.csv")[0]["normalised"] == ""
 

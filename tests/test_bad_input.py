@@ -196,12 +196,19 @@ def _other_data(dataset: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, which tests leave as it is."""
+    logdir = tmp_path_factory.mktemp("runs") / "finished"
+    program.main([str(a) for a in [*co_training(dataset, logdir), *SHORT, "--size", "32,32"]])
+    return logdir
+
+
 def test_resuming_with_other_settings_or_data_changes_nothing(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    dataset: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    arguments = [*co_training(dataset, tmp_path), *SHORT, "--size", "32,32"]
-    program.main([str(a) for a in arguments])
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    arguments = [*co_training(dataset, finished), *SHORT, "--size", "32,32"]
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     for flags, message in [
         (["--dyn_deter", 24], "dyn_deter 16, not 24"),
         (["--source_task", "walker_run"], "source_task dmc_walker_walk, not dmc_walker_run"),
@@ -209,10 +216,10 @@ def test_resuming_with_other_settings_or_data_changes_nothing(
         (["--warmup_rounds", 1], "which --warmup_rounds 1 would change: give --warmup_rounds 0, or another"),
         (["--state_alignment", False], "state_alignment True, not False"),
         (["--time_limit", 13], "time_limit 12, not 13"),
-        (["--offline_traindir", _other_data(dataset, tmp_path.parent / "fewer")], "on other data"),
+        (["--offline_traindir", _other_data(dataset, tmp_path / "fewer")], "on other data"),
     ]:
         assert message in refused(program.main, [*arguments, *flags], capsys)
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
 def test_resuming_with_other_images_but_equal_returns(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -274,19 +281,8 @@ def test_divergence_is_reported(flag: str, dataset: Path, tmp_path: Path, capsys
     assert "training has diverged" in refused(program.main, [*co_training(dataset, tmp_path), *flags], capsys)
 
 
-def test_an_experts_dataset_needs_the_settings_of_its_training(dataset: Path, tmp_path: Path, capsys):
-    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
-    program.main([str(a) for a in [*co_training(dataset, tmp_path / "run"), *short, "--size", "32,32"]])
-    arguments = [
-        "--task",
-        "walker_walk",
-        "--out",
-        tmp_path / "out",
-        "--quality",
-        "expert",
-        "--checkpoint",
-        tmp_path / "run",
-    ]
+def test_an_experts_dataset_needs_the_settings_of_its_training(finished: Path, tmp_path: Path, capsys):
+    arguments = ["--task", "walker_walk", "--out", tmp_path / "out", "--quality", "expert", "--checkpoint", finished]
     line = refused(collect.main, [*arguments, "--render", "full", "--envs", 0], capsys)
     assert line.endswith("give --render fast")
     line = refused(collect.main, [*arguments, "--size", "64,64", "--envs", 0], capsys)  # the default, but given
@@ -368,15 +364,8 @@ def test_bad_flags_of_the_other_commands(
 
 
 def test_the_command_prints_one_line_and_no_traceback(tmp_path: Path):
-    result = command(
-        "co_training.py",
-        "--source_task",
-        "walker_walk",
-        "--target_task",
-        "walker_downhill",
-        "--offline_traindir",
-        tmp_path,
-    )
+    tasks = ["--source_task", "walker_walk", "--target_task", "walker_downhill"]
+    result = command("co_training.py", *tasks, "--offline_traindir", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
 

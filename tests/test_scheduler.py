@@ -49,9 +49,9 @@ def main():
             os.kill(os.getpid(), signal.SIGKILL)
         if act == "bad":
             raise tools.BadInput("a.npz is damaged")
-        stop = tools.StopRequest()
+        stop, end = tools.StopRequest(), time.monotonic() + 30
         with stop.listening():
-            while act == "run_on" and stop.signal is None:
+            while act == "run_on" and stop.signal is None and time.monotonic() < end:
                 time.sleep(0.05)
         (folder / "saved").touch()
         if stop.signal is not None:

@@ -43,19 +43,18 @@ import tools
 
 def main():
     folder, act = Path(sys.argv[1]), sys.argv[2]
-    with tools.lock_directory(folder):
+    stop, end = tools.StopRequest(), time.monotonic() + 30
+    with tools.lock_directory(folder), stop.listening():
         (folder / "began").open("a").write(f"{act}\\n")
         if act == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if act == "bad":
             raise tools.BadInput("a.npz is damaged")
-        stop, end = tools.StopRequest(), time.monotonic() + 30
-        with stop.listening():
-            while act == "run_on" and stop.signal is None and time.monotonic() < end:
-                time.sleep(0.05)
+        while act == "run_on" and stop.signal is None and time.monotonic() < end:
+            time.sleep(0.05)
         (folder / "saved").touch()
-        if stop.signal is not None:
-            sys.exit(128 + stop.signal)
+    if stop.signal is not None:
+        sys.exit(128 + stop.signal)
 
 tools.exit_on_bad_input(main)
 """

@@ -24,6 +24,7 @@ import wrappers
 from config import Config
 
 ROOT = Path(__file__).parents[1]
+OTHER_PROGRAMS = ROOT / "tests" / "data" / "other_programs"  # datasets that they wrote, 24 steps an episode
 
 # A background job of a shell ignores Ctrl-C; the tests of Ctrl-C need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, co_training, tiny
+from conftest import OTHER_PROGRAMS, ROOT, co_training, tiny
 from PIL import Image
 from test_bad_input import refused
 
@@ -288,14 +288,10 @@ def test_the_target_has_the_background_and_the_source_the_sparse_reward():
     assert collected["sparse_reward"] and collected["background"] == "clips"
 
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared example data is not beside the repository")
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
 def test_training_on_data_of_other_programs(name: str, tmp_path: Path):
     flags = ["--method", "offline_dv2", "--size", "32,32", "--rounds", 1, "--warmup_rounds", 0, "--video_every", 0]
-    program.main(co_training(SHARED / name, tmp_path / "run", *flags, "--dataset_cache", tmp_path / "c"))
+    program.main(co_training(OTHER_PROGRAMS / name, tmp_path / "run", *flags, "--dataset_cache", tmp_path / "c"))
     assert int(read_scores(tmp_path / "run")[-1]["target_updates"]) == 4
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny
+from conftest import OTHER_PROGRAMS, tiny
 from test_agents import batch, changed, weights
 from test_co_training import scores, train
 from torch import Tensor, nn
@@ -288,11 +288,8 @@ def test_images_are_not_enlarged_for_model_free_agents(dataset: Path, tmp_path: 
 
 
 def test_84_pixels_are_used_as_they_are(tmp_path: Path):
-    data = ROOT.parent / "shared/data/vd4rl_84px_hdf5"
-    if not data.exists():
-        pytest.skip("needs V-D4RL's file beside the repository")
     folder = tmp_path / "data"
-    shutil.copytree(data, folder)
+    shutil.copytree(OTHER_PROGRAMS / "vd4rl_84px_hdf5", folder)
     flags = ["--method", "bc", "--target_task", "my_walker", "--offline_traindir", folder, "--logdir", tmp_path / "run"]
     with pytest.raises(BadInput, match="one episode is too few to hold out"):
         program.main([str(a) for a in (*flags, "--configs", "defaults", "dmc", "debug")])

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: setup demo test gpu-check lint clean
+.PHONY: setup demo test test-slow test-all test-precision gpu-check lint clean
 
 setup: $(VENV)/ready
 
@@ -23,9 +23,25 @@ demo: setup
 		--offline_traindir examples/cheetah_downhill --logdir $(RUN) --configs defaults dmc demo
 	$(BIN)/python evaluate.py --logdir $(RUN) --episodes 3
 
-# One process a core; the tests of one file stay together, so that its fixtures are made once.
+# One process a core; the tests of one file stay together, so that its fixtures are made once. At the end: the reason of
+# every skipped test, and the 25 tests that took longest.
+PYTEST := $(BIN)/python -m pytest -q -rs --durations=25 -n auto --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# The tests marked `slow`: sweeps on Ray, the notebook, compiling, an expert's training.
+test-slow: setup
+	$(PYTEST) -m slow
+
+test-all: setup
+	$(PYTEST)
+
+# `--precision auto` depends on the processor. What depends on it in turn, with both answers, on any processor.
+PRECISION_TESTS := $(patsubst %,tests/test_%.py,agents model_free policy export methods co_training)
+test-precision: setup
+	COWORLD_TEST_PRECISION=float32 $(PYTEST) -m "not slow" $(PRECISION_TESTS)
+	COWORLD_TEST_PRECISION=bfloat16 $(PYTEST) -m "not slow" $(PRECISION_TESTS)
 
 # For a machine with a GPU: writes gpu-check.md, and fails if a check fails.
 gpu-check: setup

@@ -23,6 +23,7 @@ from analysis.conditions import NAMED
 from analysis.report_files import write_report
 from config import Config
 from sweeping import cluster
+from sweeping.cluster import Cluster
 from sweeping.display import Display, failures
 from sweeping.estimate import plan_text
 from sweeping.jobs import RUN, Checks, Job, make_jobs, planned_runs
@@ -66,10 +67,10 @@ def check_collection(arguments: list[str]) -> bool:
     return args.policy == "dreamer"
 
 
-def run_all(spec: Spec, jobs: list[Job], resources: dict[str, float], out: Path) -> Scheduler:
+def run_all(spec: Spec, jobs: list[Job], on: Cluster, out: Path) -> Scheduler:
     """Run the jobs to their end, or until Ctrl-C, with a display."""
     stop_file = out / f".stop-{uuid.uuid4().hex[:12]}"
-    scheduler = Scheduler(jobs, resources, spec.retries, stop_file)
+    scheduler = Scheduler(jobs, on, spec.retries, stop_file)
     display = Display(scheduler, out / "sweep.csv")
     try:
         with scheduler.stop.listening():
@@ -131,10 +132,10 @@ def main(arguments: list[str] | None = None) -> None:
         with_report(spec, [job.folder for job in jobs], out)
         print(f"{out}: nothing to do, all {len(planned)} runs are done")
     else:
-        cluster.connect(args.address, resources)
+        connected = cluster.connect(args.address, resources)
         write_text(out / ".writable", "")  # raises BadInput before a run starts
         (out / ".writable").unlink()
-        finish(spec, run_all(spec, jobs, resources, out), out)
+        finish(spec, run_all(spec, jobs, connected, out), out)
 
 
 if __name__ == "__main__":

@@ -100,12 +100,12 @@ def moment_norms(agent: BaseAgent) -> dict[str, float]:
 
 
 def check_updates(report: Report) -> str:
-    """Every method, eager against compiled (on a GPU with CUDA graphs), float32 and bfloat16."""
+    """The methods, eager against compiled (on a GPU with CUDA graphs), float32 and bfloat16."""
     args, lines = report.args, ["| method | precision | compiled | largest difference |", "|---|---|---|---|"]
     blocks = ["dmc", "debug"] if args.device.type == "cpu" else ["dmc", "small"]
     values = settings.merge(settings.read_blocks(), blocks, {"eta_steps": "100", "kl_free": "0"})
     compiled = args.device.type == "cuda"
-    for method, precision in product(METHODS, TOLERANCE):
+    for method, precision in product(args.methods, TOLERANCE):
         config = Config(**values, configs=blocks).replace(method=method, precision=precision, compile="off")
         eager = update(config, method, args.device)
         other = update(config.replace(compile="on" if compiled else "off"), method, args.device)
@@ -241,6 +241,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=5.0, help="of the learning run (default: 5)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="only checks whose title has one of these words")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD", help="to update (default: all)"
+    )
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"no GPU: torch {torch.__version__} finds none here; run this on a machine with one")

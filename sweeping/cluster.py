@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,59 @@ if (Path.home() / ".ray" / "auth_token").exists():  # without this, Ray uses it 
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_TO_CONNECT = 5
 OBJECT_STORE = 80 * 2**20  # bytes; Ray's minimum is 75 MiB, and jobs exchange files only
 STOPPED = "stopped"
+LOST = "lost"  # the status of a task of which Ray has lost the process
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a job's command ended: its exit status, or STOPPED; and the last line of its log."""
+    """How a job's command ended: its exit status, STOPPED or LOST; and the last line of its log."""
 
     status: int | str
     line: str = ""
 
 
-def connect(address: str | None, resources: dict[str, float]) -> None:
+Task = ray.ObjectRefGenerator
+News = dict[str, Any] | Result  # what `execute` yields
+
+
+class Cluster:
+    """Runs commands of this project as tasks of Ray, which `connect` has connected.
+
+    Args:
+        resources: ``cpus`` and ``gpus`` of one command.
+    """
+
+    def __init__(self, resources: dict[str, float]):
+        cpus, gpus = resources["cpus"], resources["gpus"]
+        self.threads = max(1, int(cpus))
+        self.execute = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(execute)
+
+    def start(self, command: tuple[str, ...], log: Path, stop_file: Path) -> Task:
+        """Run a command as soon as a machine has the resources. See `execute`."""
+        return self.execute.remote(command, Path.cwd(), log.absolute(), stop_file.absolute(), self.threads)
+
+    def news(self, tasks: list[Task], seconds: float) -> Iterable[tuple[Task, News]]:
+        """What tasks yield within ``seconds``, at most one thing a task. A `Result` is a task's last."""
+        ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=seconds, fetch_local=False)
+        for task in ready:
+            try:
+                yield task, ray.get(next(task))
+            except RayError as error:
+                yield task, Result(LOST, died(error))
+
+    def cancel(self, task: Task) -> None:
+        """Take back a command that has not begun."""
+        ray.cancel(task)
+
+
+def connect(address: str | None, resources: dict[str, float]) -> Cluster:
     """Connect to the cluster at ``address``, or start Ray on this machine.
 
     Raises BadInput if there is none, or if no machine of it has the resources of a run.
@@ -65,6 +101,7 @@ def connect(address: str | None, resources: dict[str, float]) -> None:
             f"leave --address out"
         ) from None
     check_resources(resources)
+    return Cluster(resources)
 
 
 def check_reachable(address: str) -> None:
@@ -103,15 +140,7 @@ def check_resources(resources: dict[str, float]) -> None:
             )
 
 
-def start(command: tuple[str, ...], log: Path, stop_file: Path, resources: dict[str, float]) -> ray.ObjectRefGenerator:
-    """A Ray task that runs a command of this project. See `execute` for what it yields."""
-    task = ray.remote(num_cpus=resources["cpus"], num_gpus=resources["gpus"], max_retries=0)(execute)
-    return task.remote(command, Path.cwd(), log.absolute(), stop_file.absolute(), max(1, int(resources["cpus"])))
-
-
-def execute(
-    command: tuple[str, ...], folder: Path, log: Path, stop_file: Path, threads: int
-) -> Iterator[dict[str, Any] | Result]:
+def execute(command: tuple[str, ...], folder: Path, log: Path, stop_file: Path, threads: int) -> Iterator[News]:
     """Run ``python COMMAND`` in ``folder``, its output appended to ``log``.
 
     Yields the machine's name when it begins, and a `Result` at the end. When ``stop_file`` appears, the command is told
@@ -154,3 +183,13 @@ def last_line(log: Path) -> str:
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip() and "it/s" not in line]
     errors = [line for line in lines[-3:] if line.startswith("error:")]
     return (errors or lines or [""])[-1].removeprefix("error: ")
+
+
+def died(error: RayError) -> str:
+    """Why a task ended without a result."""
+    kinds = {
+        OutOfMemoryError: "its machine ran out of memory",
+        NodeDiedError: "its machine was lost",
+        WorkerCrashedError: "its process was killed",
+    }
+    return next((text for kind, text in kinds.items() if isinstance(error, kind)), one_line(error))

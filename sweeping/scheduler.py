@@ -10,19 +10,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
-
-from sweeping import cluster
-from sweeping.cluster import STOPPED, Result
+from sweeping.cluster import STOPPED, Cluster, News, Result, Task
 from sweeping.jobs import RUN, Job
-from tools import LOCKED, StopRequest, one_line
+from tools import LOCKED, StopRequest
 
 LOG = "log.txt"
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_WHILE_LOCKED = 5.0  # until a folder that another process writes is looked at again
 BAD_INPUT = 2  # exit status
-LOST = "lost"  # the status of a task of which Ray has lost the process
 
 
 class State(StrEnum):
@@ -59,17 +54,17 @@ class Progress:
 
 
 class Scheduler:
-    """Runs jobs on Ray, which must be connected.
+    """Runs jobs, each as a task of a cluster.
 
     Args:
         retries: how often a job that died is started again. Bad input is not retried.
         stop_file: a file that tells running commands to stop, in a folder that all machines see.
     """
 
-    def __init__(self, jobs: Iterable[Job], resources: dict[str, float], retries: int, stop_file: Path):
+    def __init__(self, jobs: Iterable[Job], cluster: Cluster, retries: int, stop_file: Path):
         self.progress = {job.name: Progress(job, State.DONE if job.done else State.WAITING) for job in jobs}
-        self.resources, self.retries, self.stop_file = resources, retries, stop_file
-        self.tasks: dict[ray.ObjectRefGenerator, Progress] = {}
+        self.cluster, self.retries, self.stop_file = cluster, retries, stop_file
+        self.tasks: dict[Task, Progress] = {}
         self.stop = StopRequest()
 
     @property
@@ -85,10 +80,8 @@ class Scheduler:
         if not self.tasks:
             time.sleep(SECONDS_BETWEEN_LOOKS)
             return
-        tasks = list(self.tasks)
-        ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_BETWEEN_LOOKS, fetch_local=False)
-        for task in ready:
-            self._receive(task)
+        for task, news in self.cluster.news(list(self.tasks), SECONDS_BETWEEN_LOOKS):
+            self._receive(task, news)
 
     def _start_if_ready(self, progress: Progress) -> None:
         waits = progress.state in (State.WAITING, State.ELSEWHERE) and time.monotonic() >= progress.not_before
@@ -102,26 +95,17 @@ class Scheduler:
             progress.state, progress.reason, progress.needed = State.FAILED, f"{failed[0].job.name} failed", True
         elif all(need.state == State.DONE for need in needed):
             job = progress.job
-            self.tasks[cluster.start(job.command, job.folder / LOG, self.stop_file, self.resources)] = progress
+            self.tasks[self.cluster.start(job.command, job.folder / LOG, self.stop_file)] = progress
             progress.state = State.QUEUED
 
-    def _receive(self, task: ray.ObjectRefGenerator) -> None:
-        """The next thing that a task yields: it begins, or it ends."""
+    def _receive(self, task: Task, news: News) -> None:
+        """What a task yields: it begins, or it ends."""
+        if isinstance(news, Result):
+            self._end(self.tasks.pop(task), news)
+            return
         progress = self.tasks[task]
-        try:
-            news = ray.get(next(task))
-        except StopIteration:
-            del self.tasks[task]
-            return
-        except RayError as error:
-            del self.tasks[task]
-            self._end(progress, Result(LOST, died(error)))
-            return
-        if isinstance(news, dict):
-            progress.state, progress.node, progress.began = State.RUNNING, news["node"], time.monotonic()
-            progress.attempts += 1
-        else:
-            self._end(progress, news)
+        progress.state, progress.node, progress.began = State.RUNNING, news["node"], time.monotonic()
+        progress.attempts += 1
 
     def _end(self, progress: Progress, result: Result) -> None:
         if progress.state == State.RUNNING:
@@ -147,7 +131,7 @@ class Scheduler:
         self.stop_file.write_text(f"{platform.node()} {os.getpid()}\n")
         for task, progress in list(self.tasks.items()):
             if progress.state == State.QUEUED:
-                ray.cancel(task)
+                self.cluster.cancel(task)
                 del self.tasks[task]
                 progress.state = State.STOPPED
         for progress in self.progress.values():
@@ -161,16 +145,6 @@ def reason(result: Result) -> str:
         name = signal.Signals(-result.status).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return result.line or f"status {result.status}"
-
-
-def died(error: RayError) -> str:
-    """Why a task ended without a result."""
-    kinds = {
-        OutOfMemoryError: "its machine ran out of memory",
-        NodeDiedError: "its machine was lost",
-        WorkerCrashedError: "its process was killed",
-    }
-    return next((text for kind, text in kinds.items() if isinstance(error, kind)), one_line(error))
 
 
 def counts(progress: Iterable[Progress]) -> dict[str, Any]:

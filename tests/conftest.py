@@ -1,21 +1,30 @@
-"""Used by all tests: tiny settings, a tiny real dataset, and the commands run as a user runs them."""
+"""Used by all tests: tiny settings, tiny datasets, a finished run, and the commands run as a user runs them."""
 
+import contextlib
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads cost more than they gain
 
+import dots as dots_suite
 import pytest
 import torch
+from filelock import FileLock
 
+import co_training as program
 import collect
 import config as settings
+import wrappers
 from config import Config
 
 ROOT = Path(__file__).parents[1]
+OTHER_PROGRAMS = ROOT / "tests" / "data" / "other_programs"  # datasets that they wrote, 24 steps an episode
 
 # A background job of a shell ignores Ctrl-C; the tests of Ctrl-C need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -73,21 +82,84 @@ def co_training(dataset: Path, logdir: Path, *more: object, blocks: tuple[str, .
     return [*arguments, "--configs", "defaults", *blocks]
 
 
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three real episodes of walker_downhill, 12 steps each, by a random policy."""
-    folder = tmp_path_factory.mktemp("data") / "walker_downhill"
-    arguments = [
-        "--task",
-        "walker_downhill",
-        "--out",
-        folder,
-        "--episodes",
-        3,
-        "--configs",
-        "defaults",
-        "dmc",
-        "debug",
-    ]
+SMALL = ("--size", "32,32", "--envs", "0")
+DOTS = ("--source_task", "dots_to_left", "--target_task", "dots_to_right")  # of the fixture `dots`
+
+
+def files_digest(folder: Path) -> str:
+    """A digest of the names and contents of all files in a folder, but for the prepared copies of datasets."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and ".coworld-cache" not in p.parts)
+    contents = [(str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """The folder ``name``, which ``make`` writes once for all processes of pytest-xdist.
+
+    Tests that change it work on a copy: at the end of the session its files must be as ``make`` wrote them.
+    """
+    root = factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "made_once"
+    root.mkdir(exist_ok=True)
+    folder, digest = root / name, root / f"{name}.sha256"
+    with FileLock(root / f"{name}.lock"):
+        if not digest.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            make(folder)
+            digest.write_text(files_digest(folder))
+    yield folder
+    assert files_digest(folder) == digest.read_text(), f"a test has changed {folder}, which all tests share"
+
+
+def collect_episodes(task: str, folder: Path) -> None:
+    """Three episodes of ``task``, 12 steps each, by a random policy."""
+    arguments = ["--task", task, "--out", folder, "--episodes", 3, "--envs", 0, "--configs", "defaults", "dmc", "debug"]
     collect.main([str(a) for a in arguments])
-    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Three real episodes of walker_downhill, 12 steps each, by a random policy."""
+    with made_once(tmp_path_factory, "walker_downhill", lambda folder: collect_episodes(folder.name, folder)) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of CoWorld without interruption, on the walker's simulators. Tests read it only."""
+
+    def run(logdir: Path) -> None:
+        program.main(co_training(dataset, logdir, *SMALL))
+
+    with made_once(tmp_path_factory, "whole", run) as folder:
+        yield folder
+
+
+@pytest.fixture
+def finished_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, which a test may change."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def dots() -> Iterator[None]:
+    """The suite of docs/extending.md is known while a module's tests run."""
+    wrappers.register(dots_suite.SUITE)
+    yield
+    del wrappers.SUITES[dots_suite.SUITE.name]
+
+
+@pytest.fixture(scope="module")
+def dots_dataset(dots: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Three episodes of dots_to_right, 12 steps each, by a random policy."""
+    with made_once(tmp_path_factory, "dots_to_right", lambda folder: collect_episodes(folder.name, folder)) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Runs of a module's tests end without their pictures, which take a third of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.runs.draw_summary", lambda trainer: None)
+        yield

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import DOTS, tiny
 from PIL import Image
 from test_bad_input import refused
 from test_co_training import scores, train
@@ -28,15 +28,8 @@ from wrappers.shared.simulators import make_simulator
 CPU = torch.device("cpu")
 EXAMPLE = ValuedEpisode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)
 
-
+pytestmark = pytest.mark.usefixtures("dots")
 SHORT = ("--pretrain_steps", "5", "--warmup_rounds", "0", "--rounds", "1", "--video_every", "0")
-
-
-@pytest.fixture(scope="module")
-def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    logdir = tmp_path_factory.mktemp("runs") / "whole"
-    train(dataset, logdir, *SHORT)
-    return logdir
 
 
 def altered(run: Path, logdir: Path, **config: object) -> Path:
@@ -245,11 +238,13 @@ def test_without_embeddings_the_other_output_is_written(
     assert len(notes) == 1 and why in notes[0]
 
 
-def test_runs_without_a_source_have_values_and_frames(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_runs_without_a_source_have_values_and_frames(
+    dots_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     """The commands name a source, which has no effect."""
     runs = [tmp_path / method for method in ("offline_dv2", "online_dv2")]
     for run in runs:
-        train(dataset, run, *SHORT, "--method", run.name)
+        train(dots_dataset, run, *DOTS, *SHORT, "--method", run.name)
     analyse_runs(*runs)
     shown, out = capsys.readouterr().err, runs[0] / "analysis"
     assert sorted(path.name for path in out.iterdir()) == ["frames.png", "value_steps.csv", "values.csv", "values.png"]
@@ -258,12 +253,13 @@ def test_runs_without_a_source_have_values_and_frames(dataset: Path, tmp_path: P
         assert float(row["score"]) == pytest.approx(float(scores(run)[-1]["mean"]))
 
 
-def test_every_source_is_compared_with_the_target(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    train(dataset, tmp_path / "two", *SHORT, "--eval_episodes", "1", "--source_task", "walker_walk,cheetah_run")
+def test_every_source_is_compared_with_the_target(dots_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    sources = ("--source_task", "dots_to_left,dots_to_right")
+    train(dots_dataset, tmp_path / "two", *DOTS, *sources, *SHORT, "--eval_episodes", "1")
     analyse_runs(tmp_path / "two")
     shown = capsys.readouterr()
     assert (tmp_path / "two" / "analysis" / "embeddings.png").exists() and "no embeddings" not in shown.err
-    for source in ("source 1: walker_walk", "source 2: cheetah_run"):
+    for source in ("source 1: dots_to_left", "source 2: dots_to_right"):
         line = rf"two: KL of the target's embeddings to {source}: (\S+) before alignment, (\S+) after alignment\n"
         before, after = re.search(line, shown.out).groups()
         assert 0 < float(before) != float(after) > 0

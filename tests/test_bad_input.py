@@ -1,12 +1,14 @@
 """Bad input to the commands: one line on stderr, exit status 2, and no file is changed."""
 
+import ast
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import co_training, command, tiny
+from conftest import ROOT, co_training, command, tiny
 from test_layout import COMMANDS
 
 import co_training as program
@@ -127,13 +129,28 @@ def test_flags_without_effect_on_a_collection(policy: str, flags: list, message:
     assert message in refused(collect.main, arguments, capsys)
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_ctrl_c_during_the_imports_prints_one_line(name: str, tmp_path: Path):
-    for package in ("torch", "numpy"):  # dataset.py needs no torch
-        (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
-    result = command(f"{name}.py", "--help", PYTHONPATH=str(tmp_path))
+def test_ctrl_c_during_the_imports_prints_one_line(tmp_path: Path):
+    """Of every command: the next test shows that they all begin alike."""
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    result = command("co_training.py", "--help", PYTHONPATH=str(tmp_path))
     assert (result.stdout, result.stderr) == ("", "interrupted\n")
     assert result.returncode != 0
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS, "sweep"}))
+def test_a_command_imports_the_handler_of_interrupts_first_and_ends_by_it(name: str):
+    docstring, first, *_, last = ast.parse((ROOT / f"{name}.py").read_text()).body
+    assert isinstance(docstring, ast.Expr) and isinstance(first, ast.ImportFrom) and first.module == "tools"
+    assert "exit_on_bad_input" in {alias.name for alias in first.names}
+    assert ast.unparse(last) == "if __name__ == '__main__':\n    exit_on_bad_input(main)"
+
+
+def test_the_handler_of_interrupts_is_set_before_other_packages_are_imported():
+    body = ast.parse((ROOT / "tools.py").read_text()).body
+    (at,) = (i for i, node in enumerate(body) if ast.unparse(node).startswith("sys.excepthook ="))
+    imported = [node for node in body[:at] if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name if isinstance(node, ast.Import) else node.module for node in imported for alias in node.names}
+    assert names and {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
 def test_an_empty_dataset_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -179,12 +196,19 @@ def _other_data(dataset: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, which tests leave as it is."""
+    logdir = tmp_path_factory.mktemp("runs") / "finished"
+    program.main([str(a) for a in [*co_training(dataset, logdir), *SHORT, "--size", "32,32"]])
+    return logdir
+
+
 def test_resuming_with_other_settings_or_data_changes_nothing(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    dataset: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    arguments = [*co_training(dataset, tmp_path), *SHORT, "--size", "32,32"]
-    program.main([str(a) for a in arguments])
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    arguments = [*co_training(dataset, finished), *SHORT, "--size", "32,32"]
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     for flags, message in [
         (["--dyn_deter", 24], "dyn_deter 16, not 24"),
         (["--source_task", "walker_run"], "source_task dmc_walker_walk, not dmc_walker_run"),
@@ -192,10 +216,10 @@ def test_resuming_with_other_settings_or_data_changes_nothing(
         (["--warmup_rounds", 1], "which --warmup_rounds 1 would change: give --warmup_rounds 0, or another"),
         (["--state_alignment", False], "state_alignment True, not False"),
         (["--time_limit", 13], "time_limit 12, not 13"),
-        (["--offline_traindir", _other_data(dataset, tmp_path.parent / "fewer")], "on other data"),
+        (["--offline_traindir", _other_data(dataset, tmp_path / "fewer")], "on other data"),
     ]:
         assert message in refused(program.main, [*arguments, *flags], capsys)
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
 def test_resuming_with_other_images_but_equal_returns(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -257,19 +281,8 @@ def test_divergence_is_reported(flag: str, dataset: Path, tmp_path: Path, capsys
     assert "training has diverged" in refused(program.main, [*co_training(dataset, tmp_path), *flags], capsys)
 
 
-def test_an_experts_dataset_needs_the_settings_of_its_training(dataset: Path, tmp_path: Path, capsys):
-    short = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
-    program.main([str(a) for a in [*co_training(dataset, tmp_path / "run"), *short, "--size", "32,32"]])
-    arguments = [
-        "--task",
-        "walker_walk",
-        "--out",
-        tmp_path / "out",
-        "--quality",
-        "expert",
-        "--checkpoint",
-        tmp_path / "run",
-    ]
+def test_an_experts_dataset_needs_the_settings_of_its_training(finished: Path, tmp_path: Path, capsys):
+    arguments = ["--task", "walker_walk", "--out", tmp_path / "out", "--quality", "expert", "--checkpoint", finished]
     line = refused(collect.main, [*arguments, "--render", "full", "--envs", 0], capsys)
     assert line.endswith("give --render fast")
     line = refused(collect.main, [*arguments, "--size", "64,64", "--envs", 0], capsys)  # the default, but given
@@ -351,21 +364,16 @@ def test_bad_flags_of_the_other_commands(
 
 
 def test_the_command_prints_one_line_and_no_traceback(tmp_path: Path):
-    result = command(
-        "co_training.py",
-        "--source_task",
-        "walker_walk",
-        "--target_task",
-        "walker_downhill",
-        "--offline_traindir",
-        tmp_path,
-    )
+    tasks = ["--source_task", "walker_walk", "--target_task", "walker_downhill"]
+    result = command("co_training.py", *tasks, "--offline_traindir", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
 
 
-def test_help_lists_every_key_with_its_comment():
-    shown = command("co_training.py", "--help").stdout
+def test_help_lists_every_key_with_its_comment(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    shown = capsys.readouterr().out
     assert all(f"--{key} VALUE" in shown for key in vars(tiny()) if key != "configs")
     assert "alpha" in shown and "random agent steps before the source agent learns" in " ".join(shown.split())
 

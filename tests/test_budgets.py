@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny
+from conftest import DOTS, ROOT, tiny
 from test_agents import batch
 from test_co_training import train
 from test_methods import built
@@ -19,7 +19,9 @@ from config import Config
 from training.checkpoint import load_checkpoint
 from training.methods import METHODS, PhaseKind
 
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
 OWN_UPDATES = ("bc", "drq_bc", "cql", "curl", "lompo")  # their schedules have phases TRAIN_OFFLINE
+CHEAP = ("--video_every", "0", "--eval_episodes", "1")  # neither changes an update
 COLUMNS = ("online_steps", "source_updates", "world_model_updates", "behavior_updates")
 
 
@@ -61,7 +63,7 @@ def budget(name: str, config: Config) -> dict[str, int]:
     return counts
 
 
-def updates_of_a_run(dataset: Path, logdir: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, int]:
+def updates_of_a_run(data: Path, logdir: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, int]:
     """The same numbers of a real run at `debug` size, counted in the agents."""
     counts, trainers = Counter(), []
     run, world, behavior = program.run_to_completion, Agent.update_world_model, Agent.update_behavior
@@ -79,7 +81,7 @@ def updates_of_a_run(dataset: Path, logdir: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         program, "run_to_completion", lambda trainer, loops: (trainers.append(trainer), run(trainer, loops))
     )
-    train(dataset, logdir, "--video_every", "0", *flags)
+    train(data, logdir, *DOTS, *CHEAP, *flags)
     (trainer,) = trainers
     target = trainer.target.agent
     sources = [source.agent for source in trainer.sources if source.agent is not target]
@@ -91,9 +93,9 @@ def updates_of_a_run(dataset: Path, logdir: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in OWN_UPDATES])
 def test_the_targets_world_model_gets_as_many_updates_as_coworlds(
-    method: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, dots_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    counted = updates_of_a_run(dataset, tmp_path, monkeypatch, "--method", method)
+    counted = updates_of_a_run(dots_dataset, tmp_path, monkeypatch, "--method", method)
     print(method, counted)
     assert counted["world_model_updates"] == 12  # 4 in the warm-up, 2 x 20 iterations, an update every 5
     assert counted == budget(method, tiny())
@@ -171,8 +173,8 @@ def test_inferred_posteriors_are_those_of_an_update_and_change_nothing():
 
 
 @pytest.mark.parametrize("method", OWN_UPDATES)
-def test_agents_with_updates_of_their_own_get_the_budget_in_a_run(method: str, dataset: Path, tmp_path: Path):
-    train(dataset, tmp_path, "--method", method)
+def test_agents_with_updates_of_their_own_get_the_budget_in_a_run(method: str, dots_dataset: Path, tmp_path: Path):
+    train(dots_dataset, tmp_path, *DOTS, *CHEAP, "--method", method)
     saved = load_checkpoint(tmp_path / "checkpoint.pt")
     expected = budget(method, tiny(method=method))
     assert saved["progress"]["target_updates"] == expected["world_model_updates"] + expected["behavior_updates"]

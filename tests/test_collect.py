@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, co_training, tiny
+from conftest import OTHER_PROGRAMS, ROOT, co_training, tiny
 from PIL import Image
 from test_bad_input import refused
 
@@ -30,16 +30,21 @@ from training.trainer import Trainer
 from wrappers.shared import simulators
 from wrappers.shared.simulators import check_recorded_alike, env_settings
 
-LEARNING = ["--task", "walker_walk", "--envs", 0, "--size", "32,32", "--configs", "defaults", "dmc", "debug"]
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
+SETTINGS = ["--envs", 0, "--size", "32,32", "--configs", "defaults", "dmc", "debug"]
+LEARNING = ["--task", "dots_to_left", *SETTINGS]
+WALKER = ["--task", "walker_walk", *SETTINGS]
 
 
-def collected(folder: Path, *more: object) -> dict:
-    collect.main([str(a) for a in [*LEARNING, "--out", folder / "data", "--logdir", folder / "run", *more]])
+def collected(folder: Path, *more: object, task: list = LEARNING) -> dict:
+    folders = ["--out", folder / "data", "--logdir", folder / "run"]
+    collect.main([str(a) for a in [*task, *folders, "--video_every", 0, *more]])
     return json.loads((folder / "data" / "dataset.json").read_text())
 
 
 def test_medium_replay_stops_at_the_evaluation_that_reaches_a_third(tmp_path: Path):
-    described = collected(tmp_path, "--quality", "medium-replay", "--max_score", 0.75, "--episodes", 20)
+    limits = ["--quality", "medium-replay", "--max_score", 0.75, "--episodes", 20]
+    described = collected(tmp_path, *limits, task=WALKER)
     scores = [row for row in read_scores(tmp_path / "run") if row["phase"] == "evaluate"]
     assert len(scores) == len(described["evaluations"]) == 1  # the first evaluation reaches 0.25
     assert described["evaluations"][-1]["mean"] == float(scores[-1]["mean"]) >= described["score_to_reach"] == 0.25
@@ -50,8 +55,8 @@ def test_medium_replay_stops_at_the_evaluation_that_reaches_a_third(tmp_path: Pa
 
 def test_medium_expert_below_its_score_keeps_every_episode_and_prints_a_note(tmp_path: Path, capsys):
     described = collected(tmp_path, "--quality", "medium-expert", "--episodes", 4)
-    assert described["episodes"] == 4 and described["score_to_reach"] == 1000
-    assert "is below the 1000.0 asked for" in capsys.readouterr().err
+    assert described["episodes"] == 4 and described["score_to_reach"] == 500
+    assert "is below the 500.0 asked for" in capsys.readouterr().err
 
 
 def test_known_maxima():
@@ -171,7 +176,7 @@ def clips(tmp_path: Path) -> Path:
 
 
 def test_an_agent_of_a_collection_is_evaluated_with_its_background(clips: Path, tmp_path: Path, monkeypatch):
-    collected(tmp_path, "--policy", "dreamer", "--episodes", 3, "--background", clips)
+    collected(tmp_path, "--policy", "dreamer", "--episodes", 3, "--background", clips, task=WALKER)
     made, make_env = [], simulators.make_env
 
     def recorded(task, **settings):
@@ -198,15 +203,15 @@ def test_a_video_that_cannot_be_written_does_not_lose_the_score(tmp_path: Path, 
     capsys.readouterr()
     with pytest.raises(BadInput, match="no space"):
         evaluate.main([str(a) for a in arguments])
-    assert "dmc_walker_walk: return " in capsys.readouterr().out
+    assert "dots_to_left: return " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_an_experts_dataset_needs_the_background_of_its_training(trained: bool, clips: Path, tmp_path: Path, capsys):
     background = ["--background", clips]
-    collected(tmp_path, "--policy", "dreamer", "--episodes", 3, *background * trained)
+    collected(tmp_path, "--policy", "dreamer", "--episodes", 3, *background * trained, task=WALKER)
     expert = ["--policy", "checkpoint", "--checkpoint", tmp_path / "run", "--agent", "source", "--episodes", 1]
-    arguments = [*LEARNING, "--out", tmp_path / "expert", *expert]
+    arguments = [*WALKER, "--out", tmp_path / "expert", *expert]
     line = refused(collect.main, [*arguments, *background * (not trained)], capsys)
     assert line.endswith(f"give --background {clips if trained else repr('')}")
     collect.main([str(a) for a in [*arguments, *background * trained]])
@@ -217,8 +222,7 @@ def test_a_full_disk_leaves_no_folder(tmp_path: Path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np.lib.format, "write_array", full)
-    arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 1, "--configs", "defaults", "debug"]
-    assert "No space left" in refused(collect.main, [*arguments, "--envs", 0], capsys)
+    assert "No space left" in refused(collect.main, [*LEARNING, "--out", tmp_path / "data", "--episodes", 1], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,23 +288,17 @@ def test_the_target_has_the_background_and_the_source_the_sparse_reward():
     assert collected["sparse_reward"] and collected["background"] == "clips"
 
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared example data is not beside the repository")
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
 def test_training_on_data_of_other_programs(name: str, tmp_path: Path):
-    flags = ["--envs", 0, "--size", "32,32", "--rounds", 1, "--pretrain_steps", 5, "--warmup_rounds", 0]
-    arguments = co_training(
-        SHARED / name, tmp_path / "run", *flags, "--video_every", 0, "--dataset_cache", tmp_path / "c"
-    )
-    program.main(arguments)
+    flags = ["--method", "offline_dv2", "--size", "32,32", "--rounds", 1, "--warmup_rounds", 0, "--video_every", 0]
+    program.main(co_training(OTHER_PROGRAMS / name, tmp_path / "run", *flags, "--dataset_cache", tmp_path / "c"))
     assert int(read_scores(tmp_path / "run")[-1]["target_updates"]) == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_collection_keeps_its_complete_episodes(number: int, tmp_path: Path):
+@pytest.mark.parametrize(("number", "envs"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+def test_a_stopped_collection_keeps_its_complete_episodes(number: int, envs: int, tmp_path: Path):
     arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 100_000, "--time_limit", 5]
+    arguments += ["--envs", envs]
     command = [sys.executable, "collect.py", *map(str, arguments), "--configs", "defaults", "dmc", "--size", "32,32"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -327,8 +325,7 @@ def test_a_simulator_that_fails_does_not_lose_the_episodes_before(tmp_path: Path
         saved(self, {**episode, "reward": rewards})
 
     monkeypatch.setattr(EpisodeSaver, "save", save)
-    arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--envs", 0, "--size", "32,32", "--time_limit", 5]
-    assert "reward" in refused(collect.main, [*arguments, "--configs", "defaults", "dmc"], capsys)
+    assert "reward" in refused(collect.main, [*LEARNING, "--out", tmp_path / "data", "--time_limit", 5], capsys)
     described = json.loads((tmp_path / "data" / "dataset.json").read_text())
     assert described["episodes"] == len(list((tmp_path / "data").glob("*.npz"))) == 2
 
@@ -342,8 +339,8 @@ def test_a_crashed_simulator_ends_the_collection_with_one_message(tmp_path: Path
         stepped(self, policy)
 
     monkeypatch.setattr(Collector, "step", step)
-    arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--envs", 1, "--size", "32,32", "--time_limit", 5]
-    with pytest.raises(SystemExit, match="error: the process of the environment dmc_walker_walk was killed by SIGKILL"):
-        exit_on_bad_input(lambda: collect.main([str(a) for a in arguments] + ["--configs", "defaults", "dmc"]))
+    arguments = [*LEARNING, "--out", tmp_path / "data", "--envs", 1, "--time_limit", 5]
+    with pytest.raises(SystemExit, match="error: the process of the environment dots_to_left was killed by SIGKILL"):
+        exit_on_bad_input(lambda: collect.main([str(a) for a in arguments]))
     assert "the complete episodes are kept" in capsys.readouterr().err
     assert len(list((tmp_path / "data").glob("*.npz"))) == 2

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import OTHER_PROGRAMS, ROOT
 from PIL import Image
 
 import dataset
 from replay import OfflineDataset, minari_writer, save_episode
 from replay.formats import npz
 from tools import BadInput
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 
 
 def make_episode(rows: int, action_dim: int = 2) -> dict:
@@ -95,11 +93,9 @@ def test_info_of_episodes_of_different_tasks_names_the_odd_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
 def test_info_of_files_of_other_programs(tmp_path, capsys, name):
-    if not SHARED.is_dir():
-        pytest.skip("example files of other programs are not beside the repository")
-    dataset.main(["info", str(SHARED / name), "--out", str(tmp_path)])
+    dataset.main(["info", str(OTHER_PROGRAMS / name), "--out", str(tmp_path)])
     facts = facts_of(capsys.readouterr().out)
-    assert facts["steps"] == {"release_npz": "1000", "minari": "240"}.get(name, "500")
+    assert facts["steps"] == {"release_npz": "48", "minari": "48"}.get(name, "24")
     assert facts["image size"].startswith("84x84" if name == "vd4rl_84px_hdf5" else "64x64")
     assert facts["actions"].startswith("6, ")
 

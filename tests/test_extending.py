@@ -10,6 +10,42 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+DEBUG = "--size 32,32 --configs defaults debug"
+TARGET = "--target_task to-right --offline_traindir data/dots --video_every 0"
+PLAIN = "plain_offline-dots_to_right-debug-data=dots-size=32x32-seed0"
+COMMANDS = (
+    f"collect --task dots_to_right --out data/npz --episodes 3 {DEBUG}",
+    "dataset convert data/npz data/dots --to structured",
+    "dataset info data/dots",
+    f"co_training --method plain_offline {TARGET} {DEBUG}",
+    f"co_training --source_task to_left {TARGET} --dots_action_repeat 1 {DEBUG}",
+    f"evaluate --logdir runs/{PLAIN} --episodes 1",
+    "report runs",
+)
+MISSPELT = {  # arguments -> what the one line of the error has
+    "collect --task dots_to_rihgt --out out": "nearest: dots_to_right",
+    "co_training --method plain_ofline --target_task to_right": "nearest: plain_offline",
+    "co_training --dots_action_repaet 2": "nearest: --dots_action_repeat",
+    "co_training --dots_action_repeat 0": "is not 1 or more",
+    "co_training --dataset_format structurd": "one of auto, lerobot, minari, npz, hdf5, structured",
+}
+EACH = """import importlib, runpy, sys
+from tools import exit_on_bad_input
+
+def as_printed():
+    runpy.run_path("my_project.py", run_name="__main__")
+
+def registered():
+    exit_on_bad_input(importlib.import_module(sys.argv.pop(1)).main)
+
+for number, line in enumerate(sys.argv[1:]):
+    sys.argv[1:] = line.split()
+    try:
+        registered() if number else as_printed()
+    except SystemExit as end:
+        print("exit status", end.code or 0, flush=True)
+"""
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,57 +59,31 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(project: Path, *arguments: object, program: tuple = ("my_project.py",)) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *program, *map(str, arguments)]
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=200)
+@pytest.fixture(scope="module")
+def done(project: Path) -> subprocess.CompletedProcess:
+    """All commands in one process. The first is run by my_project.py; what that registers stays for the others."""
+    return subprocess.run(
+        [sys.executable, "-c", EACH, *COMMANDS, *MISSPELT],
+        cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
 
 
-def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path):
-    debug = ["--size", "32,32", "--configs", "defaults", "debug"]
-    target = ["--target_task", "to-right", "--offline_traindir", "data/dots", "--video_every", 0]
-    for arguments in (
-        ["collect", "--task", "dots_to_right", "--out", "data/npz", "--episodes", 3, *debug],
-        ["dataset", "convert", "data/npz", "data/dots", "--to", "structured"],
-        ["dataset", "info", "data/dots"],
-        ["co_training", "--method", "plain_offline", *target, *debug],
-        ["co_training", "--source_task", "to_left", *target, "--dots_action_repeat", 1, *debug],
-        ["evaluate", "--logdir", "runs/plain_offline-dots_to_right-debug-data=dots-size=32x32-seed0", "--episodes", 1],
-        ["report", "runs"],
-    ):
-        done = run(project, *arguments)
-        assert done.returncode == 0, f"{arguments}: {done.stderr}"
-    assert "plain_offline" in done.stdout and "Dots" in done.stdout
+def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path, done: subprocess.CompletedProcess):
+    statuses = re.findall(r"^exit status (\d+)$", done.stdout, re.MULTILINE)
+    assert statuses[: len(COMMANDS)] == ["0"] * len(COMMANDS), done.stderr
+    report = done.stdout.split("exit status 0")[len(COMMANDS) - 1]
+    assert "plain_offline" in report and "Dots" in report
     runs = {folder.name: folder for folder in (project / "runs").iterdir()}
-    assert set(runs) == {
-        "plain_offline-dots_to_right-debug-data=dots-size=32x32-seed0",
-        "dots_to_left-to-dots_to_right-debug-data=dots-size=32x32-seed0",
-    }
+    assert set(runs) == {PLAIN, "dots_to_left-to-dots_to_right-debug-data=dots-size=32x32-seed0"}
     for folder in runs.values():
         with (folder / "scores.csv").open() as file:
             last = list(csv.DictReader(file))[-1]
         assert (last["target_updates"], last["success"] != "") == ("12", True)
 
 
-MISSPELT = {  # arguments -> what the one line of the error has
-    "collect --task dots_to_rihgt --out out": "nearest: dots_to_right",
-    "co_training --method plain_ofline --target_task to_right": "nearest: plain_offline",
-    "co_training --dots_action_repaet 2": "nearest: --dots_action_repeat",
-    "co_training --dots_action_repeat 0": "is not 1 or more",
-    "co_training --dataset_format structurd": "one of auto, lerobot, minari, npz, hdf5, structured",
-}
-EACH = """import importlib, sys, my_project
-for line in sys.argv[1:]:
-    command, *sys.argv[1:] = line.split()
-    try:
-        my_project.exit_on_bad_input(importlib.import_module(command).main)
-    except SystemExit as end:
-        print(end.code)
-"""
-
-
-def test_misspelt_names_of_extensions_are_answered_with_the_nearest(project: Path):
-    done = run(project, *MISSPELT, program=("-c", EACH))
-    assert done.stdout.split() == ["2"] * len(MISSPELT), done.stderr
-    for line, message in zip(done.stderr.splitlines(), MISSPELT.values(), strict=True):
+def test_misspelt_names_of_extensions_are_answered_with_the_nearest(done: subprocess.CompletedProcess):
+    statuses = re.findall(r"^exit status (\d+)$", done.stdout, re.MULTILINE)
+    assert statuses[len(COMMANDS) :] == ["2"] * len(MISSPELT), done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for line, message in zip(errors, MISSPELT.values(), strict=True):
         assert message in line

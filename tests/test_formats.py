@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import OTHER_PROGRAMS
 
 from replay import OfflineDataset, reader_process, save_episode
 from replay.convert import convert
@@ -18,7 +19,6 @@ from replay.data_files import find_data_files
 from tools import BadInput
 from wrappers import make_env
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 MINARI = Path(__file__).resolve().parent / "data" / "minari"  # written by Minari 0.5.4 itself
 
 ROWS = (6, 9)
@@ -124,23 +124,18 @@ def test_datasets_written_by_minari(storage, kind, below):
 
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
 def test_files_of_other_programs(tmp_path, name, capsys):
-    if not SHARED.is_dir():
-        pytest.skip("example files of other programs are not beside the repository")
-    data = OfflineDataset(SHARED / name, size=64, length=50, cache_dir=tmp_path)
-    rows = 121 if name == "minari" else 501
-    assert data.action_dim == 6 and set(data.lengths) == {rows - 1}
-    batch = data.sample(2, rows, np.random.default_rng(0))
-    assert batch["image"].shape == (2, rows, 64, 64, 3)
+    data = OfflineDataset(OTHER_PROGRAMS / name, size=64, length=10, cache_dir=tmp_path)
+    assert data.action_dim == 6 and data.lengths == [24] * (2 if name in ("release_npz", "minari") else 1)
+    batch = data.sample(2, 25, np.random.default_rng(0))
+    assert batch["image"].shape == (2, 25, 64, 64, 3)
     assert (batch["action"][:, 0] == 0).all() and (batch["reward"][:, 0] == 0).all()
     assert (batch["action"][:, 1:] != 0).all() and (batch["discount"] == 1).all()
     assert ("84x84 are resized to 64x64" in capsys.readouterr().err) == (name == "vd4rl_84px_hdf5")
 
 
 def test_the_same_episode_in_two_formats_of_vd4rl():
-    if not SHARED.is_dir():
-        pytest.skip("example files of other programs are not beside the repository")
-    (small,), (large,) = load_all(SHARED / "vd4rl_64px_npz"), load_all(SHARED / "vd4rl_84px_hdf5")
-    assert large["image"].shape == (501, 84, 84, 3)
+    (small,), (large,) = (load_all(OTHER_PROGRAMS / name) for name in ("vd4rl_64px_npz", "vd4rl_84px_hdf5"))
+    assert large["image"].shape == (25, 84, 84, 3)
     for key in ("action", "reward", "discount"):
         assert np.array_equal(small[key], large[key])
 

@@ -182,19 +182,20 @@ def test_hdf5_and_minari_take_names_too(tmp_path):
 
 
 @pytest.mark.parametrize("map_fits", [True, False])
-def test_a_run_with_a_map_saves_it_and_evaluates_in_the_same_units(tmp_path, map_fits, monkeypatch):
-    """The simulator's own actions are in [-1, 1]: a map to that range fits, any other is refused."""
-    episodes = [{**foreign_episode(13, number, 6), "act": np.zeros((13, 6), np.float32)} for number in range(2)]
-    episodes[0]["act"][2], episodes[0]["act"][3] = -1, 1
+def test_a_run_with_a_map_saves_it_and_evaluates_in_the_same_units(tmp_path, map_fits, dots):
+    """The simulator's own actions are in [-0.2, 0.2]: a map to that range fits, any other is refused."""
+    episodes = [{**foreign_episode(13, number), "act": np.zeros((13, 2), np.float32)} for number in range(2)]
+    episodes[0]["act"][2], episodes[0]["act"][3] = -0.2, 0.2
     folder = write(tmp_path / "data", episodes)
-    flags = ["--method", "offline_dv2", "--target_task", "walker_downhill", "--offline_traindir", folder]
+    flags = ["--method", "offline_dv2", "--target_task", "dots_to_right", "--offline_traindir", folder]
     flags += ["--logdir", tmp_path / "run", *FLAGS, "--configs", "defaults", "debug", "--size", "32,32"]
-    flags += ["--action_range", "data" if map_fits else "-1,2", "--render", "fast", "--rounds", "0"]
+    flags += ["--action_range", "data" if map_fits else "-1,2", "--rounds", "0", "--video_every", "0"]
     if not map_fits:
-        with pytest.raises(BadInput, match=r"--action_range -1,2 is not the range.*give --action_range -1,1"):
+        with pytest.raises(BadInput, match=r"--action_range -1,2 is not the range.*give --action_range -0.2,0.2"):
             co_training.main([str(flag) for flag in flags])
         return
     co_training.main([str(flag) for flag in flags])
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["data"]
-    found = {"action_map": {"low": [-1.0] * 6, "high": [1.0] * 6}, "image_shape": (96, 72, 3)}
+    limit = float(np.float32(0.2))  # as the data has it
+    found = {"action_map": {"low": [-limit] * 2, "high": [limit] * 2}, "image_shape": (96, 72, 3)}
     assert saved == {**found, "action_names": []}

@@ -7,60 +7,52 @@ on tensors of two devices. So an update that runs here does not stall a GPU.
 import pytest
 import torch
 from conftest import tiny
-from test_agents import batch
 from torch import Tensor
+from updates import built, transfer, update_all
 
+from agents.base import Metrics
 from agents.coworld import SourceAgent, TargetAgent
-from training.methods import METHODS, AgentBuilder
+from training.methods import METHODS
 from training.selector import SourceSelector
 
 META = torch.device("meta")
+SHORT = {"batch_length": 3, "imag_horizon": 2}  # loops read in their first steps what they would read in later ones
 SETTINGS = [
     {"dyn_discrete": discrete, "grad_accum": parts, "actor_grad": grad}
     for discrete, parts, grad in ((0, 1, "dynamics"), (4, 2, "dynamics"), (4, 1, "reinforce"), (0, 2, "both"))
 ]
+WITH_WORLD_MODEL = [name for name, method in METHODS.items() if method.world_model]
 
 
-def meta_batch(actions: int) -> dict[str, Tensor]:
-    return {key: value.to(META) for key, value in batch(actions).items()}
+def read_nothing(method: str, **settings: object) -> None:
+    agents = built(method, device=META, pred_discount=True, imag_starts=5, **SHORT, **settings)
+    transfer(method, agents)
+    metrics: Metrics = update_all(method, agents)
+    assert metrics and all(isinstance(value, Tensor) and value.device == META for value in metrics.values())
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WITH_WORLD_MODEL)
 def test_updates_of_every_method_read_nothing_from_the_device(method: str, settings: dict):
-    config = tiny(size="32,32", method=method, eta_steps=100, pred_discount=True, imag_starts=5, **settings)
-    names = {"target": 5} if METHODS[method].online in ("", "target") else {"source": 4, "target": 5}
-    agents = METHODS[method].agents(AgentBuilder(config, META, names, {}))
-    target, source = agents["target"], agents.get("source")
-    if source is not None:
-        source.update(meta_batch(4), meta_batch(5), step=3)
-    if METHODS[method].elastic_weights:
-        target.copy_from(source)
-        target.anchor_to(source, [meta_batch(4)])
-    if METHODS[method].online == "" and method != "offline_dv2":
-        batch_ = meta_batch(5) if method == "lompo" else target.random_batch()
-        metrics = target.update(batch_, step=3)
-        assert all(isinstance(value, Tensor) and value.device == META for value in metrics.values())
-        return
-    peer, critic = None, None
-    if METHODS[method].aligned_with_sources:
-        selection = SourceSelector(config, ["source"]).select(target, [source], meta_batch(5))
-        peer, critic = {"source_embed": selection.embed}, source.frozen_critic
-    elif METHODS[method].shared_world_model:
-        peer = meta_batch(4)
-    metrics = target.update(meta_batch(5), peer, critic, step=3)
-    assert all(isinstance(value, Tensor) and value.device == META for value in metrics.values())
+    read_nothing(method, **settings)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in WITH_WORLD_MODEL])
+def test_updates_of_model_free_agents_read_nothing_from_the_device(method: str):
+    """They do not use the settings above."""
+    read_nothing(method)
 
 
 @pytest.mark.parametrize("select", ["nearest", "relative"])
 def test_distances_to_several_sources_are_measured_on_the_device(select: str):
     """The selector then reads them once an update, because they decide which source's networks are used."""
-    config = tiny(size="32,32", select=select)
+    config = tiny(size="32,32", select=select, **SHORT)
     sources, target = [SourceAgent(config, 4, 5, META) for _ in range(3)], TargetAgent(config, 5, 5, META)
-    embeds = [source.embed(meta_batch(5)) for source in sources]
-    distances = SourceSelector(config, ["a", "b", "c"]).measure(target, embeds, meta_batch(5))
+    batch = target.random_batch()
+    embeds = [source.embed(batch) for source in sources]
+    distances = SourceSelector(config, ["a", "b", "c"]).measure(target, embeds, batch)
     assert distances.shape == (3,) and distances.device == META
-    target.update(meta_batch(5), {"source_embed": embeds[1]}, sources[1].frozen_critic, step=3)
+    target.update(batch, {"source_embed": embeds[1]}, sources[1].frozen_critic, step=3)
 
 
 def test_the_meta_device_notices_a_read():

@@ -24,7 +24,7 @@ def test_task_spellings(spelling):
     assert str(parse_task(spelling)) == "metaworld_door-close"
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["door-close", "button-press-topdown"])
 def test_gymnasium_check(task):
     check_with_gymnasium(f"metaworld_{task}")
 

@@ -1,6 +1,8 @@
 """The methods that CoWorld is compared with: the special parts of each, and whole runs."""
 
 import copy
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from conftest import OFFLINE_METHODS, co_training, tiny
 from test_agents import CPU, batch, changed, weights
 from test_co_training import assert_same_results, scores, train
 from torch import Tensor, nn
+from updates import built
 
 import co_training as program
 import collect
@@ -18,15 +21,9 @@ from agents.baselines import ElasticWeights, mean_disagreement
 from agents.coworld import TargetAgent
 from tools import BadInput
 from training.checkpoint import load_agent, load_checkpoint
-from training.methods import METHODS, OFFLINE, ONLINE, AgentBuilder, PhaseKind
+from training.methods import METHODS, OFFLINE, ONLINE, PhaseKind
 
 BASELINES = [name for name in METHODS if name != "coworld"]
-
-
-def built(method: str, source: int = 4, target: int = 5, **flags: object) -> dict:
-    config = tiny(size="32,32", method=method, eta_steps=100, **flags)
-    names = {"target": target} if method in (*OFFLINE_METHODS, "online_dv2") else {"source": source, "target": target}
-    return METHODS[method].agents(AgentBuilder(config, CPU, names, {}))
 
 
 def kinds_of_phases(method: str) -> list[str]:
@@ -134,6 +131,19 @@ def test_an_imagined_step_uses_one_member_drawn_at_random(discrete: int):
     assert sorted(set(drawn.tolist())) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("method", ["offline_dv2", "lompo"])
+def test_each_step_of_an_imagined_trajectory_uses_the_member_drawn_for_it(method: str, monkeypatch: pytest.MonkeyPatch):
+    agent = built(method, ensemble=3, imag_horizon=4)["target"]
+    rssm, used = agent.world.rssm, []
+    members = [torch.tensor(k) for k in (2, 0, 1, 2)]
+    for model in (rssm, agent.frozen_world.rssm):
+        weights_of = model.prior_weights
+        monkeypatch.setattr(model, "draw_members", lambda steps: members[:steps])
+        monkeypatch.setattr(model, "prior_weights", lambda k, of=weights_of: used.append(int(k)) or of(k))
+    agent.update(batch(5), step=0)
+    assert used == [2, 0, 1, 2]
+
+
 @pytest.mark.parametrize("discrete", [0, 4])
 def test_every_member_learns_from_the_kl_to_the_posterior(discrete: int):
     """The KL of the world model's loss is the mean of the members' own, balanced and with gradients to each."""
@@ -165,15 +175,6 @@ def test_an_ensemble_of_one_is_the_plain_model():
     noise = plain.world.rssm.noise(3, 8)
     ours, theirs = (a.world_model_loss(batch(5), None, (noise, None), torch.tensor(1.0))[0] for a in (agent, plain))
     torch.testing.assert_close(ours, theirs)
-
-
-def test_an_offline_agent_is_restored_with_its_ensemble():
-    agent, other = (built("offline_dv2")["target"] for _ in range(2))
-    agent.update(batch(5), step=0)
-    other.load_state_dict(copy.deepcopy(agent.state_dict()))
-    assert not changed(weights(agent.world), other.world)
-    feat = torch.randn(4, agent.world.rssm.feat_size)
-    torch.testing.assert_close(other.imagined_reward(feat), agent.imagined_reward(feat))
 
 
 # DV2 Finetune
@@ -313,20 +314,42 @@ def test_the_multitask_actor_critics_are_separate_and_share_the_world_model():
 # Whole runs
 
 
+@pytest.fixture(scope="module")
+def whole_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a method's run without interruption, made once."""
+
+    @cache
+    def run(method: str) -> Path:
+        logdir = tmp_path_factory.mktemp(method) / "whole"
+        train(dataset, logdir, "--method", method)
+        return logdir
+
+    return run
+
+
 @pytest.mark.parametrize("method", BASELINES)
-def test_every_method_runs_and_resumes(method: str, dataset: Path, tmp_path: Path):
-    flags = ("--method", method)
-    train(dataset, tmp_path / "whole", *flags)
-    with pytest.raises(SystemExit):
-        train(dataset, tmp_path / "parts", *flags, stop_at=17 if method in OFFLINE_METHODS else 40)
-    train(dataset, tmp_path / "parts", *flags)
-    assert_same_results(tmp_path / "whole", tmp_path / "parts")
-    rows = [row for row in scores(tmp_path / "whole") if row["domain"] == "target"]
+def test_every_method_runs(method: str, whole_run: Callable[[str], Path]):
+    rows = [row for row in scores(whole_run(method)) if row["domain"] == "target"]
     assert (rows[0]["phase"], rows[0]["round"]) == ("evaluate_random", "0")
     assert [r["round"] for r in rows if r["phase"] == "evaluate"] == ["1", "2", "2"]
-    agent, _ = load_agent(tmp_path / "whole", "target", CPU)
-    saved = load_checkpoint(tmp_path / "whole" / "checkpoint.pt")["agents"]["target"]
+    agent, _ = load_agent(whole_run(method), "target", CPU)
+    saved = load_checkpoint(whole_run(method) / "checkpoint.pt")["agents"]["target"]
     assert not any(changed(saved[name], getattr(agent, name)) for name in agent.MODULES)
+
+
+@pytest.mark.parametrize(
+    ("method", "stop_at", "phase"), [("dv2_finetune_ewc", 97, "train_target"), ("curl", 27, "train_offline")]
+)
+def test_a_run_stops_and_resumes(
+    method: str, stop_at: int, phase: str, whole_run: Callable[[str], Path], dataset: Path, tmp_path: Path
+):
+    """Finetuning stops after the transfer. test_restored_agents.py restores the agents of every method."""
+    with pytest.raises(SystemExit):
+        train(dataset, tmp_path, "--method", method, stop_at=stop_at)
+    stopped = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert stopped["phases"][-1] == phase and stopped["progress"]["iteration"] > 0
+    train(dataset, tmp_path, "--method", method)
+    assert_same_results(whole_run(method), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -337,11 +360,11 @@ def pushes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", [name for name in BASELINES if name != "dv2_finetune"])
-def test_every_method_runs_from_metaworld_to_robodesk(method: str, pushes: Path, tmp_path: Path):
+@pytest.mark.parametrize("method", ["coworld_warm_start", "dv2_finetune_ewc", "multitask_dv2"])
+def test_methods_that_pad_actions_run_from_metaworld_to_robodesk(method: str, pushes: Path, tmp_path: Path):
+    """From 4 actions to 5. Source and target share weights in these methods."""
     tasks = ["--source_task", "metaworld_button-press", "--target_task", "robodesk_push_green"]
-    flags = ["--method", method, *tasks, "--size", "32,32", "--rounds", "1", "--eval_episodes", "1"]
-    flags += [] if method in OFFLINE_METHODS else ["--envs", "0"]
+    flags = ["--method", method, *tasks, "--size", "32,32", "--envs", "0", "--rounds", "1", "--eval_episodes", "1"]
     program.main(co_training(pushes, tmp_path, *flags, blocks=("robodesk", "debug")))
     assert scores(tmp_path)[-1]["success"] == "0.0"
 

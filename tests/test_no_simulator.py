@@ -1,7 +1,6 @@
 """A target without a simulator: its name, its run, held-out episodes and the offline figures."""
 
 import io
-import os
 import signal
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import co_training, tiny
+from conftest import DOTS, co_training, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_bad_input import refused
 from test_co_training import assert_same_results, metrics, scores, train
@@ -32,23 +31,24 @@ from wrappers import simulated_task
 
 CPU = torch.device("cpu")
 NAMED = ("--target_task", "my_robot")
+pytestmark = pytest.mark.usefixtures("dots")
 
 
 @pytest.fixture(scope="module")
-def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A coworld run without a simulator of its target; making one raises an error."""
     logdir = tmp_path_factory.mktemp("runs") / "robot"
     make_env = wrappers.shared.simulators.make_env
 
     def source_only(task: str, **settings: object):
-        assert str(task) == "dmc_walker_walk"
+        assert str(task) == "dots_to_left"
         return make_env(task, **settings)
 
     printed = {name: io.StringIO() for name in ("out", "err")}
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed["out"]), redirect_stderr(printed["err"]):
         patch.setattr(wrappers.shared.simulators, "make_env", source_only)
         patch.setattr("training.evaluator.make_simulator", None)
-        train(dataset, logdir, *NAMED)
+        train(dots_dataset, logdir, *DOTS, *NAMED)
     for name, text in printed.items():
         (logdir.parent / name).write_text(text.getvalue())
     return logdir
@@ -283,20 +283,18 @@ def test_a_run_without_a_simulator_has_offline_figures_only(finished: Path):
     assert "holdout: 0.1\n" in (finished / "config.yaml").read_text()
 
 
-def test_it_resumes_with_the_results_it_would_have_had(dataset: Path, finished: Path, tmp_path: Path):
-    stop_at = int.from_bytes(os.urandom(2)) % (metrics(finished)[-1]["step"] - 1) + 1
-    print(f"stopping at step {stop_at}")
+def test_it_resumes_with_the_results_it_would_have_had(dots_dataset: Path, finished: Path, tmp_path: Path):
     with pytest.raises(SystemExit) as stopped:
-        train(dataset, tmp_path, *NAMED, stop_at=stop_at)
+        train(dots_dataset, tmp_path, *DOTS, *NAMED, stop_at=26 + 2 + 20 + 4 + 15 + 9)  # 9 iterations of the target's
     assert stopped.value.code == 128 + signal.SIGTERM
-    train(dataset, tmp_path, *NAMED)
+    train(dots_dataset, tmp_path, *DOTS, *NAMED)
     assert_same_results(finished, tmp_path)
 
 
 @pytest.mark.parametrize("flags", [["--holdout", "0.4"], ["--target_task", "other_robot"], ["--seed", "1"]])
-def test_it_cannot_be_resumed_with_other_held_out_episodes(flags: list[str], dataset: Path, finished: Path):
+def test_it_cannot_be_resumed_with_other_held_out_episodes(flags: list[str], dots_dataset: Path, finished: Path):
     with pytest.raises(BadInput, match="holds a run with"):
-        train(dataset, finished, *NAMED, *flags)
+        train(dots_dataset, finished, *DOTS, *NAMED, *flags)
 
 
 def test_its_end_table_and_notes(finished: Path):
@@ -311,13 +309,13 @@ def test_commands_that_need_a_simulator(finished: Path, capsys: pytest.CaptureFi
     for main, flags in ((evaluate.main, []), (analyse.main, ["--episodes", 1])):
         assert "my_robot has no simulator" in refused(main, ["--logdir", finished, *flags], capsys)
     agent, config = load_agent(finished, "target", CPU)
-    assert agent.action_dim == 6 and config.target_task == "my_robot"
+    assert agent.action_dim == 2 and config.target_task == "my_robot"
 
 
-def test_both_are_shown_with_a_simulator(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_both_are_shown_with_a_simulator(dots_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     logdir = tmp_path / "both"
-    train_offline = ("--method", "offline_dv2", "--size", "32,32", "--rounds", "1", "--warmup_rounds", "0")
-    program.main(co_training(dataset, logdir, *train_offline, "--holdout", "0.3"))
+    train_offline = (*DOTS[2:], "--method", "offline_dv2", "--size", "32,32", "--rounds", "1", "--warmup_rounds", "0")
+    program.main(co_training(dots_dataset, logdir, *train_offline, "--holdout", "0.3"))
     table = capsys.readouterr().out
     assert table.count("offline_dv2, at the end") == 2 and table.count("random policy") == 1
     rows = scores(logdir)
@@ -327,12 +325,22 @@ def test_both_are_shown_with_a_simulator(dataset: Path, tmp_path: Path, capsys: 
     del saved["config"]["holdout"]  # as of a run before there were held-out episodes
     save_checkpoint(logdir / "checkpoint.pt", saved)
     with pytest.raises(BadInput, match=r"holds a run with holdout 0.0, not 0.3"):
-        program.main(co_training(dataset, logdir, *train_offline, "--holdout", "0.3"))
+        program.main(co_training(dots_dataset, logdir, *train_offline, "--holdout", "0.3"))
 
 
 def test_offline_dv2_needs_no_name_at_all(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     flags = ["--method", "offline_dv2", "--offline_traindir", dataset, "--size", "32,32", "--rounds", "1"]
-    flags += ["--warmup_rounds", "0", "--logdir", tmp_path / "run", "--configs", "defaults", "debug"]
+    flags += [
+        "--warmup_rounds",
+        "0",
+        "--video_every",
+        "0",
+        "--logdir",
+        tmp_path / "run",
+        "--configs",
+        "defaults",
+        "debug",
+    ]
     program.main([str(flag) for flag in flags])
     assert capsys.readouterr().out.startswith("dataset, offline figures")
 
@@ -377,5 +385,5 @@ def test_a_report_of_runs_without_simulators_alone(finished: Path, tmp_path: Pat
 
 
 def test_a_return_for_a_free_name_is_of_another_programs_suite(tmp_path: Path, capsys: pytest.CaptureFixture):
-    write_run(tmp_path / "runs" / "a", "dots_in_a_row", [1.0, 2.0], [2.0, 1.0])
-    assert "unknown task 'dots_in_a_row'" in refused(report.main, [tmp_path / "runs"], capsys)
+    write_run(tmp_path / "runs" / "a", "rings_in_a_row", [1.0, 2.0], [2.0, 1.0])
+    assert "unknown task 'rings_in_a_row'" in refused(report.main, [tmp_path / "runs"], capsys)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,8 +15,11 @@ import torch
 from conftest import ROOT, command
 from test_co_training import assert_same_results
 
+import co_training as program
 import export
 from policy import load_policy
+from training.checkpoint import load_checkpoint
+from training.trainer import Trainer
 
 MODULE = '''
 """A cart that is to reach a mark, in images of 96 x 72 pixels, with actions in [-5, 3]; it fails at the ends."""
@@ -122,6 +126,27 @@ def finished(outside: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return logdir
 
 
+def test_a_stopped_run_resumes_bit_for_bit(outside: Path, finished: Path, tmp_path: Path, monkeypatch):
+    """Within an episode. In this process, which is faster than the next test."""
+    monkeypatch.syspath_prepend(outside)
+    monkeypatch.setenv("PYTHONPATH", str(outside))  # for the processes of simulators
+    step, count = load_checkpoint(finished / "checkpoint.pt")["progress"]["step"] // 2, Trainer._count
+
+    def stop_there(trainer: Trainer, stride: int) -> None:
+        count(trainer, stride)
+        if trainer.progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_count", stop_there)
+    with pytest.raises(SystemExit):
+        program.main(arguments(outside, tmp_path)[1:])
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] == step
+    monkeypatch.setattr(Trainer, "_count", count)
+    program.main(arguments(outside, tmp_path)[1:])
+    assert_same_results(finished, tmp_path)
+
+
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(outside: Path, finished: Path, tmp_path: Path):
     process = subprocess.Popen(
         [sys.executable, *arguments(outside, tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL,

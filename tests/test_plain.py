@@ -1,19 +1,14 @@
 """Equal losses and gradients of the fast path and the plain reference in benchmarks/plain.py, of whole batches and
-micro-batches, and of eager and compiled code."""
-
-import shutil
+micro-batches, and of float32 and bfloat16."""
 
 import pytest
 import torch
-import torch._dynamo
-import torch._inductor.config
 from conftest import tiny
 from test_agents import agents, batch, update_target
 from torch import Tensor, nn
 
 import config as settings
 import models
-from agents.coworld import SourceAgent, TargetAgent
 from benchmarks import plain
 from models import WorldModel, weighted_sum
 
@@ -92,37 +87,6 @@ def test_micro_batches_give_the_metrics_and_gradients_of_the_whole_batch(parts: 
     """Without free nats: they clip the mean over a batch, so that term does depend on the split."""
     whole, in_parts = updated(dyn_discrete=discrete), updated(dyn_discrete=discrete, grad_accum=parts)
     torch.testing.assert_close(in_parts, whole, rtol=1e-3, atol=1e-5)
-
-
-def short(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A target update with two steps of small images and two imagined steps, so that compiling is quick."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    config = tiny(size="16,16", imag_horizon=2, kl_free=0.0, eta_steps=100, **flags)
-    source, target = (kind(config, 6, 6, torch.device("cpu")) for kind in (SourceAgent, TargetAgent))
-    data = {key: value[:, :2] for key, value in batch(size=16).items()}
-    torch.manual_seed(1)
-    metrics = update_target(target, source, data)
-    optimizers = (target.model_opt, target.actor_opt, target.critic_opt)
-    moments = [state["exp_avg"] for optimizer in optimizers for state in optimizer.adam.state.values()]
-    return metrics, dict(enumerate(moments))
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_updates_equal_eager_ones(capfd: pytest.CaptureFixture):
-    eager, compiled = short(), short(compile="on")
-    assert "not compiled" not in capfd.readouterr().err
-    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
-
-
-def test_if_compiling_fails_the_update_runs_eagerly_with_a_note(
-    capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    eager, fallen_back = short(), short(compile="on")
-    assert "note: not compiled" in capfd.readouterr().err
-    torch.testing.assert_close(fallen_back, eager, rtol=0, atol=0)
 
 
 def gradients_at_usual_values(precision: str, size: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import co_training
+from conftest import DOTS, SMALL, co_training
 from ruamel.yaml import YAML
 
 import co_training as program
@@ -13,6 +13,7 @@ from training import runs
 from training.checkpoint import load_checkpoint
 from training.device import pick_precision
 
+pytestmark = pytest.mark.usefixtures("dots")
 CPU = torch.device("cpu")
 
 
@@ -38,9 +39,9 @@ def test_auto_is_bfloat16_where_the_gpu_computes_it(capability: tuple, picked: s
 
 
 def test_the_choice_is_recorded_and_kept_when_the_run_is_resumed(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    dots_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    arguments = co_training(dataset, tmp_path, "--size", "32,32", "--envs", 0, "--rounds", 1)
+    arguments = co_training(dots_dataset, tmp_path, *DOTS, *SMALL, "--rounds", 1, "--video_every", 0)
     monkeypatch.setattr(runs, "pick_precision", lambda name, device: "bfloat16")
     program.main(arguments)
     assert "precision: bfloat16 on cpu" in capsys.readouterr().err

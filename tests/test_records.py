@@ -209,7 +209,7 @@ def test_a_record_that_is_shorter_than_the_checkpoint_says_is_not_extended(tmp_p
     assert (tmp_path / "scores.csv").read_text().startswith("step,domain")
 
 
-def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path):
+def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path, monkeypatch, capsys):
     for name, scores, finished in [("done", [1, 20], True), ("running", [1, 20], False)]:
         folder = write_run(tmp_path / "runs" / name, scores, seed=len(name), finished=finished)
         (folder / "metrics.jsonl").write_text(
@@ -224,7 +224,9 @@ def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path):
     assert [curve[0]["step"], curve[-1]["step"], curve[-1]["target/model/kl"]] == ["0", "999", "333"]
     for name in ("config.yaml", "scores.csv"):
         assert (tmp_path / "kept/done" / name).read_bytes() == (tmp_path / "runs/done" / name).read_bytes()
-    assert "0 new records" in command("benchmarks/record.py", tmp_path / "runs", tmp_path / "kept").stdout
+    monkeypatch.setattr(sys, "argv", ["record.py", str(tmp_path / "runs"), str(tmp_path / "kept")])
+    record.main()
+    assert "0 new records" in capsys.readouterr().out
 
 
 def test_a_folder_given_as_a_link_is_written_where_it_points(tmp_path: Path):

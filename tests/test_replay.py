@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import OTHER_PROGRAMS
 from filelock import FileLock
 
 import tools
 from replay import OfflineDataset, OnlineReplay, Prefetcher, episode_filename, save_episode
 from replay.formats import npz
 from tools import BadInput
-
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 def make_episode(rows: int, number: int = 0, size: int = 8, action_dim: int = 3) -> dict:
@@ -357,11 +356,9 @@ def test_bad_input_to_the_replay(tmp_path):
 
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz"])
 def test_files_of_other_programs(tmp_path, name):
-    if not SHARED.is_dir():
-        pytest.skip("example files of other programs are not beside the repository")
-    dataset = OfflineDataset(SHARED / name, size=64, length=50, cache_dir=tmp_path)
-    assert set(dataset.lengths) == {500} and dataset.action_dim == 6
-    batch = dataset.sample(3, 501, np.random.default_rng(0))
+    dataset = OfflineDataset(OTHER_PROGRAMS / name, size=64, length=10, cache_dir=tmp_path)
+    assert set(dataset.lengths) == {24} and dataset.action_dim == 6
+    batch = dataset.sample(3, 25, np.random.default_rng(0))
     assert (batch["action"][:, 0] == 0).all() and (batch["reward"][:, 0] == 0).all()
 
 

@@ -3,17 +3,19 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import co_training, command, tiny
+from conftest import DOTS, SMALL, co_training, tiny
 from test_bad_input import refused
 from test_co_training import assert_equal, assert_same_results, scores
 
 import co_training as program
 import collect
 import evaluate
+from benchmarks import record
 from config import Config, run_directory
 from tools import BadInput
 from training import pretraining, trainer
@@ -21,15 +23,16 @@ from training.checkpoint import load_agent, load_checkpoint, save_checkpoint
 from training.methods import METHODS
 from training.pretraining import find_pretraining, link_files, pretraining_identity
 
-SHORT = ["--size", "32,32", "--pretrain_steps", 8, "--video_every", 0, "--eval_episodes", 1, "--target_iterations", 10]
-SHORT += ["--replay_size", 40, "--precision", "float32"]  # three episodes
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
+SHORT = [*DOTS, "--size", "32,32", "--pretrain_steps", 8, "--video_every", 0, "--eval_episodes", 1]
+SHORT += ["--target_iterations", 10, "--replay_size", 40, "--precision", "float32"]  # three episodes
 ONE_ROUND = ["--rounds", 1, "--warmup_rounds", 0]
 END = 1 + 3  # finished phases when one source is pretrained
 
 
-def train(dataset: Path, logdir: Path, *more: object) -> None:
+def train(data: Path, logdir: Path, *more: object) -> None:
     envs = [] if "--envs" in more else ["--envs", 0]
-    program.main([str(a) for a in co_training(dataset, logdir, *SHORT, *envs, *more)])
+    program.main([str(a) for a in co_training(data, logdir, *SHORT, *envs, *more)])
 
 
 def files(folder: Path) -> dict[Path, bytes]:
@@ -41,10 +44,10 @@ def status(logdir: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def leader(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of CoWorld. Its replay has evicted episodes that it had when its pretraining ended."""
+def leader(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of CoWorld on `dots`. Its replay has evicted episodes that it had when its pretraining ended."""
     logdir = tmp_path_factory.mktemp("runs") / "leader"
-    train(dataset, logdir)
+    train(dots_dataset, logdir)
     return logdir
 
 
@@ -59,11 +62,11 @@ def leader(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_run_that_continues_from_another_method_equals_one_that_pretrains(
-    more: list, dataset: Path, leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    more: list, dots_dataset: Path, leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    train(dataset, tmp_path / "own", *more)
+    train(dots_dataset, tmp_path / "own", *more)
     assert "continuing from" not in capsys.readouterr().err
-    train(dataset, tmp_path / "follower", *more, "--source_from", leader)
+    train(dots_dataset, tmp_path / "follower", *more, "--source_from", leader)
     assert "continuing from the pretraining of" in capsys.readouterr().err
     assert_same_results(tmp_path / "own", tmp_path / "follower")
     assert f"source_from: {leader}" in (tmp_path / "follower" / "config.yaml").read_text()
@@ -71,8 +74,14 @@ def test_a_run_that_continues_from_another_method_equals_one_that_pretrains(
     assert first["step"] >= 26 + 2 + 8  # points of the pretraining are in the record of the leader only
 
 
-def test_another_seed_has_the_same_source_and_a_target_of_its_own(dataset: Path, leader: Path, tmp_path: Path):
-    train(dataset, tmp_path / "run", "--source_from", leader, "--seed", 1)
+def test_the_same_on_real_simulators(dataset: Path, finished: Path, tmp_path: Path):
+    """A walker's episode was running when the pretraining ended."""
+    program.main(co_training(dataset, tmp_path, *SMALL, "--source_from", finished))
+    assert_same_results(finished, tmp_path)
+
+
+def test_another_seed_has_the_same_source_and_a_target_of_its_own(dots_dataset: Path, leader: Path, tmp_path: Path):
+    train(dots_dataset, tmp_path / "run", "--source_from", leader, "--seed", 1)
     kept, own = (load_checkpoint(run / "pretrained" / "checkpoint.pt") for run in (leader, tmp_path / "run"))
     assert_equal(kept["agents"]["source"], own["agents"]["source"], "source")
     one, two = (load_checkpoint(run / "checkpoint.pt") for run in (leader, tmp_path / "run"))
@@ -93,12 +102,12 @@ def test_a_snapshot_has_episodes_that_its_run_has_evicted(leader: Path):
 
 
 def test_pretraining_does_not_depend_on_the_target(leader: Path, tmp_path: Path):
-    """The networks of a target with one action take fewer random numbers than those of one with six."""
+    """The networks of a target with one action take fewer random numbers than those of one with two."""
     data = ["--task", "cartpole_swingup", "--out", tmp_path / "data", "--episodes", 2]
     collect.main([str(a) for a in [*data, "--envs", 0, "--configs", "defaults", "dmc", "debug"]])
     train(tmp_path / "data", tmp_path / "run", "--target_task", "cartpole_swingup", "--pretrain_only")
     one, other = (load_checkpoint(run / "pretrained" / "checkpoint.pt") for run in (leader, tmp_path / "run"))
-    assert one["action_dims"] == {"source": 6, "target": 6} and other["action_dims"] == {"source": 6, "target": 1}
+    assert one["action_dims"] == {"source": 2, "target": 2} and other["action_dims"] == {"source": 2, "target": 1}
     for state in (one, other):
         state["domains"]["source"]["replay"] = None  # file names, with the time
     for part in ("agents", "domains", "rng", "progress", "selector", "pretraining", "classes"):
@@ -118,50 +127,50 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
     monkeypatch.setattr(pretraining, name, fail)
 
 
-def test_two_sources_and_interruptions(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_sources_and_interruptions(dots_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A run is stopped after its pretraining, and continued. Another run, from its snapshot, is killed twice."""
-    both, one, other = ["--source_task", "walker_walk,cheetah_run", *ONE_ROUND], tmp_path / "one", tmp_path / "other"
-    train(dataset, tmp_path / "whole", *both)
-    train(dataset, one, *both, "--pretrain_only")
+    both, one, other = ["--source_task", "dots_to_left,dots_to_right", *ONE_ROUND], tmp_path / "one", tmp_path / "other"
+    train(dots_dataset, tmp_path / "whole", *both)
+    train(dots_dataset, one, *both, "--pretrain_only")
     assert load_checkpoint(one / "checkpoint.pt")["progress"]["phase"] == 1 + 2 * 3
     for name, call in (("link_files", 2), ("directory_when_complete", 1)):  # in the middle, and right after it
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             fail_at(patch, name, call)
-            train(dataset, other, *both, "--source_from", one)
+            train(dots_dataset, other, *both, "--source_from", one)
     progress = load_checkpoint(other / "checkpoint.pt")["progress"]
     assert progress == load_checkpoint(one / "checkpoint.pt")["progress"] and not (other / "pretrained").exists()
-    train(dataset, one, *both)
-    train(dataset, other, *both)  # it keeps its --source_from
+    train(dots_dataset, one, *both)
+    train(dots_dataset, other, *both)  # it keeps its --source_from
     for logdir in (one, other):
         assert_same_results(tmp_path / "whole", logdir)
     assert (other / "pretrained" / "checkpoint.pt").exists()
 
 
-def test_simulators_in_processes(dataset: Path, tmp_path: Path):
+def test_simulators_in_processes(dots_dataset: Path, tmp_path: Path):
     one, other = tmp_path / "one", tmp_path / "other"
     short = ["--envs", 2, *ONE_ROUND]
-    train(dataset, one, *short, "--pretrain_only")
+    train(dots_dataset, one, *short, "--pretrain_only")
     slots = load_checkpoint(one / "pretrained" / "checkpoint.pt")["domains"]["source"]["collector"]["slots"]
     assert all(len(slot["actions"]) > 0 for slot in slots)  # episodes are running
-    train(dataset, other, *short, "--source_from", one)
-    train(dataset, one, *short)
+    train(dots_dataset, other, *short, "--source_from", one)
+    train(dots_dataset, one, *short)
     assert_same_results(one, other)
 
 
 def test_pretrain_only_stops_and_changes_nothing_if_there_is_nothing_left(
-    dataset: Path, leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    dots_dataset: Path, leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    train(dataset, tmp_path, "--pretrain_only")
+    train(dots_dataset, tmp_path, "--pretrain_only")
     assert f"{tmp_path}: sources pretrained; the same command without --pretrain_only" in capsys.readouterr().out
     state = status(tmp_path)
     assert (state["step"], state["score"], state["finished"]) == (26 + 2 + 8, None, False)
     for logdir in (tmp_path, leader):
         before = files(logdir)
-        train(dataset, logdir, "--pretrain_only")
+        train(dots_dataset, logdir, "--pretrain_only")
         assert "sources already pretrained; the same command without" in capsys.readouterr().out
         assert files(logdir) == before
     before = load_checkpoint(tmp_path / "pretrained" / "checkpoint.pt")["progress"]
-    train(dataset, tmp_path, "--pretrain_only", "--pretrain_steps", 12)  # the finished phase becomes longer
+    train(dots_dataset, tmp_path, "--pretrain_only", "--pretrain_steps", 12)  # the finished phase becomes longer
     after = load_checkpoint(tmp_path / "pretrained" / "checkpoint.pt")["progress"]
     assert (before["step"], after["step"]) == (26 + 2 + 8, 26 + 2 + 12)
 
@@ -261,7 +270,7 @@ def test_files_are_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: 
         (["--source_from", "nowhere"], "--source_from nowhere: there is no run; give a run's directory"),
         (["--source_from", "RUN", "--units", 24], "it was pretrained with units 16, not 24"),
         (["--source_from", "RUN", "--pretrain_steps", 9], "it was pretrained with pretrain_steps 8, not 9"),
-        (["--source_from", "RUN", "--source_task", "walker_run"], "dmc_walker_walk, not dmc_walker_run"),
+        (["--source_from", "RUN", "--source_task", "dots_to_right"], "dots_to_left, not dots_to_right"),
         (["--source_from", "RUN", "--precision", "bfloat16"], "precision float32, not bfloat16"),
         (["--source_from", "RUN", "--method", "multitask_dv2"], "with method multitask_dv2, which does not train its"),
         (["--source_from", "RUN", "--method", "offline_dv2"], "--source_from has no effect with method offline_dv2"),
@@ -269,10 +278,12 @@ def test_files_are_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: 
         (["--pretrain_only", "--source_from", "RUN"], "--pretrain_only has no effect with --source_from; remove it"),
     ],
 )
-def test_other_settings_are_refused(flags: list, message: str, dataset: Path, leader: Path, tmp_path: Path, capsys):
+def test_other_settings_are_refused(
+    flags: list, message: str, dots_dataset: Path, leader: Path, tmp_path: Path, capsys
+):
     flags = [leader if flag == "RUN" else flag for flag in flags]
     run = tmp_path / "run"
-    line = refused(program.main, co_training(dataset, run, *flags, *SHORT, "--envs", 0, *flags), capsys)
+    line = refused(program.main, co_training(dots_dataset, run, *flags, *SHORT, "--envs", 0, *flags), capsys)
     assert message in line and not run.exists()
 
 
@@ -280,15 +291,17 @@ def test_networks_of_other_sizes_are_refused(leader: Path):
     config = settings(source_from="RUN")
     saved = load_checkpoint(leader / "pretrained" / "checkpoint.pt")
     builder = pretraining.AgentBuilder(
-        config.replace(size=[32, 32]), torch.device("cpu"), {"source": 6, "target": 7}, {}
+        config.replace(size=[32, 32]), torch.device("cpu"), {"source": 2, "target": 3}, {}
     )
-    with pytest.raises(BadInput, match=re.escape("has shape [16, 6], not [16, 7] (the largest action size")):
+    with pytest.raises(BadInput, match=re.escape("has shape [16, 2], not [16, 3] (the largest action size")):
         pretraining.check_networks(config, saved, METHODS["coworld"].agents(builder))
 
 
-def test_runs_without_a_snapshot_are_refused(dataset: Path, leader: Path, tmp_path: Path, capsys):
+def test_runs_without_a_snapshot_are_refused(dots_dataset: Path, leader: Path, tmp_path: Path, capsys):
     def refusal(run: Path, logdir: Path = tmp_path / "follower") -> str:
-        line = refused(program.main, co_training(dataset, logdir, *SHORT, "--envs", 0, "--source_from", run), capsys)
+        line = refused(
+            program.main, co_training(dots_dataset, logdir, *SHORT, "--envs", 0, "--source_from", run), capsys
+        )
         assert line.startswith(f"error: --source_from {run}: ")
         return line.removeprefix(f"error: --source_from {run}: ")
 
@@ -315,8 +328,8 @@ def test_runs_without_a_snapshot_are_refused(dataset: Path, leader: Path, tmp_pa
     assert "this is the run's own directory" in refusal(old, logdir=old)
 
 
-def test_damaged_snapshots_are_refused(dataset: Path, leader: Path, tmp_path: Path, capsys):
-    arguments = co_training(dataset, tmp_path / "follower", *SHORT, "--envs", 0, "--source_from", tmp_path / "bad")
+def test_damaged_snapshots_are_refused(dots_dataset: Path, leader: Path, tmp_path: Path, capsys):
+    arguments = co_training(dots_dataset, tmp_path / "follower", *SHORT, "--envs", 0, "--source_from", tmp_path / "bad")
     folder = tmp_path / "bad" / "pretrained"
     shutil.copytree(leader, tmp_path / "bad")
     episode, checkpoint = next(iter((folder / "source_replay").iterdir())), folder / "checkpoint.pt"
@@ -334,34 +347,38 @@ def test_damaged_snapshots_are_refused(dataset: Path, leader: Path, tmp_path: Pa
     assert not (tmp_path / "follower").exists()
 
 
-def test_a_resumed_run_keeps_its_own_source(dataset: Path, leader: Path, tmp_path: Path, capsys):
+def test_a_resumed_run_keeps_its_own_source(dots_dataset: Path, leader: Path, tmp_path: Path, capsys):
     follower, arguments = tmp_path / "follower", [*SHORT, "--envs", 0, *ONE_ROUND]
-    train(dataset, follower, *ONE_ROUND, "--source_from", leader)
+    train(dots_dataset, follower, *ONE_ROUND, "--source_from", leader)
     before = files(follower)
-    line = refused(program.main, co_training(dataset, follower, *arguments, "--source_from", tmp_path), capsys)
+    line = refused(program.main, co_training(dots_dataset, follower, *arguments, "--source_from", tmp_path), capsys)
     assert f"holds a run with source_from {leader}, not {tmp_path}: give the old value" in line
-    line = refused(program.main, co_training(dataset, follower, *arguments, "--pretrain_only"), capsys)
+    line = refused(program.main, co_training(dots_dataset, follower, *arguments, "--pretrain_only"), capsys)
     assert "--pretrain_only has no effect with --source_from" in line
-    line = refused(program.main, co_training(dataset, leader, *SHORT, "--envs", 0, "--source_from", follower), capsys)
+    line = refused(
+        program.main, co_training(dots_dataset, leader, *SHORT, "--envs", 0, "--source_from", follower), capsys
+    )
     assert "holds a run that pretrains its sources itself: --source_from has no effect" in line
     assert files(follower) == before
-    train(dataset, follower, *ONE_ROUND, "--source_from", leader / ".." / leader.name)
+    train(dots_dataset, follower, *ONE_ROUND, "--source_from", leader / ".." / leader.name)
     assert "resuming" in capsys.readouterr().err
-    train(dataset, tmp_path / "third", *ONE_ROUND, "--source_from", follower, "--precision", "auto")
+    train(dots_dataset, tmp_path / "third", *ONE_ROUND, "--source_from", follower, "--precision", "auto")
     assert "precision: float32" in capsys.readouterr().err  # the one of the pretraining
     assert_same_results(follower, tmp_path / "third")
 
 
-def test_the_kept_agent_of_a_run_plays_as_the_run_does(leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    kept = tmp_path / "kept"
-    done = command("benchmarks/record.py", leader, kept, "--agent")
-    assert done.returncode == 0, done.stderr
+def test_the_kept_agent_of_a_run_plays_as_the_run_does(
+    leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    kept, lines = tmp_path / "kept", []
+    monkeypatch.setattr(sys, "argv", ["record.py", str(leader), str(kept), "--agent"])
+    record.main()
+    capsys.readouterr()
     assert (kept / "checkpoint.pt").stat().st_size < 0.7 * (leader / "checkpoint.pt").stat().st_size
-    lines = []
     for run in (leader, kept):
         evaluate.main(["--logdir", str(run), "--episodes", "1", "--video", str(tmp_path / "v.gif")])
         lines.append(capsys.readouterr().out)
     assert lines[0] == lines[1] and "return" in lines[0]
     assert list(load_checkpoint(kept / "checkpoint.pt")["agents"]) == ["target"]
-    done = command("benchmarks/record.py", leader, tmp_path / "other", "--agent", "--points", 3)
-    assert done.returncode == 2 and "--points has no effect" in done.stderr
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--points", "3"])
+    assert "--points has no effect" in refused(lambda arguments: record.main(), [], capsys)

@@ -10,6 +10,7 @@ import collect
 import sweep
 from config import to_yaml
 from sweeping import estimate
+from sweeping.cluster import Cluster
 from sweeping.jobs import DATA, PRETRAINING, RUN, Checks, is_finished, make_jobs, planned_runs
 from sweeping.scheduler import Scheduler, State
 from sweeping.spec import expand, parse_pair, read_spec
@@ -137,7 +138,7 @@ def test_what_another_sweep_made_is_not_made_again(tmp_path: Path):
     job = jobs_of(tmp_path, "method=offline_dv2")[0]
     job.output.mkdir(parents=True)
     (job.output / "episode.npz").touch()
-    scheduler = Scheduler([job], {"cpus": 1, "gpus": 0}, 0, tmp_path / "stop")
+    scheduler = Scheduler([job], Cluster({"cpus": 1, "gpus": 0}), 0, tmp_path / "stop")
     scheduler.step()
     assert scheduler.progress[job.name].state == State.DONE
 
@@ -245,6 +246,7 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_without_gpus_is_one_line(tmp_path: Path):
     done = command("sweep.py", write_spec(tmp_path), "--out", tmp_path / "out", "--set", "resources.gpus=64")
     assert (done.returncode, done.stdout) == (2, "")

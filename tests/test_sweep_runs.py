@@ -1,4 +1,4 @@
-"""A real sweep on Ray: faults, Ctrl-C, going on, and what is left to read."""
+"""A real sweep on Ray: faults, Ctrl-C, going on, and what is left to read. tests/test_scheduler.py is the fast part."""
 
 import csv
 import json
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 from filelock import FileLock
+
+pytestmark = pytest.mark.slow
 
 WALKER = "dmc_walker_walk-to-dmc_walker_downhill-seed0"
 COWORLD, FINETUNE = f"coworld-{WALKER}", f"dv2_finetune-{WALKER}"

@@ -8,22 +8,16 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from test_co_training import metrics, train
+from test_bad_input import refused
+from test_co_training import metrics
 
 import evaluate
 from training import visuals
 from training.logger import CHARTS, CURVES, Logger, curve_name, find_curve
-
-
-@pytest.fixture(scope="module")
-def finished(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    logdir = tmp_path_factory.mktemp("runs") / "run"
-    train(dataset, logdir)
-    return logdir
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +174,12 @@ def test_enlarged_frames_keep_their_aspect_and_have_even_sides(
     assert imageio.imread(tmp_path / "a.mp4").shape == large.shape
 
 
-def test_evaluation_videos_have_the_size_asked_for(finished: Path, tmp_path: Path):
+def test_evaluation_videos_have_the_size_asked_for(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (video, *_) = sorted((finished / "videos").glob("target-evaluation-*.gif"))
     assert imageio.imread(video).shape == (13, 64, 64, 3)  # 12 steps, `debug`; the agent's own images have 32 pixels
     for name, flags, size in (("a.mp4", [], 256), ("b.gif", ["--video_size", 80], 80)):
         arguments = ["--logdir", finished, "--episodes", 1, "--video", tmp_path / name, *flags]
         evaluate.main([str(a) for a in arguments])
         assert imageio.imread(tmp_path / name).shape == (13, size, size, 3)
-    refused = command("evaluate.py", "--logdir", finished, "--video_size", -1)
-    assert refused.returncode == 2 and "--video_size -1: give pixels" in refused.stderr
+    line = refused(evaluate.main, ["--logdir", finished, "--video_size", -1], capsys)
+    assert "--video_size -1: give pixels" in line

@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
 
 TOUR = ROOT / "docs" / "tour.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

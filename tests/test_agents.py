@@ -35,12 +35,12 @@ def agents(source_actions: int = 6, target_actions: int = 6, **flags: object) ->
 def update_target(target: TargetAgent, source: SourceAgent, data: dict[str, Tensor]) -> Metrics:
     """An update of ``target`` with the ties to ``source`` that its settings switch on."""
     config = target.config
-    peer = {"source_embed": source.embed(data)} if config.state_alignment else None
-    return target.update(data, peer, source.frozen_critic if config.value_constraint != "off" else None, step=0)
+    source_embed = source.embed(data) if config.state_alignment else None
+    return target.update(data, source_embed, source.frozen_critic if config.value_constraint != "off" else None)
 
 
 def warm_up(target: TargetAgent, source: SourceAgent, data: dict[str, Tensor]) -> Metrics:
-    return target.update_world_model(data, {"source_embed": source.embed(data)}, step=0)[1]
+    return target.update_world_model(data, source.embed(data))[1]
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
 @pytest.mark.parametrize("grad", ["dynamics", "reinforce", "both"])
 def test_updates_are_finite_in_every_setting(flags: dict, grad: str):
     source, target = agents(actor_grad=grad, **flags)
-    for metrics in (source.update(batch(), batch(seed=1), step=0), update_target(target, source, batch())):
+    for metrics in (source.update(batch(), batch(seed=1)), update_target(target, source, batch())):
         assert all(torch.isfinite(torch.as_tensor(v)) for v in metrics.values())
 
 
@@ -63,7 +63,7 @@ def test_updates_are_finite_in_every_setting(flags: dict, grad: str):
 def test_either_gradient_trains_every_weight_of_the_actor(grad: str):
     source, _ = agents(actor_grad=grad, actor_entropy=0)
     before = weights(source.behavior.actor)
-    source.update(batch(), step=0)
+    source.update(batch())
     assert changed(before, source.behavior.actor) == set(before)
 
 
@@ -71,7 +71,7 @@ def test_updates_change_every_weight():
     source, _ = agents(kl_free=0)
     before, behavior = weights(source.world), weights(source.behavior)
     for seed in range(2):
-        source.update(batch(seed=seed), batch(seed=9), step=0)
+        source.update(batch(seed=seed), batch(seed=9))
     assert changed(before, source.world) == set(before)
     learned = changed(behavior, source.behavior)
     assert {k for k in behavior if k.startswith(("actor.", "critic."))} <= learned
@@ -107,7 +107,7 @@ def test_agents_share_no_weights_and_do_not_store_each_other():
     """Defect 7 of the release: each world model was a submodule of the other's."""
     source, target = agents()
     update_target(target, source, batch())
-    source.update(batch(), batch(seed=1), step=0)
+    source.update(batch(), batch(seed=1))
     for one, other in ((source, target), (target, source)):
         own = {id(p) for m in (one.world, one.behavior) for p in m.parameters()}
         assert not own & {id(p) for m in (other.world, other.behavior) for p in m.parameters()}
@@ -128,14 +128,16 @@ def test_the_three_ties_can_be_switched_off():
     source, target = agents(state_alignment=False, value_constraint="off")
     metrics = update_target(target, source, batch())
     assert "state_alignment" not in metrics and "value_constraint" not in metrics
-    assert "reward_alignment" not in source.update(batch(), step=0)
+    assert "reward_alignment" not in source.update(batch())
 
 
 def test_eta_depends_on_the_current_step():
     """Defect 2 of the release: eta read a copy of a counter, which never changed."""
     source, _ = agents()
-    etas = [float(source.update(batch(), batch(seed=1), step=step)["eta"]) for step in (0, 50, 100, 1000)]
+    etas = [models.eta(step, source.config) for step in (0, 50, 100, 1000)]
     assert etas == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert source.update(batch(), batch(seed=1), etas[1])["eta"].item() == pytest.approx(0.55)
+    assert models.eta(0, source.config.replace(eta_steps=0)) == pytest.approx(source.config.eta_end)
 
 
 def test_the_reward_loss_with_reward_alignment_is_equation_5():
@@ -146,8 +148,7 @@ def test_the_reward_loss_with_reward_alignment_is_equation_5():
         source.world.rssm.post_out.weight[source.config.dyn_stoch :] = 0.0
         source.world.rssm.prior_out.bias.zero_()
     own, other = batch(), batch(seed=1)
-    noise = source.world.rssm.noise(3, 8), source.world.rssm.noise(3, 8)
-    _, metrics, _ = source.world_model_loss(own, other, noise, eta=0.6)
+    _, metrics, _ = source.world_model_loss(own, source.noise(own), other, source.noise(other), eta=0.6)
     with torch.no_grad():
         own_reward = source.world.reward(source.world.observe(own).feat)
         other_reward = source.world.reward(source.world.observe(other).feat)
@@ -161,8 +162,7 @@ def test_the_reward_loss_with_reward_alignment_is_equation_5():
 def test_reward_alignment_on_target_images_trains_the_source_encoder():
     source, _ = agents()
     own, other = batch(), batch(seed=1)
-    noise = source.world.rssm.noise(3, 8), source.world.rssm.noise(3, 8)
-    _, metrics, _ = source.world_model_loss(own, other, noise, eta=0.0)  # only the target's term
+    _, metrics, _ = source.world_model_loss(own, source.noise(own), other, source.noise(other), eta=0.0)
     metrics["reward_loss"].backward()
     assert source.world.encoder.layers[0].weight.grad.abs().sum() > 0
     assert source.world.rssm.cell.gates.weight.grad.abs().sum() > 0
@@ -177,9 +177,8 @@ def test_the_value_constraint_lowers_only_values_above_the_source_critics(higher
             agent.behavior.critic.layers[-1].weight.zero_()
             agent.behavior.critic.layers[-1].bias.fill_(value)
     feat = torch.randn(4, 5, target.world.rssm.feat_size)
-    value = target.behavior.critic(feat)
-    constrained = models.critic_constraint(source.frozen_critic, "minmax", value, feat)
-    constrained.mean().backward()
+    value, source_value = target.behavior.critic(feat), source.frozen_critic(feat)
+    models.value_constraint(value, source_value, "minmax").mean().backward()
     bias = target.behavior.critic.layers[-1].bias
     assert bias.grad.item() == pytest.approx(0.0 if higher == "source" else 1.0)
     assert all(p.grad is None for p in source.behavior.critic.parameters())
@@ -199,7 +198,7 @@ def test_returns_are_in_time_order():
 
     models.lambda_return = reward_at_the_end
     try:
-        source.update(batch(), step=0)
+        source.update(batch())
     finally:
         models.lambda_return = original
     assert computed["returns"][:, 0].tolist() == [0.125, 0.25, 0.5, 1.0]
@@ -210,7 +209,7 @@ def test_source_and_target_may_have_different_action_sizes(sizes: tuple[int, int
     """Defect 4 of the release: a source model for 4 actions was given the target's 5."""
     source, target = agents(*sizes)
     own, other = batch(sizes[0]), batch(sizes[1])
-    source.update(own, other, step=1)
+    source.update(own, other)
     update_target(target, source, other)
     for agent, actions in zip((source, target), sizes, strict=True):
         assert agent.world.rssm.action_in.in_features == max(sizes)
@@ -278,7 +277,7 @@ def test_gradients_are_clipped():
 def test_restored_moments_have_the_memory_layout_of_their_weights():
     """The fused optimiser pairs their elements in memory order. Those of a checkpoint may have another layout."""
     source, _ = agents()
-    source.update(batch(), step=0)
+    source.update(batch())
     saved = copy.deepcopy(source.state_dict())
     for moments in saved["model_opt"]["state"].values():
         moments |= {key: moments[key].contiguous() for key in ("exp_avg", "exp_avg_sq")}
@@ -286,7 +285,7 @@ def test_restored_moments_have_the_memory_layout_of_their_weights():
     other.load_state_dict(saved)
     for agent in (source, other):
         torch.manual_seed(5)
-        agent.update(batch(), step=0)
+        agent.update(batch())
     assert not changed(weights(source.world), other.world)
 
 
@@ -311,11 +310,11 @@ def test_a_source_on_states_co_trains_with_a_target_on_images():
     other = batch(5, seed=1)
     assert source.world.encoder.embed == target.world.encoder.embed
     before = weights(target.world)
-    metrics = source.update(own, {**other, "embed": target.embed(other)}, step=0)
+    metrics = source.update(own, other, 0.5, target.embed(other))
     assert metrics["reward_alignment"] > 0 and metrics["state_loss"] > 0
     assert not changed(before, target.world)
     before = weights(source.world)
-    metrics = target.update(other, {"source_embed": source.embed(own)}, source.frozen_critic, step=0)
+    metrics = target.update(other, source.embed(own), source.frozen_critic)
     assert metrics["state_alignment"] > 0
     assert not changed(before, source.world)
     action, _ = source.act({"position": torch.zeros(1, 3).numpy(), "velocity": torch.zeros(1, 2).numpy()}, None,

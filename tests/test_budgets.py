@@ -167,7 +167,7 @@ def test_inferred_posteriors_are_those_of_an_update_and_change_nothing():
     assert all(torch.equal(old, new) for old, new in zip(before, source.world.parameters(), strict=True))
     assert all(not value.requires_grad for value in post.values())
     torch.manual_seed(0)
-    updated, _ = source.update_world_model(batch(4), batch(5, seed=1), step=0)
+    updated, _ = source.update_world_model(batch(4), batch(5, seed=1))
     assert post.keys() == updated.keys() and all(post[k].shape == updated[k].shape for k in post)
     torch.testing.assert_close(post["deter"][:, 0], updated["deter"][:, 0])
 

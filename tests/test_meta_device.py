@@ -52,7 +52,7 @@ def test_distances_to_several_sources_are_measured_on_the_device(select: str):
     embeds = [source.embed(batch) for source in sources]
     distances = SourceSelector(config, ["a", "b", "c"]).measure(target, embeds, batch)
     assert distances.shape == (3,) and distances.device == META
-    target.update(batch, {"source_embed": embeds[1]}, sources[1].frozen_critic, step=3)
+    target.update(batch, embeds[1], sources[1].frozen_critic)
 
 
 def test_the_meta_device_notices_a_read():

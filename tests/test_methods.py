@@ -56,11 +56,11 @@ def test_after_a_warm_start_the_source_critic_bounds_the_targets():
     """A copy has the same encoder, so the alignment starts at 0, and the same critic, so that both values are near."""
     agents = built("coworld_warm_start", 6, 6)
     source, target = agents["source"], agents["target"]
-    source.update(batch(6), step=0)
+    source.update(batch(6))
     target.copy_from(source)
     data = batch(6, seed=1)
     embed = source.embed(data)
-    _, metrics = target.update_world_model(data, {"source_embed": embed}, step=0)
+    _, metrics = target.update_world_model(data, embed)
     assert metrics["state_alignment"].item() == pytest.approx(0, abs=1e-6)
     post = target.infer_posterior(data)
     metrics = target.update_behavior(post, source.frozen_critic)
@@ -140,7 +140,7 @@ def test_each_step_of_an_imagined_trajectory_uses_the_member_drawn_for_it(method
         weights_of = model.prior_weights
         monkeypatch.setattr(model, "draw_members", lambda steps: members[:steps])
         monkeypatch.setattr(model, "prior_weights", lambda k, of=weights_of: used.append(int(k)) or of(k))
-    agent.update(batch(5), step=0)
+    agent.update(batch(5))
     assert used == [2, 0, 1, 2]
 
 
@@ -157,7 +157,7 @@ def test_every_member_learns_from_the_kl_to_the_posterior(discrete: int):
     losses, _ = agent.world.losses(output, data, agent.config)
     torch.testing.assert_close(losses["kl"], torch.stack(kls).mean())
     before = weights(rssm.prior_hidden) | weights(rssm.prior_out)
-    agent.update(data, step=0)
+    agent.update(data)
     after = weights(rssm.prior_hidden) | weights(rssm.prior_out)
     for name, parameter in after.items():
         assert all(not torch.equal(old, new) for old, new in zip(before[name], parameter, strict=True)), name
@@ -173,7 +173,7 @@ def test_an_ensemble_of_one_is_the_plain_model():
     }
     plain.world.load_state_dict(weights_of_one)
     noise = plain.world.rssm.noise(3, 8)
-    ours, theirs = (a.world_model_loss(batch(5), None, (noise, None), torch.tensor(1.0))[0] for a in (agent, plain))
+    ours, theirs = (a.world_model_loss(batch(5), noise)[0] for a in (agent, plain))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -184,12 +184,12 @@ def test_an_ensemble_of_one_is_the_plain_model():
 def test_the_target_becomes_a_copy_of_the_source_with_any_action_sizes(sizes: tuple[int, int]):
     agents = built("dv2_finetune", *sizes)
     source, target = agents["source"], agents["target"]
-    source.update(batch(sizes[0]), step=0)
+    source.update(batch(sizes[0]))
     target.copy_from(source)
     assert not changed(weights(source.world), target.world)
     assert not changed(weights(source.behavior), target.behavior)
     before = weights(source.world), weights(source.behavior), copy.deepcopy(source.model_opt.state_dict())
-    assert "ewc_penalty" not in target.update(batch(sizes[1]), step=0)
+    assert "ewc_penalty" not in target.update(batch(sizes[1]))
     assert not changed(before[0], source.world) and not changed(before[1], source.behavior)
     assert before[2]["state"][0]["step"] == source.model_opt.state_dict()["state"][0]["step"]
     for agent, actions in zip((source, target), sizes, strict=True):
@@ -230,7 +230,7 @@ def test_the_elastic_penalty_keeps_important_weights_near_their_old_values():
         torch.manual_seed(0)
         agents = built("dv2_finetune_ewc", 6, 6, ewc_scale=scale, model_lr=1e-3, kl_free=0)
         source, target = agents["source"], agents["target"]
-        source.update(batch(), step=0)
+        source.update(batch())
         before = weights(source.world)
         target.copy_from(source)
         target.anchor_to(source, [batch(seed=1), batch(seed=2)])
@@ -239,7 +239,7 @@ def test_the_elastic_penalty_keeps_important_weights_near_their_old_values():
         assert anchor.penalty(target.model_opt.parameters) == 0
         important = [f > f.max() / 10 for f in anchor.fisher]
         for seed in range(30):
-            penalty = target.update(batch(seed=9 + seed), step=0)["ewc_penalty"]
+            penalty = target.update(batch(seed=9 + seed))["ewc_penalty"]
         assert (penalty > 0) == (scale > 0)
         parts = zip(target.model_opt.parameters, anchor.weights, important, strict=True)
         moved[scale] = sum((p - old).abs()[m].sum().item() for p, old, m in parts)
@@ -287,11 +287,10 @@ def test_a_multitask_update_uses_the_batches_of_both_domains():
     assert source.world is target.world and source.model_opt is target.model_opt
 
     def gradient(own: Tensor, other: Tensor) -> Tensor:
-        inputs = (batch(4, seed=own), batch(5, seed=other))
+        own_batch, other_batch = batch(4, seed=own), batch(5, seed=other)
         torch.manual_seed(0)
-        noise = source.world.rssm.noise(3, 8), source.world.rssm.noise(3, 8)
-        loss = source.world_model_loss(*inputs, noise, torch.tensor(1.0))[0]
-        same = target.world_model_loss(*inputs, noise, torch.tensor(1.0))[0]
+        inputs = own_batch, source.noise(own_batch), other_batch, source.noise(other_batch)
+        loss, same = (agent.world_model_loss(*inputs)[0] for agent in (source, target))
         torch.testing.assert_close(loss, same)
         return torch.autograd.grad(loss, source.world.reward.layers[0].weight)[0]
 
@@ -303,10 +302,10 @@ def test_the_multitask_actor_critics_are_separate_and_share_the_world_model():
     agents = built("multitask_dv2")
     source, target = agents["source"], agents["target"]
     before, world = weights(target.behavior), weights(source.world)
-    source.update(batch(4), batch(5, seed=1), step=0)
+    source.update(batch(4), batch(5, seed=1))
     assert not changed(before, target.behavior) and changed(world, target.world)
     before, world = weights(source.behavior), weights(source.world)
-    metrics = target.update(batch(5), batch(4, seed=1), step=0)
+    metrics = target.update(batch(5), batch(4, seed=1))
     assert not changed(before, source.behavior) and changed(world, source.world)
     assert "state_alignment" not in metrics and "value_constraint" not in metrics
 

@@ -112,13 +112,13 @@ def test_the_squashed_gaussian_has_torchs_log_probability():
 def test_curl_trains_its_encoder_by_critic_and_contrast_and_not_by_the_actor():
     agent = CURLAgent(tiny(method="curl", size="32,32"), 3, 3, CPU)
     before = {name: weights(getattr(agent, name)) for name in agent.MODULES}
-    agent.update(agent.random_batch(), step=0)
+    agent.update(agent.random_batch())
     assert all(changed(before[name], getattr(agent, name)) for name in agent.MODULES)
     encoder = weights(agent.encoder)
     agent.update_actor(agent.encoder(agent.view(agent.random_batch()["image"][:, :3])).detach())
     assert not changed(encoder, agent.encoder)
     slow = {name: weights(getattr(agent, name)) for name in ("slow_encoder", "slow_critic", "actor", "temperature")}
-    agent.update(agent.random_batch(), step=0)  # the second update leaves these as they are
+    agent.update(agent.random_batch())  # the second update leaves these as they are
     assert not any(changed(slow[name], getattr(agent, name)) for name in slow)
 
 
@@ -219,7 +219,7 @@ def test_lompos_noise_is_clipped_to_the_bounds():
 def test_lompo_trains_actor_and_critics_on_a_fixed_world_model():
     agent, data = lompo(), batch(5)
     world, behavior = weights(agent.world), weights(agent.behavior)
-    metrics = agent.update(data, step=0)
+    metrics = agent.update(data)
     assert not changed(world, agent.world)
     assert {name.split(".")[0] for name in changed(behavior, agent.behavior)} == {"actor", "critics", "slow_critics"}
     assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())
@@ -354,6 +354,6 @@ def test_an_update_in_bfloat16_is_near_that_in_float32(method: str):
         agent = METHODS[method].agents(AgentBuilder(config, CPU, {"target": 3}, {}))["target"]
         data = agent.random_batch()
         torch.manual_seed(1)
-        found.append({k: float(v) for k, v in agent.update(data, step=0).items() if k.endswith("loss")})
+        found.append({k: float(v) for k, v in agent.update(data).items() if k.endswith("loss")})
     for name, value in found[0].items():
         assert found[1][name] == pytest.approx(value, rel=0.05, abs=0.02), name

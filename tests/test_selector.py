@@ -133,7 +133,7 @@ def test_following_one_of_several_sources_equals_following_a_single_source():
     torch.manual_seed(7)
     selection = made.select(copied, [other, source], batch())
     assert selection.index == 1
-    copied.update(batch(), {"source_embed": selection.embed}, source.frozen_critic, step=0)
+    copied.update(batch(), selection.embed, source.frozen_critic)
     one, several = ({**weights(a.world), **weights(a.behavior)} for a in (target, copied))
     assert all(torch.equal(several[key], value) for key, value in one.items())
 
@@ -148,7 +148,7 @@ def test_distances_are_the_alignment_losses_on_the_batch(nearest: int):
         expected = [models.state_alignment(s.embed(batch()), target.embed(batch())).item() for s in sources]
     selection = selector(2).select(target, sources, batch())
     assert selection.index == nearest and selection.distances == pytest.approx(expected)
-    metrics = target.update(batch(), {"source_embed": selection.embed}, step=0)
+    metrics = target.update(batch(), selection.embed)
     assert metrics["state_alignment"].item() == pytest.approx(selection.distances[nearest])
     names = ("distance_a", "distance_b", "follows_a", "follows_b")
     assert [selection.metrics(["a", "b"])[name] for name in names[2:]] == [nearest == 0, nearest == 1]

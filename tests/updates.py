@@ -31,21 +31,18 @@ def transfer(method: str, agents: dict[str, BaseAgent]) -> None:
         target.anchor_to(agents["source"], [agents["source"].random_batch()])
 
 
-def update_all(method: str, agents: dict[str, BaseAgent], step: int = 3) -> Metrics:
+def update_all(method: str, agents: dict[str, BaseAgent]) -> Metrics:
     """Update every agent, with the ties of the method. Returns the target's metrics."""
     target, source = agents["target"], agents.get("source")
     batch = target.random_batch()
     if source is not None:
-        source.update(source.random_batch(), batch, step=step)
+        source.update(source.random_batch(), batch, *[] if METHODS[method].shared_world_model else [0.5])
     if isinstance(target, LOMPOAgent):  # its update leaves the world model as it is
-        _, metrics = target.update_world_model(batch, step=step)
-        return {**metrics, **target.update(batch, step=step)}
+        _, metrics = target.update_world_model(batch)
+        return {**metrics, **target.update(batch)}
     if not isinstance(target, Agent):
-        return target.update(batch, step=step)
-    peer, critic = None, None
+        return target.update(batch)
     if METHODS[method].aligned_with_sources:
         selection = SourceSelector(target.config, ["source"]).select(target, [source], batch)
-        peer, critic = {"source_embed": selection.embed}, source.frozen_critic
-    elif METHODS[method].shared_world_model:
-        peer = source.random_batch()
-    return target.update(batch, peer, critic, step=step)
+        return target.update(batch, selection.embed, source.frozen_critic)
+    return target.update(batch, *[source.random_batch()] * METHODS[method].shared_world_model)

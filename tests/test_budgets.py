@@ -174,7 +174,7 @@ def test_inferred_posteriors_are_those_of_an_update_and_change_nothing():
 
 @pytest.mark.parametrize("method", OWN_UPDATES)
 def test_agents_with_updates_of_their_own_get_the_budget_in_a_run(method: str, dots_dataset: Path, tmp_path: Path):
-    train(dots_dataset, tmp_path, *DOTS, *CHEAP, "--method", method)
+    train(dots_dataset, tmp_path, *DOTS, "--eval_episodes", "1", "--method", method)
     saved = load_checkpoint(tmp_path / "checkpoint.pt")
     expected = budget(method, tiny(method=method))
     assert saved["progress"]["target_updates"] == expected["world_model_updates"] + expected["behavior_updates"]

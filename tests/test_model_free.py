@@ -315,9 +315,9 @@ def test_settings_of_world_models_are_refused(dataset: Path, tmp_path: Path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["bc", "cql", "curl"])
-def test_the_policy_is_exported(method: str, dataset: Path, tmp_path: Path):
-    train(dataset, tmp_path / "run", "--method", method, "--rounds", "1", "--precision", "float32")
+@pytest.mark.parametrize(("method", "precision"), [("bc", "bfloat16"), ("cql", "float32"), ("curl", "bfloat16")])
+def test_the_policy_is_exported(method: str, precision: str, dataset: Path, tmp_path: Path):
+    train(dataset, tmp_path / "run", "--method", method, "--rounds", "1", "--precision", precision)
     policy = load_policy(tmp_path / "run", sample=True, seed=7)
     torch.manual_seed(7)
     act, state, first = agent_policy(policy.agent, sample=True), None, np.ones(2, bool)

@@ -49,7 +49,7 @@ def test_the_choice_is_recorded_and_kept_when_the_run_is_resumed(
     monkeypatch.setattr(runs, "pick_precision", lambda name, device: "float32")  # as on another machine
     longer = [*arguments, "--rounds", "2"]
     program.main(longer)
-    assert "precision" not in capsys.readouterr().err
+    assert "precision:" not in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "checkpoint.pt")["config"]["precision"] == "bfloat16"
     with pytest.raises(BadInput, match="a run with precision bfloat16, not float32"):
         program.main([*longer, "--precision", "float32"])

@@ -45,4 +45,6 @@ def update_all(method: str, agents: dict[str, BaseAgent]) -> Metrics:
     if METHODS[method].aligned_with_sources:
         selection = SourceSelector(target.config, ["source"]).select(target, [source], batch)
         return target.update(batch, selection.embed, source.frozen_critic)
-    return target.update(batch, *[source.random_batch()] * METHODS[method].shared_world_model)
+    if METHODS[method].shared_world_model:
+        return target.update(batch, source.random_batch())
+    return target.update(batch)

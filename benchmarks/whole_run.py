@@ -39,8 +39,7 @@ from training.used_settings import unused_settings
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {  # part -> its functions, as (class or module, name)
     "update": [
-        *((Agent, "update_world_model"), (Agent, "update_behavior")),
-        *((FinetunedAgent, "update_world_model"), (FinetunedAgent, "update_behavior")),
+        *((Agent, "descend_model_loss"), (Agent, "update_behavior"), (FinetunedAgent, "_penalties")),
         *((Agent, "embed"), (SourceSelector, "select")),
     ],
     "data": [(Domain, "next_batch")],

@@ -66,7 +66,7 @@ def budget(name: str, config: Config) -> dict[str, int]:
 def updates_of_a_run(data: Path, logdir: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, int]:
     """The same numbers of a real run at `debug` size, counted in the agents."""
     counts, trainers = Counter(), []
-    run, world, behavior = program.run_to_completion, Agent.update_world_model, Agent.update_behavior
+    run, world, behavior = program.run_to_completion, Agent.descend_model_loss, Agent.update_behavior
 
     def count_world(agent, *arguments, **options):
         counts[agent.world] += 1
@@ -76,7 +76,7 @@ def updates_of_a_run(data: Path, logdir: Path, monkeypatch: pytest.MonkeyPatch, 
         counts[agent] += 1
         return behavior(agent, *arguments, **options)
 
-    monkeypatch.setattr(Agent, "update_world_model", count_world)
+    monkeypatch.setattr(Agent, "descend_model_loss", count_world)
     monkeypatch.setattr(Agent, "update_behavior", count_behavior)
     monkeypatch.setattr(
         program, "run_to_completion", lambda trainer, loops: (trainers.append(trainer), run(trainer, loops))

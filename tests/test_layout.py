@@ -17,7 +17,7 @@ MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "wrappers": {"tools"},
     "replay": {"tools"},
     "config": {"tools", "wrappers", "replay"},
-    "models": {"tools", "networks", "config"},
+    "models": {"tools", "ops", "networks", "config"},
     "agents": {"tools", "networks", "config", "models"},
     "training": {"tools", "networks", "wrappers", "replay", "config", "models", "agents"},
 }

@@ -157,9 +157,7 @@ def dots_dataset(dots: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield folder
 
 
-@pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
-    """Runs of a module's tests end without their pictures, which take a third of a tiny run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.runs.draw_summary", lambda trainer: None)
-        yield
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without their pictures, which take a third of a tiny run."""
+    monkeypatch.setattr("training.runs.draw_summary", lambda trainer: None)

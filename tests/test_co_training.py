@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,13 +16,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import DOTS, ROOT, SMALL, co_training, command, tiny
+from conftest import DOTS, ROOT, SMALL, co_training, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import co_training as program
+import evaluate as evaluate_program
 from tools import BadInput
 from training import evaluator as evaluator_module
 from training.checkpoint import load_checkpoint
+from training.collector import Collector
 from training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("dots")
@@ -138,6 +141,7 @@ def test_tensorboards_reader_finds_the_curves_and_videos(finished: Path):
         assert event.value == pytest.approx(logged[event.step])
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("stop_at", [58, 87], ids=["inside an episode", "at the end of an offline phase"])
 def test_a_resumed_run_equals_an_uninterrupted_one(stop_at: int, dataset: Path, finished: Path, tmp_path: Path):
     """Step 58 is the source's 52nd, in an aligned phase: 4 steps into its fifth episode, after updates of all agents
@@ -166,6 +170,7 @@ def test_a_finished_run_is_only_summarised_and_keeps_its_record(
 ONE_ROUND = ("--rounds", "1", "--warmup_rounds", "0", "--pretrain_steps", "5", "--video_every", "0")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_can_be_made_longer(dots_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """Its weights are those of a run that was as long from the start; the old evaluations are kept."""
     for name, lengths in (("whole", ["36"]), ("parts", ["20", "36"])):
@@ -180,6 +185,7 @@ def test_a_finished_run_can_be_made_longer(dots_dataset: Path, tmp_path: Path, c
     assert table.count("before round 1") == 3 and table.count("at an earlier end") == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_can_have_more_rounds(dots_dataset: Path, tmp_path: Path):
     train(dots_dataset, tmp_path, *DOTS, *ONE_ROUND)
     before = scores(tmp_path)
@@ -209,6 +215,7 @@ def test_finished_phases_cannot_be_changed(flags: list, message: str, dataset: P
     assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_running_phase_cannot_be_shorter_than_what_is_done(dots_dataset: Path, tmp_path: Path):
     with pytest.raises(SystemExit):
         train(dots_dataset, tmp_path, *DOTS, stop_at=26 + 2 + 12)  # after 12 of 20 steps of the source agent alone
@@ -218,6 +225,7 @@ def test_a_running_phase_cannot_be_shorter_than_what_is_done(dots_dataset: Path,
     assert metrics(tmp_path)[-1]["step"] == 26 + 2 + 14 + 20
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_only_evaluation_steps_the_target_simulator(
     dots_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -248,30 +256,21 @@ def test_only_evaluation_steps_the_target_simulator(
     assert len(steps) == 4 * 2 * 12  # four evaluations of two episodes
 
 
-WITH_DOTS = """
-import os, signal, sys, co_training, wrappers
-sys.path.append("tests")
-import dots
-wrappers.register(dots.SUITE)
-"""  # the start of a program
+def test_a_crashed_simulator_is_reported_and_the_run_can_be_resumed(
+    dots_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    finish, count = Collector.finish, []
 
+    def fail(collector: Collector) -> None:
+        count.append(1)
+        if len(count) == 40:
+            os.kill(collector.slots[0].env.pid, signal.SIGKILL)
+        finish(collector)
 
-def test_a_crashed_simulator_is_reported_and_the_run_can_be_resumed(dots_dataset: Path, tmp_path: Path):
+    monkeypatch.setattr(Collector, "finish", fail)
     flags = [*DOTS, "--size", "32,32", "--pretrain_steps", 50, "--video_every", 0, "--eval_episodes", 1]
-    script = f"""
-        from training.collector import Collector
-        finish, count = Collector.finish, []
-        def fail(self):
-            count.append(1)
-            if len(count) == 40:
-                os.kill(self.slots[0].env.pid, signal.SIGKILL)
-            finish(self)
-        Collector.finish = fail
-        co_training.main({co_training(dots_dataset, tmp_path, *flags)!r})
-    """
-    crashed = command("-c", WITH_DOTS + textwrap.dedent(script))
-    assert crashed.returncode == 1
-    assert "SIGKILL" in crashed.stderr and "the same command continues" in crashed.stderr
+    with pytest.raises(SystemExit, match=r"was killed by SIGKILL\n.*the same command continues"):
+        program.main(co_training(dots_dataset, tmp_path, *flags))
     step = load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"]
     assert step >= 26  # the run was saved after the random steps
 
@@ -283,6 +282,7 @@ def test_a_checkpoint_has_each_agent_once(finished: Path):
     assert not any("source" in name or "target" in name for name in names["target"])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_killed_while_writing_a_checkpoint_can_be_resumed(
     dataset: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -325,6 +325,7 @@ def test_ctrl_c_saves_the_run_before_the_exit(dataset: Path, tmp_path: Path):
     assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] > 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     "more",
     [
@@ -356,6 +357,15 @@ def alive(process: int) -> bool:
         return False
 
 
+WITH_DOTS = """
+import sys, co_training, wrappers
+sys.path.append("tests")
+import dots
+wrappers.register(dots.SUITE)
+"""  # the start of a program
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads Linux's /proc")
 def test_a_killed_run_leaves_no_simulator_process_and_resumes_bit_for_bit(dots_dataset: Path, tmp_path: Path):
     """Kill a run with two simulator processes by SIGKILL, then repeat its command."""
@@ -379,9 +389,8 @@ def test_a_killed_run_leaves_no_simulator_process_and_resumes_bit_for_bit(dots_d
     assert_same_results(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_evaluate_reproduces_the_last_score_of_a_run(finished: Path, tmp_path: Path):
+def test_evaluate_reproduces_the_last_score_of_a_run(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     video = tmp_path / "episode.gif"
-    result = command("evaluate.py", "--logdir", finished, "--episodes", 2, "--video", video)
-    assert result.returncode == 0, result.stderr
-    assert f"return {float(scores(finished)[-1]['mean']):.1f} " in result.stdout
+    evaluate_program.main(["--logdir", str(finished), "--episodes", "2", "--video", str(video)])
+    assert f"return {float(scores(finished)[-1]['mean']):.1f} " in capsys.readouterr().out
     assert video.read_bytes()[:4] == b"GIF8"

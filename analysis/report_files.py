@@ -17,7 +17,7 @@ from analysis.markdown import normalised_section, report_text, score_sections
 from analysis.missing import missing_section
 from analysis.offline import correlation_section, correlations, offline_section
 from analysis.profiles import Profile, draw_profiles, performance_profiles, profile_rows, profiles_section
-from analysis.rows import set_labels
+from analysis.rows import name_rows, set_labels
 from analysis.runs import RunResult, leave_out_short_runs, read_runs, run_folders
 from analysis.separation import separate_rows
 from tools import BadInput, write_csv, write_text
@@ -29,6 +29,7 @@ def write_report(
     *,
     unfinished: bool = False,
     by: Sequence[str] = (),
+    name: Sequence[str] = (),
     max_score: Sequence[str] = (),
     x: str | None = None,
     heatmap: str | None = None,
@@ -43,6 +44,7 @@ def write_report(
         out: folder to write; made if it does not exist.
         unfinished: include runs that have no last evaluation yet.
         by: settings; runs that differ in one are in rows of their own.
+        name: texts ``SETTINGS=NAME``; the name takes the place of these settings in a row's label.
         max_score: texts ``RETURN`` or ``TASK=RETURN``, the return with the normalised score 1.
         x: horizontal axis of the curves, a key of `curves.AXES`; None chooses it.
         heatmap: ``return``, ``improvement`` or None, which chooses.
@@ -58,6 +60,7 @@ def write_report(
     chosen, not_finished = choose_runs(runs, unfinished)
     separate_rows(chosen, by)
     refuse_duplicates(chosen)
+    name_rows(runs, list(name))
     results = compute_results([run for run in chosen if run.target.suite], max_score)
     baseline = choose_baseline(results, heatmap)
     means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)

@@ -73,11 +73,11 @@ def test_a_folder_stores_the_names_of_its_rows(runs: Path):
 )
 def test_a_name_without_its_row_is_refused(name: str, message: str, runs: Path, capsys: pytest.CaptureFixture):
     out = runs.parent / "out"
-    assert message in refused(lambda: report.main([str(runs), "--out", str(out), "--name", name]), capsys)
+    assert message in refused(report.main, [runs, "--out", out, "--name", name], capsys)
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("count", "panels"), [(4, [4]), (5, [3, 3]), (7, [4, 4]), (8, [4, 4, 3])])
+@pytest.mark.parametrize(("count", "panels"), [(4, [4]), (5, [3, 3]), (7, [4, 4]), (8, [4, 3, 3])])
 def test_a_panel_has_at_most_four_rows_and_the_first_is_in_all(
     count: int, panels: list[int], figures: dict[str, Figure], tmp_path: Path
 ):

@@ -20,7 +20,7 @@ from analysis.runs import RunResult, task_order
 from training.visuals import plt
 from wrappers import Task
 
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # (P,) each: x, mean, deviation of P evaluations
 CurveKey = tuple[str, tuple[Task, ...]]  # a row, and its source if it has exactly one
 CURVES = 4  # of a panel
 PANEL_COLUMNS = 2
@@ -112,9 +112,8 @@ def draw_curves(results: Results, target: Task, x: str | None, path: Path) -> No
     columns = min(len(panels), PANEL_COLUMNS)
     rows = math.ceil(len(panels) / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, layout="constrained")
-    draw_panels(
-        axes.flat, panels, {key: mean_curve(group, x) for key, group in groups.items()}, seed_texts(panels, groups)
-    )
+    curves = {key: mean_curve(group, x) for key, group in groups.items()}
+    draw_panels(axes.flat, panels, curves, seed_texts(panels, groups))
     for axis, panel in zip(axes.flat, panels, strict=False):
         finish_axis(axis, results, target, panel.title if len(panels) > 1 else title, AXES[x])
     if len(panels) > 1:

@@ -100,8 +100,8 @@ def name_rows(runs: list[RunResult], names: list[str]) -> None:
         labels = {run.label for run in runs}
         named = [run for run in runs if run.label.partition(", ")[2] == settings]
         if not named:
-            known = {settings for label in labels if (settings := label.partition(", ")[2])}
-            hint = f"; {nearest(settings, known)}" if known else ""
+            known = {label.partition(", ")[2] for label in labels} - {""}
+            hint = f"; {nearest(settings, known, 1)}" if known else ""
             raise BadInput(f"--name {text}: no row has these settings after its method{hint}")
         for run in named:
             run.label = f"{run.label.partition(', ')[0]}, {name}"

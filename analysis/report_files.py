@@ -53,7 +53,7 @@ def write_report(
     Returns the report as text, with the names of the files at the end. Raises BadInput if there is no run, two runs
     have the same cell and seed, an argument is wrong, or ``out`` cannot be written, before anything is written.
     """
-    by, max_score = list(by), list(max_score)
+    by = list(by)
     runs, left_out = find_runs(list(folders))
     average_evaluations(runs, last)
     set_labels(runs, by)
@@ -61,19 +61,18 @@ def write_report(
     separate_rows(chosen, by)
     refuse_duplicates(chosen)
     name_rows(runs, list(name))
-    results = compute_results([run for run in chosen if run.target.suite], max_score)
-    baseline = choose_baseline(results, heatmap)
+    results = compute_results([run for run in chosen if run.target.suite], list(max_score))
+    baseline, agreement = choose_baseline(results, heatmap), correlations(chosen)
     means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)
-    agreement = correlations(chosen)
-    where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
     notes = [*left_out, *results.notes(), *condition_notes(chosen, by)]
+    where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
     sections = [
         *score_sections(results, last),
         *normalised_section(results, means),
         *profiles_section(profiles, results),
     ]
-    sections += [*improvement_section(improved), *missing_section(results)]
-    sections += [*offline_section(chosen), *correlation_section(agreement)]
+    sections += [*improvement_section(improved), *missing_section(results), *offline_section(chosen)]
+    sections += correlation_section(agreement)
     text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
     make_folder(out)
     pictures = draw_pictures(results, x, baseline, profiles, improved, out)

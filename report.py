@@ -34,6 +34,10 @@ def command() -> argparse.ArgumentParser:
         help="separate runs that differ in this setting into rows of their own; may be repeated",
     )  # fmt: skip
     parser.add_argument(
+        "--name", action="append", default=[], metavar="SETTINGS=NAME",
+        help="call a row METHOD, NAME in place of METHOD, SETTINGS; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
         "--max_score", action="append", default=[], metavar="[TASK=]RETURN",
         help="return with the normalised score 1; may be repeated (default: the suite's known maximum)",
     )  # fmt: skip
@@ -85,8 +89,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(sys.argv[1:] if arguments is None else arguments)
     text = write_report(
-        args.runs, args.out, unfinished=args.unfinished, by=args.by, max_score=args.max_score, x=args.x,
-        heatmap=args.heatmap, last=args.last,
+        args.runs, args.out, unfinished=args.unfinished, by=args.by, name=args.name, max_score=args.max_score,
+        x=args.x, heatmap=args.heatmap, last=args.last,
     )  # fmt: skip
     print(text)
 

@@ -3,9 +3,10 @@
 import math
 import re
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,14 +20,17 @@ from analysis.runs import RunResult, task_order
 from training.visuals import plt
 from wrappers import Task
 
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # (P,) each: x, mean, deviation of P evaluations
 CurveKey = tuple[str, tuple[Task, ...]]  # a row, and its source if it has exactly one
-ONE_PANEL = 10  # curves of several sources that are still in one panel
+CURVES = 4  # of a panel
 PANEL_COLUMNS = 2
-LEGEND_WIDTH = 40  # characters of a line in a legend
+LEGEND_WIDTH = 60  # characters of a line in a legend
+BARS = 12  # error bars of a curve, at most; of more evaluations, not all have one
+SHIFT = 0.012  # between the curves of a panel, as a share of the x range
 AXES = {"step": "iterations (source agent steps + target iterations)", "target_updates": "updates of the target agent"}
 
 
-def mean_curve(runs: list[RunResult], x: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_curve(runs: list[RunResult], x: str) -> Curve:
     """(values of ``x``, mean return, standard deviation over seeds) of the evaluations, (P,) each.
 
     A seed is interpolated between its evaluations, and has no values outside them. The deviation of one seed is 0.
@@ -41,10 +45,16 @@ def mean_curve(runs: list[RunResult], x: str) -> tuple[np.ndarray, np.ndarray, n
     return points, mean, np.sqrt(squares / np.maximum(count - 1, 1))
 
 
-def draw_curve(axis: Axes, runs: list[RunResult], x: str, name: str, style: dict[str, Any]) -> None:
-    points, mean, std = mean_curve(runs, x)
-    axis.plot(points, mean, markersize=4, label=name, **style)
-    axis.fill_between(points, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+class Panel(NamedTuple):
+    """A part of the picture.
+
+    Attributes:
+        title: its source, if the panels differ in it.
+        curves: the name of each of its curves, at most `CURVES`.
+    """
+
+    title: str
+    curves: dict[CurveKey, str]
 
 
 def share_a_range(groups: Iterable[list[RunResult]], x: str) -> bool:
@@ -53,51 +63,59 @@ def share_a_range(groups: Iterable[list[RunResult]], x: str) -> bool:
     return max(map(min, points)) <= min(map(max, points))
 
 
-def source_panels(groups: dict[CurveKey, list[RunResult]]) -> dict[str, dict[CurveKey, str]]:
-    """Title of a panel -> its curves, with their names.
+def curve_panels(groups: dict[CurveKey, list[RunResult]]) -> list[Panel]:
+    """The panels of a target: one for at most `CURVES` curves.
 
-    A few curves are in one panel. If a target has several sources and more curves than `ONE_PANEL`, each source has a
-    panel, and methods with no source, or with several, are in all of them.
+    Of more curves, each source has panels of its own. A method with no source, or with several, is in those of all.
     """
     sources = sorted({key[1][0] for key in groups if key[1]}, key=task_order)
     order = sorted(groups, key=lambda key: (label_order(key[0]), list(map(task_order, key[1]))))
-    if len(sources) < 2 or len(groups) <= ONE_PANEL:
-        several = len(sources) > 1
-        return {"": {key: key[0] + (f" from {key[1][0].name}" if several and key[1] else "") for key in order}}
-    return {
-        f"from {source.name}": {key: key[0] for key in order if key[1] in ((source,), ())} for source in sources
-    }  # fmt: skip
+    if len(groups) <= CURVES and len(sources) > 1:
+        return [Panel("", {key: key[0] + (f" from {key[1][0].name}" if key[1] else "") for key in order})]
+    if len(sources) < 2:
+        return split_panel("", order)
+    panels = []
+    for source in sources:
+        panels += split_panel(f"from {source.name}", [key for key in order if key[1] in ((source,), ())])
+    return panels
 
 
-def seeds_text(groups: Iterable[list[RunResult]]) -> str:
-    """``(3 seeds)``, or ``(2-3 seeds)`` if curves with one name have different numbers."""
-    counts = {len(runs) for runs in groups}
-    low, high = min(counts), max(counts)
-    return f"({low} seed{'s' * (low > 1)})" if low == high else f"({low}-{high} seeds)"
+def split_panel(title: str, order: list[CurveKey]) -> list[Panel]:
+    """Panels with at most `CURVES` curves of ``order``. The first curve is in all of them, to compare with."""
+    count = max(1, math.ceil((len(order) - 1) / (CURVES - 1)))
+    parts = [[order[i] for i in part] for part in np.array_split(np.arange(1, len(order)), count)]
+    return [Panel(title, {key: key[0] for key in (order[0], *part)}) for part in parts]
+
+
+def seed_texts(panels: list[Panel], groups: dict[CurveKey, list[RunResult]]) -> dict[str, str]:
+    """Name of a curve -> ``(3 seeds)``, or ``(2-3 seeds)`` if curves with one name have different numbers."""
+    counts = defaultdict(set)
+    for panel in panels:
+        for key, name in panel.curves.items():
+            counts[name].add(len(groups[key]))
+    ranges = {name: sorted({min(found), max(found)}) for name, found in counts.items()}
+    return {name: f"({'-'.join(map(str, ends))} seed{'s' * (ends[-1] > 1)})" for name, ends in ranges.items()}
 
 
 def draw_curves(results: Results, target: Task, x: str | None, path: Path) -> None:
-    """Return against ``x``: a line for each row and source, a band for the deviation over seeds, the random return.
+    """Return against ``x``: a line for each row and source, error bars over seeds, the random policy's return.
 
     Without ``x``, the first of `AXES` on which all curves share a range, if there is one.
     """
     runs = [run for run in results.runs if run.target == target]
     groups = group_by(runs, lambda run: (run.label, run.sources if len(run.sources) == 1 else ()))
     x = x or next((axis for axis in AXES if share_a_range(groups.values(), axis)), "step")
-    title = f"{target}: mean over seeds, band ± one standard deviation"
+    title = f"{target}: mean over seeds ± one standard deviation"
     if not share_a_range(groups.values(), x):
         title += f"\nthe curves have no {x.rstrip('s').replace('_', ' ')}s in common"
-    panels = source_panels(groups)
-    names = group_by([(key, name) for panel in panels.values() for key, name in panel.items()], lambda item: item[1])
-    seeds = {name: seeds_text(groups[key] for key, _ in items) for name, items in names.items()}
-    style = styles(list(names))
+    panels = curve_panels(groups)
     columns = min(len(panels), PANEL_COLUMNS)
     rows = math.ceil(len(panels) / columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, layout="constrained")
-    for axis, (subtitle, curves) in zip(axes.flat, panels.items(), strict=False):
-        for key, name in curves.items():
-            draw_curve(axis, groups[key], x, f"{name} {seeds[name]}", style[name])
-        finish_axis(axis, results, target, subtitle or title)
+    curves = {key: mean_curve(group, x) for key, group in groups.items()}
+    draw_panels(axes.flat, panels, curves, seed_texts(panels, groups))
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        finish_axis(axis, results, target, panel.title if len(panels) > 1 else title, AXES[x])
     if len(panels) > 1:
         figure.suptitle(title, fontsize=10)
     for axis in axes.flat[len(panels) :]:
@@ -106,36 +124,50 @@ def draw_curves(results: Results, target: Task, x: str | None, path: Path) -> No
         axis.set_ylabel("episode return")
     if all(score.mean >= 0 for run in runs for score in run.scores):
         axes[0, 0].set_ylim(bottom=-0.02 * axes[0, 0].get_ylim()[1])  # a curve at 0 is visible
-    figure.supxlabel(AXES[x], fontsize=10) if len(panels) > 1 else axes[0, 0].set_xlabel(AXES[x])
-    add_legend(figure, list(names), (rows, columns))
+    add_legends(figure, (rows, columns))
     save_figure(figure, path)
 
 
-def finish_axis(axis: Axes, results: Results, target: Task, title: str) -> None:
+def draw_panels(
+    axes: Iterable[Axes], panels: list[Panel], curves: dict[CurveKey, Curve], seeds: dict[str, str]
+) -> None:
+    """The curves of all panels, each a little to the right of the one before, so that error bars do not overlap."""
+    style = styles(list(seeds))
+    shift = SHIFT * np.ptp(np.concatenate([points for points, _, _ in curves.values()]))
+    for axis, panel in zip(axes, panels, strict=False):
+        for i, (key, name) in enumerate(panel.curves.items()):
+            points, mean, std = curves[key]
+            points = points + shift * (i - (len(panel.curves) - 1) / 2)
+            axis.plot(points, mean, markersize=4, label=f"{name} {seeds[name]}", **style[name])
+            every = math.ceil(len(points) / BARS)
+            bars = slice(i % every, None, every)
+            low, high = (mean - std)[bars], (mean + std)[bars]
+            axis.vlines(points[bars], low, high, color=style[name]["color"], alpha=0.6)
+
+
+def finish_axis(axis: Axes, results: Results, target: Task, title: str, label: str) -> None:
     if target in results.random:
         axis.axhline(results.random[target], color="gray", linestyle="--", label=RANDOM)
     axis.set_title(title, fontsize=10)
+    axis.set_xlabel(label, fontsize=9)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k, 100k
-    axis.tick_params(labelbottom=True)
+    axis.tick_params(labelbottom=True, labelleft=True)
     axis.grid(alpha=0.3)
 
 
-def add_legend(figure: Figure, labels: list[str], panels: tuple[int, int] = (1, 1)) -> None:
-    """A legend below the axes if there are few curves, else beside them; and the figure's size, with room for it.
-
-    panels: rows and columns of the figure.
-    """
-    handles = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    found = list(handles.values()), [textwrap.fill(label, LEGEND_WIDTH) for label in handles]
-    lines = [line for label in found[1] for line in label.splitlines()]
+def add_legends(figure: Figure, panels: tuple[int, int]) -> None:
+    """A legend below each panel, and the figure's size, with room for them. panels: rows and columns of the figure."""
+    most = 0
+    for axis in filter(lambda axis: axis.lines, figure.axes):
+        handles, labels = axis.get_legend_handles_labels()
+        labels = [textwrap.fill(label, LEGEND_WIDTH) for label in labels]
+        most = max(most, sum(label.count("\n") + 1 for label in labels))
+        axis.legend(
+            handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, fontsize=8, frameon=False
+        )  # 5 font sizes: below the axis' numbers and name
     rows, columns = panels
-    width, height = (6.8, 4.2) if panels == (1, 1) else (4.4 * columns, 3.6 * rows + 0.6)
-    if len(labels) <= 4:
-        figure.set_size_inches(max(width, 7.2), max(height, 4.2) + 0.12 * len(lines))
-        figure.legend(*found, loc="outside lower center", ncols=2, fontsize=8)
-    else:
-        figure.set_size_inches(width + 0.07 * max(map(len, lines)), max(height, 1 + 0.2 * len(lines)))
-        figure.legend(*found, loc="outside right center", fontsize=8)
+    width = 6.8 if panels == (1, 1) else 4.8 * columns
+    figure.set_size_inches(width, rows * (3.4 + 0.17 * most) + 0.4)
 
 
 def draw_all_curves(results: Results, x: str | None, folder: Path) -> list[str]:

@@ -13,6 +13,8 @@ PDF_FONTS = {"pdf.fonttype": 42}  # TrueType: conferences refuse matplotlib's de
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write ``path``, a PNG, and a PDF of the same name, and close the figure. The same figure gives the same files."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # the layout is computed once, not for each file
     with plt.rc_context(PDF_FONTS):
         options = {"format": "pdf", "metadata": {"CreationDate": None}}
         write_atomically(path.with_suffix(".pdf"), lambda file: figure.savefig(file, **options))

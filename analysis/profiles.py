@@ -1,15 +1,16 @@
 """Performance profiles: the share of runs above each normalised score (Agarwal et al. 2021, arXiv 2108.13264)."""
 
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis.cells import Results
 from analysis.comparison import LEVEL, common_tasks, comparable_labels, group_scores, normalised_cells
-from analysis.curves import add_legend
 from analysis.figures import save_figure, styles
 from analysis.markdown import markdown
 from training.visuals import plt
@@ -17,6 +18,7 @@ from training.visuals import plt
 RESAMPLES = 2000  # as in rliable
 POINTS = 101  # thresholds of the picture
 SHOWN = (0.25, 0.5, 0.75)  # thresholds of the table
+LEGEND_WIDTH = 40  # characters of a line in the legend
 
 
 class Profile(NamedTuple):
@@ -115,5 +117,18 @@ def draw_profiles(profiles: dict[str, Profile], path: Path) -> None:
     axis.set(xlabel="normalised score τ", ylabel="share of runs with score > τ", ylim=(-0.02, 1.02))
     axis.margins(x=0)
     axis.grid(alpha=0.3)
-    add_legend(figure, list(profiles))
+    add_legend(figure)
     save_figure(figure, path)
+
+
+def add_legend(figure: Figure) -> None:
+    """A legend below the axes if there are few curves, else beside them; and the figure's size, with room for it."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    labels = [textwrap.fill(label, LEGEND_WIDTH) for label in labels]
+    lines = [line for label in labels for line in label.splitlines()]
+    if len(labels) <= 4:
+        figure.set_size_inches(7.2, 4.2 + 0.12 * len(lines))
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    else:
+        figure.set_size_inches(6.8 + 0.07 * max(map(len, lines)), max(4.2, 1 + 0.2 * len(lines)))
+        figure.legend(handles, labels, loc="outside right center", fontsize=8)

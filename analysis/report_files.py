@@ -17,7 +17,7 @@ from analysis.markdown import normalised_section, report_text, score_sections
 from analysis.missing import missing_section
 from analysis.offline import correlation_section, correlations, offline_section
 from analysis.profiles import Profile, draw_profiles, performance_profiles, profile_rows, profiles_section
-from analysis.rows import set_labels
+from analysis.rows import name_rows, set_labels
 from analysis.runs import RunResult, leave_out_short_runs, read_runs, run_folders
 from analysis.separation import separate_rows
 from tools import BadInput, write_csv, write_text
@@ -29,6 +29,7 @@ def write_report(
     *,
     unfinished: bool = False,
     by: Sequence[str] = (),
+    name: Sequence[str] = (),
     max_score: Sequence[str] = (),
     x: str | None = None,
     heatmap: str | None = None,
@@ -43,6 +44,7 @@ def write_report(
         out: folder to write; made if it does not exist.
         unfinished: include runs that have no last evaluation yet.
         by: settings; runs that differ in one are in rows of their own.
+        name: texts ``SETTINGS=NAME``; the name takes the place of these settings in a row's label.
         max_score: texts ``RETURN`` or ``TASK=RETURN``, the return with the normalised score 1.
         x: horizontal axis of the curves, a key of `curves.AXES`; None chooses it.
         heatmap: ``return``, ``improvement`` or None, which chooses.
@@ -51,26 +53,26 @@ def write_report(
     Returns the report as text, with the names of the files at the end. Raises BadInput if there is no run, two runs
     have the same cell and seed, an argument is wrong, or ``out`` cannot be written, before anything is written.
     """
-    by, max_score = list(by), list(max_score)
+    by = list(by)
     runs, left_out = find_runs(list(folders))
     average_evaluations(runs, last)
     set_labels(runs, by)
     chosen, not_finished = choose_runs(runs, unfinished)
     separate_rows(chosen, by)
     refuse_duplicates(chosen)
-    results = compute_results([run for run in chosen if run.target.suite], max_score)
-    baseline = choose_baseline(results, heatmap)
+    name_rows(runs, list(name))
+    results = compute_results([run for run in chosen if run.target.suite], list(max_score))
+    baseline, agreement = choose_baseline(results, heatmap), correlations(chosen)
     means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)
-    agreement = correlations(chosen)
-    where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
     notes = [*left_out, *results.notes(), *condition_notes(chosen, by)]
+    where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
     sections = [
         *score_sections(results, last),
         *normalised_section(results, means),
         *profiles_section(profiles, results),
     ]
-    sections += [*improvement_section(improved), *missing_section(results)]
-    sections += [*offline_section(chosen), *correlation_section(agreement)]
+    sections += [*improvement_section(improved), *missing_section(results), *offline_section(chosen)]
+    sections += correlation_section(agreement)
     text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
     make_folder(out)
     pictures = draw_pictures(results, x, baseline, profiles, improved, out)

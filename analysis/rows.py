@@ -87,6 +87,28 @@ def label_setting(runs: list[RunResult], key: str, group: Callable[[RunResult], 
                 run.label += f", {key} {run.settings.get(key)}"
 
 
+def name_rows(runs: list[RunResult], names: list[str]) -> None:
+    """Replace the settings in the labels of rows: ``METHOD, SETTINGS`` becomes ``METHOD, NAME``.
+
+    names: texts ``SETTINGS=NAME``; SETTINGS is all that follows the method in a label. Raises BadInput if a text has
+    another form, if no row has these settings, or if another row has that name already.
+    """
+    for text in names:
+        settings, _, name = text.rpartition("=")
+        if not settings or not name:
+            raise BadInput(f"--name {text}: give SETTINGS=NAME, for example 'value_constraint off=no value constraint'")
+        labels = {run.label for run in runs}
+        named = [run for run in runs if run.label.partition(", ")[2] == settings]
+        if not named:
+            known = {label.partition(", ")[2] for label in labels} - {""}
+            hint = f"; {nearest(settings, known, 1)}" if known else ""
+            raise BadInput(f"--name {text}: no row has these settings after its method{hint}")
+        for run in named:
+            run.label = f"{run.label.partition(', ')[0]}, {name}"
+            if run.label in labels:
+                raise BadInput(f"--name {text}: another row is called {run.label!r} already")
+
+
 def changed_settings(run: RunResult) -> list[str]:
     """``key value`` of the run's ablations and setups that are not the default."""
     keys = SETUPS

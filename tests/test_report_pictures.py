@@ -70,8 +70,10 @@ def test_only_the_random_policy_is_grey(count: int, figures: dict[str, Figure], 
     for i in range(count):
         write_run(tmp_path / f"runs/{i}", [i, i + 1], model_lr=i + 1)
     run_report(tmp_path / "runs", "--by", "model_lr")
-    *methods, random = figures[PICTURE].axes[0].lines
-    assert len(methods) == count and random.get_color() == "gray"
+    panels = [axis.lines for axis in figures[PICTURE].axes if axis.lines]
+    assert all(lines[-1].get_color() == "gray" for lines in panels)
+    methods = list({line.get_label(): line for lines in panels for line in lines[:-1]}.values())
+    assert len(methods) == count
     assert all(len(set(line.get_color())) > 1 for line in methods)  # in a grey, red, green and blue are equal
     assert len({line.get_color() for line in methods}) == count
 
@@ -91,20 +93,20 @@ def test_curves_without_a_common_step_are_drawn_against_target_updates(figures: 
 
 
 def test_many_curves_of_several_sources_have_a_panel_a_source(figures: dict[str, Figure], tmp_path: Path):
-    for scale in range(1, 6):
+    for scale in (1, 2):
         for source in ("walker_walk", "walker_run"):
             name, flags = f"runs/{source}{scale}", {"source_task": source, "model_lr": scale}
             write_run(tmp_path / name, [1, 2], **flags)
     run_report(tmp_path / "runs", "--by", "model_lr")
-    assert len(figures[PICTURE].axes) == 1  # ten curves
+    assert len(figures[PICTURE].axes) == 1  # four curves
     write_run(tmp_path / "runs/offline", [1, 2], method="offline_dv2")
-    write_run(tmp_path / "runs/seed", [1, 3], source_task="walker_run", model_lr=5, seed=1)
+    write_run(tmp_path / "runs/seed", [1, 3], source_task="walker_run", model_lr=2, seed=1)
     run_report(tmp_path / "runs", "--by", "model_lr")
     walk, run = figures[PICTURE].axes
     assert [axis.get_title() for axis in (walk, run)] == ["from walker_walk", "from walker_run"]
     names = [[line.get_label() for line in axis.lines] for axis in (walk, run)]
-    assert names[0] == names[1] and len(names[0]) == 7  # with the offline method and the random policy
-    assert "coworld, model_lr 5.0 (1-2 seeds)" in names[0]
+    assert names[0] == names[1] and len(names[0]) == 4  # with the offline method and the random policy
+    assert "coworld, model_lr 2.0 (1-2 seeds)" in names[0]
 
 
 def test_a_heat_map_of_one_cell_is_left_out(tmp_path: Path):

@@ -340,7 +340,7 @@ class ActorCritic(nn.Module):
         """
         state, feats, means, stds, actions = start, [world.rssm.feat(start)], [], [], []
         for latent, uniform, member in zip(noise[0].unbind(1), noise[1].unbind(1), noise[2], strict=True):
-            policy = self.actor(feats[-1].detach())
+            policy = self.actor(world.rssm.sampled(feats[-1].detach()))
             action = policy.icdf(uniform)
             state = world.rssm.imagine_step(state, pad_action(action, world.action_dim), latent, member)
             feats.append(world.rssm.feat(state))

@@ -16,6 +16,7 @@ from torch.distributions import Distribution, Independent, Normal, OneHotCategor
 import ops
 from ops import recurrent
 from ops.convolution import conv2d, conv_transpose2d
+from ops.one_hot import FeatureLinear, Sampled, sampled
 
 Distribution.set_default_validate_args(False)  # the checks read every tensor back from the device
 
@@ -43,7 +44,7 @@ def mlp(
 ) -> nn.Sequential:
     """``layers`` hidden layers of ``units`` with the activation named ``act``, and a linear output of type ``last``."""
     sizes = [inputs] + [units] * layers
-    hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), activation(act))]
+    hidden = [m for a, b in pairwise(sizes) for m in (FeatureLinear(a, b), activation(act))]
     return nn.Sequential(*hidden, last(sizes[-1], outputs))
 
 
@@ -267,6 +268,10 @@ class RSSM(nn.Module):
         """The input of every head, (..., F), in the dtype of `ops.compute_dtype`."""
         dtype = ops.compute_dtype(state["deter"].device)
         return torch.cat([state["stoch"].to(dtype), state["deter"].to(dtype)], -1)
+
+    def sampled(self, feat: Tensor) -> Tensor | Sampled:
+        """`feat` of sampled states, not of zero ones, in the form that heads compute fastest."""
+        return sampled(feat, self.stoch, self.discrete)
 
     def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
         """Parameters of p(z_t | h_t), (..., D) -> (..., S, K) or (..., S)."""

@@ -11,7 +11,7 @@ from agents.base import BaseAgent, Batch, Metrics, Store
 from agents.optim import Optimizer, cast_weights, frozen
 from config import Config
 from models import ActorCritic, RolloutNoise, WorldModel
-from networks import State, pad_action
+from networks import Sampled, State, pad_action
 
 
 class Agent(BaseAgent):
@@ -205,18 +205,19 @@ class Agent(BaseAgent):
         """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...)."""
         config, behavior, world = self.config, self.behavior, self.frozen_world
         trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
+        feat = world.rssm.sampled(trajectory.feat)
         # All states, then all but the last: a slice of the features would copy them once more in the backward pass.
-        reward, reward_metrics = self.imagined_reward(trajectory.feat)  # (H + 1, N)
+        reward, reward_metrics = self.imagined_reward(feat)  # (H + 1, N)
         reward = reward[:-1]
-        discount = world.predicted_discount(trajectory.feat[:-1], config.discount)
-        slow_value = behavior.slow_critic(trajectory.feat)  # (H + 1, N)
+        discount = world.predicted_discount(feat[:-1], config.discount)
+        slow_value = behavior.slow_critic(feat)  # (H + 1, N)
         returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
         ones = torch.ones_like(discount[:1])
         weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
         actor_loss = behavior.actor_loss(trajectory, returns, slow_value[:-1], weight, config)
         constraint = source_critic and partial(models.critic_constraint, source_critic, config.value_constraint)
         critic_loss, constraint_metrics = behavior.critic_loss(
-            trajectory.feat[:-1], returns, weight, constraint, config.value_constraint_scale
+            feat[:-1], returns, weight, constraint, config.value_constraint_scale
         )
         metrics = {
             "actor_loss": actor_loss,
@@ -230,7 +231,7 @@ class Agent(BaseAgent):
         }
         return actor_loss + critic_loss, metrics, None
 
-    def imagined_reward(self, feat: Tensor) -> tuple[Tensor, Metrics]:
+    def imagined_reward(self, feat: Tensor | Sampled) -> tuple[Tensor, Metrics]:
         """The reward that the actor maximises in imagination, features (H, N, F) -> (H, N), and metrics of it."""
         return self.frozen_world.reward(feat), {}
 

@@ -11,6 +11,7 @@ from test_agents import batch
 from torch import Tensor
 
 from agents.coworld import SourceAgent, TargetAgent
+from ops import one_hot
 from training.methods import METHODS, AgentBuilder
 from training.selector import SourceSelector
 
@@ -27,7 +28,10 @@ def meta_batch(actions: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
 @pytest.mark.parametrize("method", METHODS)
-def test_updates_of_every_method_read_nothing_from_the_device(method: str, settings: dict):
+def test_updates_of_every_method_read_nothing_from_the_device(
+    method: str, settings: dict, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(one_hot, "SMALLEST", 1)  # latents as small as these also take the path of large ones
     config = tiny(size="32,32", method=method, eta_steps=100, pred_discount=True, imag_starts=5, **settings)
     names = {"target": 5} if METHODS[method].online in ("", "target") else {"source": 4, "target": 5}
     agents = METHODS[method].agents(AgentBuilder(config, META, names, {}))

@@ -20,6 +20,7 @@ from networks import (
     Actor,
     ConvDecoder,
     ConvEncoder,
+    Sampled,
     ScalarHead,
     State,
     StateEncoder,
@@ -30,7 +31,7 @@ from networks import (
 )
 
 RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, actions, ensemble members
-Constraint = Callable[[Tensor, Tensor], Tensor]  # (value, feat) -> Eq. 6's alpha term of each state
+Constraint = Callable[[Tensor, Tensor | Sampled], Tensor]  # (value, feat) -> Eq. 6's alpha term of each state
 
 
 # Losses ---------------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def value_constraint(value: Tensor, source_value: Tensor, mode: str) -> Tensor:
     return value if mode == "brute" else torch.maximum(value, source_value.detach())
 
 
-def critic_constraint(source_critic: nn.Module, mode: str, value: Tensor, feat: Tensor) -> Tensor:
+def critic_constraint(source_critic: nn.Module, mode: str, value: Tensor, feat: Tensor | Sampled) -> Tensor:
     """`value_constraint` with the source critic's value of the target's features (..., F), a constant."""
     with torch.no_grad():
         source_value = source_critic(feat)
@@ -257,7 +258,7 @@ class WorldModel(nn.Module):
             losses["discount"] = F.binary_cross_entropy_with_logits(self.discount(output.feat), batch["discount"])
         return losses, plain_kl
 
-    def predicted_discount(self, feat: Tensor, gamma: float) -> Tensor:
+    def predicted_discount(self, feat: Tensor | Sampled, gamma: float) -> Tensor:
         """gamma times the predicted probability that the episode continues, (..., F) -> (...)."""
         if self.discount is None:
             return torch.full(feat.shape[:-1], gamma, device=feat.device)
@@ -368,7 +369,7 @@ class ActorCritic(nn.Module):
         return -(weight[:-1] * objective).mean()
 
     def critic_loss(
-        self, feat: Tensor, returns: Tensor, weight: Tensor, constraint: Constraint | None, alpha: float
+        self, feat: Tensor | Sampled, returns: Tensor, weight: Tensor, constraint: Constraint | None, alpha: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 11; with ``constraint(value, feat)``, the term of Eq. 6 that alpha weighs, Eq. 6.
 

@@ -42,7 +42,7 @@ def activation(name: str) -> nn.Module:
 def mlp(
     inputs: int, outputs: int, layers: int, units: int, act: str, last: type[nn.Linear] = nn.Linear
 ) -> nn.Sequential:
-    """``layers`` hidden layers of ``units`` with the activation named ``act``, and a linear output of type ``last``."""
+    """``layers`` layers of ``units`` with activation ``act``, and one of type ``last``: of (..., F) or `Sampled`."""
     sizes = [inputs] + [units] * layers
     hidden = [m for a, b in pairwise(sizes) for m in (FeatureLinear(a, b), activation(act))]
     return nn.Sequential(*hidden, last(sizes[-1], outputs))
@@ -376,7 +376,7 @@ class Actor(nn.Module):
         self.layers = mlp(feat, 2 * self.outputs, layers, units, act, last=Float32Linear)
         self.action_dim, self.min_std = action, min_std
 
-    def forward(self, feat: Tensor) -> TruncatedNormal:
+    def forward(self, feat: Tensor | Sampled) -> TruncatedNormal:
         """(..., F) -> a distribution over (..., A)."""
         mean, std = (x[..., : self.action_dim] for x in self.layers(feat).chunk(2, -1))
         return TruncatedNormal(torch.tanh(mean), 2 * torch.sigmoid(std / 2) + self.min_std)
@@ -389,7 +389,7 @@ class ScalarHead(nn.Module):
         super().__init__()
         self.layers = mlp(feat, 1, layers, units, act, last=Float32Linear)
 
-    def forward(self, feat: Tensor) -> Tensor:
+    def forward(self, feat: Tensor | Sampled) -> Tensor:
         """(..., F) -> (...)."""
         return self.layers(feat).squeeze(-1)
 

@@ -27,6 +27,7 @@ from networks import (
     pad_action,
     scale_image,
 )
+from ops.one_hot import Features
 from ops.truncated_normal import TruncatedNormal
 
 RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, actions, ensemble members
@@ -256,7 +257,7 @@ class WorldModel(nn.Module):
             losses["discount"] = F.binary_cross_entropy_with_logits(self.discount(output.feat), batch["discount"])
         return losses, plain_kl
 
-    def predicted_discount(self, feat: Tensor, gamma: float) -> Tensor:
+    def predicted_discount(self, feat: Features, gamma: float) -> Tensor:
         """gamma times the predicted probability that the episode continues, (..., F) -> (...)."""
         if self.discount is None:
             return torch.full(feat.shape[:-1], gamma, device=feat.device)
@@ -339,7 +340,7 @@ class ActorCritic(nn.Module):
         """
         state, feats, means, stds, actions = start, [world.rssm.feat(start)], [], [], []
         for latent, uniform, member in zip(noise[0].unbind(1), noise[1].unbind(1), noise[2], strict=True):
-            policy = self.actor(feats[-1].detach())
+            policy = self.actor(world.rssm.sampled(feats[-1].detach()))
             action = policy.icdf(uniform)
             state = world.rssm.imagine_step(state, pad_action(action, world.action_dim), latent, member)
             feats.append(world.rssm.feat(state))
@@ -367,7 +368,7 @@ class ActorCritic(nn.Module):
         return -(weight[:-1] * objective).mean()
 
     def critic_loss(
-        self, feat: Tensor, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str, alpha: float
+        self, feat: Features, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str, alpha: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 11; with the source critic's values of the same states, Eq. 6: adds alpha * `value_constraint`.
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough, kl_divergence
 
-import ops
-from ops import recurrent
+from ops import compute_dtype, no_autocast, recurrent
 from ops.convolution import conv2d, conv_transpose2d
+from ops.one_hot import FeatureLinear, Features, sampled
 from ops.recurrent import Activation, Latent, StepState, StepWeights
 from ops.truncated_normal import TruncatedNormal
 
@@ -30,7 +30,7 @@ class Float32Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        with ops.no_autocast(x.device):
+        with no_autocast(x.device):
             return F.linear(x.float(), self.weight, self.bias)
 
 
@@ -42,9 +42,9 @@ def activation(name: str) -> nn.Module:
 def mlp(
     inputs: int, outputs: int, layers: int, units: int, act: str, last: type[nn.Linear] = nn.Linear
 ) -> nn.Sequential:
-    """``layers`` hidden layers of ``units`` with the activation named ``act``, and a linear output of type ``last``."""
+    """``layers`` layers of ``units`` with activation ``act``, and one of type ``last``: of (..., F) or `Sampled`."""
     sizes = [inputs] + [units] * layers
-    hidden = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), activation(act))]
+    hidden = [m for a, b in pairwise(sizes) for m in (FeatureLinear(a, b), activation(act))]
     return nn.Sequential(*hidden, last(sizes[-1], outputs))
 
 
@@ -307,8 +307,12 @@ class RSSM(nn.Module):
     @staticmethod
     def feat(state: State) -> Tensor:
         """The input of every head, (..., F), in the dtype of `ops.compute_dtype`."""
-        dtype = ops.compute_dtype(state["deter"].device)
+        dtype = compute_dtype(state["deter"].device)
         return torch.cat([state["stoch"].to(dtype), state["deter"].to(dtype)], -1)
+
+    def sampled(self, feat: Tensor) -> Features:
+        """`feat` of sampled states, not of zero ones, in the form that heads compute fastest."""
+        return sampled(feat, self.stoch, self.discrete)
 
     def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
         """Parameters of p(z_t | h_t), (..., D) -> (..., S, K) or (..., S)."""
@@ -373,7 +377,7 @@ class Actor(nn.Module):
         self.layers = mlp(feat, 2 * self.outputs, layers, units, act, last=Float32Linear)
         self.action_dim, self.min_std = action, min_std
 
-    def forward(self, feat: Tensor) -> TruncatedNormal:
+    def forward(self, feat: Features) -> TruncatedNormal:
         """(..., F) -> a distribution over (..., A)."""
         mean, std = (x[..., : self.action_dim] for x in self.layers(feat).chunk(2, -1))
         return TruncatedNormal(torch.tanh(mean), 2 * torch.sigmoid(std / 2) + self.min_std)
@@ -386,7 +390,7 @@ class ScalarHead(nn.Module):
         super().__init__()
         self.layers = mlp(feat, 1, layers, units, act, last=Float32Linear)
 
-    def forward(self, feat: Tensor) -> Tensor:
+    def forward(self, feat: Features) -> Tensor:
         """(..., F) -> (...)."""
         return self.layers(feat).squeeze(-1)
 

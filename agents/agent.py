@@ -10,6 +10,7 @@ from agents.optim import Optimizer, Tree, add_metrics, cast_weights, frozen, mic
 from config import Config
 from models import ActorCritic, RolloutNoise, WorldModel
 from networks import State, pad_action
+from ops.one_hot import Features
 
 
 class Agent(BaseAgent):
@@ -202,16 +203,17 @@ class Agent(BaseAgent):
         """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...)."""
         config, behavior, world = self.config, self.behavior, self.frozen_world
         trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
+        feat = world.rssm.sampled(trajectory.feat)
         # All states, then all but the last: a slice of the features would copy them once more in the backward pass.
-        reward, reward_metrics = self.imagined_reward(trajectory.feat)  # (H + 1, N)
+        reward, reward_metrics = self.imagined_reward(feat)  # (H + 1, N)
         reward = reward[:-1]
-        discount = world.predicted_discount(trajectory.feat[:-1], config.discount)
-        slow_value = behavior.slow_critic(trajectory.feat)  # (H + 1, N)
+        discount = world.predicted_discount(feat[:-1], config.discount)
+        slow_value = behavior.slow_critic(feat)  # (H + 1, N)
         returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
         ones = torch.ones_like(discount[:1])
         weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
         actor_loss = behavior.actor_loss(trajectory, returns, slow_value[:-1], weight, config)
-        visited, source_value = trajectory.feat[:-1].detach(), None
+        visited, source_value = feat[:-1].detach(), None
         if source_critic is not None:
             with torch.no_grad():
                 source_value = source_critic(visited)
@@ -230,7 +232,7 @@ class Agent(BaseAgent):
         }
         return actor_loss + critic_loss, metrics
 
-    def imagined_reward(self, feat: Tensor) -> tuple[Tensor, Metrics]:
+    def imagined_reward(self, feat: Features) -> tuple[Tensor, Metrics]:
         """The reward that the actor maximises in imagination, features (H, N, F) -> (H, N), and metrics of it."""
         return self.frozen_world.reward(feat), {}
 

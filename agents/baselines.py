@@ -14,6 +14,7 @@ from agents.optim import Optimizer, select_rows
 from config import Config
 from models import WorldModel
 from networks import EnsembleRSSM, State
+from ops.one_hot import Features, Sampled
 
 
 def mean_disagreement(means: Tensor) -> Tensor:
@@ -42,9 +43,9 @@ class OfflineAgent(TargetAgent):
 
     world_model_class = EnsembleWorldModel
 
-    def imagined_reward(self, feat: Tensor) -> tuple[Tensor, Metrics]:
+    def imagined_reward(self, feat: Features) -> tuple[Tensor, Metrics]:
         reward, metrics = super().imagined_reward(feat)
-        disagreement = self.frozen_world.disagreement(feat)
+        disagreement = self.frozen_world.disagreement(feat.feat if isinstance(feat, Sampled) else feat)
         penalised = reward - self.config.disagreement_scale * disagreement
         return penalised, {**metrics, "disagreement": disagreement.mean()}
 

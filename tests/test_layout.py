@@ -18,7 +18,7 @@ MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "replay": {"tools"},
     "config": {"tools", "wrappers", "replay"},
     "models": {"tools", "ops", "networks", "config"},
-    "agents": {"tools", "networks", "config", "models"},
+    "agents": {"tools", "ops", "networks", "config", "models"},
     "training": {"tools", "networks", "wrappers", "replay", "config", "models", "agents"},
 }
 MAY_IMPORT["policy"] = set(MAY_IMPORT)

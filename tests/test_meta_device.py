@@ -12,6 +12,7 @@ from updates import built, transfer, update_all
 
 from agents.base import Metrics
 from agents.coworld import SourceAgent, TargetAgent
+from ops import one_hot
 from training.methods import METHODS
 from training.selector import SourceSelector
 
@@ -21,6 +22,11 @@ SHORT = {"batch_size": 2, "batch_length": 3, "imag_horizon": 2}
 SETTINGS = [{"dyn_discrete": 0, "grad_accum": 1, "actor_grad": "dynamics"}]
 SETTINGS += [{"dyn_discrete": 4, "grad_accum": 2, "actor_grad": "both"}]
 WITH_WORLD_MODEL = [name for name, method in METHODS.items() if method.world_model]
+
+
+@pytest.fixture(autouse=True)
+def small_latents_take_the_path_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_hot, "SMALLEST", 1)
 
 
 def read_nothing(method: str, **settings: object) -> None:

@@ -11,6 +11,7 @@ import config as settings
 import models
 from benchmarks import plain
 from models import WorldModel, weighted_sum
+from ops import one_hot
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -35,8 +36,12 @@ def test_model_losses_and_gradients_equal_those_of_the_plain_reference(discrete:
     torch.testing.assert_close(fast_grads, slow_grads, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("discrete", [0, 4])
-def test_behavior_losses_and_gradients_equal_those_of_the_plain_reference(discrete: int):
+@pytest.mark.parametrize(("discrete", "smallest"), [(0, 512), (4, 512), (4, 1)])
+def test_behavior_losses_and_gradients_equal_those_of_the_plain_reference(
+    discrete: int, smallest: int, monkeypatch: pytest.MonkeyPatch
+):
+    """``smallest`` 1: the heads' first layers add weight columns, as with large latents."""
+    monkeypatch.setattr(one_hot, "SMALLEST", smallest)
     source, target = agents(4, 6, dyn_discrete=discrete)
     torch.manual_seed(0)
     start = models.start_states(target.world.observe(batch()).post)

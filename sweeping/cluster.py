@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import BadInput, one_line
+from training.threads import available_cores
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a task without GPUs sees none
@@ -50,7 +51,7 @@ def connect(address: str | None, resources: dict[str, float]) -> None:
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE,
-            "num_cpus": os.cpu_count(),
+            "num_cpus": available_cores(),
         }
     else:
         check_reachable(address)
@@ -106,7 +107,12 @@ def check_resources(resources: dict[str, float]) -> None:
 def start(command: tuple[str, ...], log: Path, stop_file: Path, resources: dict[str, float]) -> ray.ObjectRefGenerator:
     """A Ray task that runs a command of this project. See `execute` for what it yields."""
     task = ray.remote(num_cpus=resources["cpus"], num_gpus=resources["gpus"], max_retries=0)(execute)
-    return task.remote(command, Path.cwd(), log.absolute(), stop_file.absolute(), max(1, int(resources["cpus"])))
+    return task.remote(command, Path.cwd(), log.absolute(), stop_file.absolute(), threads(resources))
+
+
+def threads(resources: dict[str, float]) -> int:
+    """The number of threads that a run of a sweep computes with."""
+    return max(1, int(resources["cpus"]))
 
 
 def execute(

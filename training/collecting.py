@@ -12,7 +12,7 @@ from replay import save_episode
 from tools import BadInput, StopRequest, WorkerCrash, progress_bar
 from training.checkpoint import agent_role, check_fits, load_agent
 from training.collector import Collector
-from training.device import pick_device, seed_everything
+from training.device import pick_device, seed_everything, use_threads
 from training.logger import read_scores
 from training.methods import COLLECTION, Phase, PhaseKind
 from training.online import ONLINE_LOOPS
@@ -113,6 +113,8 @@ def collect_from_policy(
     after the first episode, if there was one.
     """
     error = None
+    if args.policy != "random":
+        use_threads(config.threads)
     agent, policy, trained = None, None, {}
     if args.policy == "checkpoint":
         config, agent, policy = load_policy(config, args)

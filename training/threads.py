@@ -1,0 +1,96 @@
+"""How many threads a process computes with, and how they wait for each other.
+
+Every command imports this module before torch, because OpenMP reads the environment once, when torch loads it.
+`training.device.use_threads` applies the number. For the measurements see docs/performance.md, "Threads".
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+AUTO = "auto"
+WORK = 4_000_000  # multiplications in a matrix product for which a further thread is worth its waiting
+WAITING = {"GOMP_SPINCOUNT": "10000"}  # how long a thread without work spins before it sleeps
+WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the user's own, if one of them is set
+
+if not any(name in os.environ for name in WAIT_SETTINGS):
+    os.environ.update(WAITING)
+
+
+def pick_threads(threads: str, useful: int, cores: int | None = None) -> int:
+    """The number of the setting ``threads``. If it is auto, OMP_NUM_THREADS; without that, ``useful``, or fewer cores.
+
+    Args:
+        useful: the number above which further threads gain too little.
+        cores: that the process may use; None: `available_cores`.
+    """
+    if threads != AUTO:
+        return int(threads)
+    if given := re.match(r"\s*([1-9]\d{0,3})\s*(,|$)", os.environ.get("OMP_NUM_THREADS", "")):
+        return int(given[1])
+    return max(1, min(useful, cores or available_cores()))
+
+
+def useful_threads(config: Any, world_model: bool) -> int:
+    """The number of threads that the updates of a run can use, on any number of cores.
+
+    It follows from the matrix product that an update repeats most often: of the world model in imagination, or of the
+    critic of a model-free method. Simulators take no core from it: at the sizes that use several threads, one that
+    steps beside an update needs a few percent of a core.
+
+    Args:
+        config: the run's settings.
+        world_model: whether its agents have one.
+    """
+    states = config.batch_size * config.batch_length
+    rows = min(config.imag_starts or states, states) if world_model else config.transitions
+    units = max(config.dyn_deter, config.units) if world_model else config.q_units
+    return max(1, rows * units**2 // WORK)
+
+
+# The cores
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """The physical cores that this process may use, at least 1, by its affinity and the CPU quota of its cgroups.
+
+    ``root`` is the folder with ``proc`` and ``sys``.
+    """
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = len({siblings(root, cpu) for cpu in cpus})
+    return max(1, math.floor(min([cores, *cpu_quotas(root)])))
+
+
+def siblings(root: Path, cpu: int) -> str:
+    """The CPUs of the core that ``cpu`` belongs to, as Linux writes them; ``cpu`` alone if it does not say."""
+    return text_of(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+
+
+def cpu_quotas(root: Path) -> Iterator[float]:
+    """The CPU quotas, in cores, of the process's cgroups (version 1 and 2) and of those above them.
+
+    A container may name a group by its path on the host. Only the top folder is then found: the container's group.
+    """
+    for line in text_of(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        for top in (controllers, "cpu") if controllers else ("", "unified"):
+            folder = root / "sys/fs/cgroup" / top
+            for part in ["", *Path(path.strip("/")).parts]:
+                folder /= part
+                numbers = " ".join(text_of(folder / name) for name in names)  # of an unlimited group "max" or -1
+                if limit := re.fullmatch(r"(\d+) (\d+)", numbers):
+                    yield int(limit[1]) / int(limit[2])
+
+
+def text_of(path: Path) -> str:
+    """The contents of a file; "" if it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

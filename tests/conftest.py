@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads cost more than they gain
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import pytest
+import torch
 
 import collect
 import config as settings
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 # A background job of a shell ignores Ctrl-C; the tests of Ctrl-C need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+torch.set_num_threads(1)  # of tests that call agents directly; commands choose for themselves
 
 
 SLOW_FIRST = (

@@ -5,11 +5,12 @@
 A neighbour is a Python process of the lowest priority that computes without end. "Simulators" has none, but the run's
 own source simulators, which step train_every times during an update.
 
-before: torch's default number of threads, which spin while they wait. now: as the commands compute. one: one thread,
-which spins too. Each is a process of its own; they take turns of --updates updates in every round, so that other work
-on the machine affects all alike. Medians over all turns. The fair share of a run beside N neighbours on C cores is
-max(C - N, C / (N + 1)) cores. Its time follows from the times alone: of one thread for one core, of the fastest of the
-three for all cores, and in between by a linear rate.
+before: torch's default number of threads, which spin while they wait. now: as a command computes that is started beside
+the neighbours. kept: as one that was started alone, and keeps its threads. one: one thread. Each is a process of its
+own; they take turns of --updates updates in every round, so that other work on the machine affects all alike. Medians
+over all turns. The fair share of a run beside N neighbours on C cores is max(C - N, C / (N + 1)) cores. Its time follows from
+the times alone: of one thread for one core, of the fastest for all cores, and in between by a linear rate. A neighbour
+is in a session of its own, as a program of another terminal is; Linux then shares a core equally whatever the priority.
 """
 
 import argparse
@@ -32,9 +33,9 @@ from config import Config
 from tools import Parser, exit_on_bad_input
 from training.device import keep_freed_memory, pick_device, pick_precision
 from training.policies import agent_policy
-from training.threads import WAITING, available_cores, pick_threads, useful_threads
+from training.threads import WAITING, available_cores, free_cores, pick_threads, useful_threads
 
-WAYS = ("before", "now", "one")
+WAYS = ("before", "now", "kept", "one")
 VARIABLES = ("OMP_", "GOMP_", "KMP_")
 NEIGHBOUR = """import os, sys
 os.nice(19)
@@ -55,7 +56,8 @@ def work_of(args: argparse.Namespace, stack: ExitStack) -> tuple[Callable[[], No
     config = config.replace(precision=pick_precision("auto", pick_device("cpu")))
     if args.way != "before":
         useful = useful_threads(config, world_model=True)
-        torch.set_num_threads(pick_threads("1" if args.way == "one" else "auto", useful))
+        number = pick_threads("1" if args.way == "one" else "auto", useful, available_cores())
+        torch.set_num_threads(number)
     keep_freed_memory()
     torch.manual_seed(0)
     source, target = agents(config, torch.device("cpu"))
@@ -73,12 +75,18 @@ def work_of(args: argparse.Namespace, stack: ExitStack) -> tuple[Callable[[], No
 
 
 def compute(args: argparse.Namespace) -> None:
-    """Answer every line ``KIND N`` on stdin with the seconds of N updates, of KIND update or simulators."""
+    """Answer every line ``KIND N`` on stdin with the seconds of N updates, of KIND update or simulators.
+
+    ``threads N`` sets the number of threads and has no answer.
+    """
     with ExitStack() as stack:
         update, online = work_of(args, stack)
         print(torch.get_num_threads(), flush=True)
         for line in sys.stdin:
             kind, count = line.split()
+            if kind == "threads":
+                torch.set_num_threads(int(count))
+                continue
             times = []
             for _ in range(int(count)):
                 start = time.perf_counter()
@@ -98,15 +106,23 @@ class Computer:
             command, env=environment | (WAITING if way == "now" else {}), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        self.threads = ""
+        self.most = self.threads = 0  # threads that it began with, and that it has now
 
     def updates(self, kind: str, count: int) -> list[float]:
         """Seconds of each of ``count`` updates."""
-        if not self.threads:
-            self.threads = self.process.stdout.readline().strip()
+        self.write(kind, count)
+        return [float(seconds) for seconds in self.process.stdout.readline().split()]
+
+    def write(self, kind: str, count: int) -> None:
+        if not self.most:
+            self.most = self.threads = int(self.process.stdout.readline())
         self.process.stdin.write(f"{kind} {count}\n")
         self.process.stdin.flush()
-        return [float(seconds) for seconds in self.process.stdout.readline().split()]
+
+    def choose_again(self) -> None:
+        """Compute with the number of threads of a command that begins now."""
+        self.threads = max(1, min(self.most, free_cores()))
+        self.write("threads", self.threads)
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -134,6 +150,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 def medians(computers: dict[str, Computer], kind: str, args: argparse.Namespace) -> dict[str, float]:
     """Seconds of an update by each way."""
+    computers["now"].choose_again()
     times = {way: [] for way in computers}
     for _ in range(args.rounds):
         for way, computer in computers.items():
@@ -175,7 +192,7 @@ def rows(size: str, args: argparse.Namespace) -> Iterator[str]:
 def row(name: str, seconds: dict[str, float], fair: float, computers: dict[str, Computer]) -> str:
     times = " | ".join(f"{seconds[way]:.3f}" for way in WAYS)
     ratios = " | ".join(f"{seconds[way] / fair:.2f}" for way in ("before", "now"))
-    return f"| {name} | {fair:.3f} | {times} | {ratios} | {computers['before'].threads}, {computers['now'].threads} |"
+    return f"| {name} | {fair:.3f} | {times} | {ratios} | {computers['now'].threads} |"
 
 
 def main() -> None:
@@ -192,8 +209,10 @@ def main() -> None:
     if args.way:
         compute(args)
         return
-    print("| size | neighbours | fair share, s | before | now | one | before / fair | now / fair | threads |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| size | neighbours | fair share, s | before | now | kept | one | before / fair | now / fair | threads now |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for size in args.sizes:
         for line in rows(size, args):
             print(line, flush=True)

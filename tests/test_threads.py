@@ -85,6 +85,27 @@ def test_the_affinity_limits_the_cores():
     assert command("-c", f"{code}print(t.available_cores())").stdout.strip() == "1"
 
 
+@pytest.mark.parametrize(("busy", "free"), [((0, 0), 2), ((100, 0), 1), ((40, 0), 2), ((100, 80), 0), ((50, 50), 1)])
+def test_free_cores_are_those_that_other_processes_leave(
+    busy: tuple[int, int], free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the CPUs that the process may use, here 0 and 1, and of the time of the measurement alone."""
+
+    def stat(*busy: int) -> str:
+        lines = [f"cpu{cpu} 0 {500 + used} 0 {900 + 100 - used} 0 0 0 0 0 0" for cpu, used in enumerate(busy)]
+        return "\n".join(["cpu  0 0 0 0 0 0 0 0 0 0", *lines, "ctxt 5"])
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    machine(tmp_path, {"proc/stat": "\n".join(f"cpu{cpu} 0 500 0 900 0 0 0 0 0 0" for cpu in range(3))})
+    monkeypatch.setattr(threads.time, "sleep", lambda seconds: machine(tmp_path, {"proc/stat": stat(*busy, 100)}))
+    assert threads.free_cores(tmp_path) == free
+
+
+def test_without_proc_all_cores_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    assert threads.free_cores(tmp_path) == 3
+
+
 # The number
 
 
@@ -173,7 +194,7 @@ def test_the_number_is_recorded_and_kept_when_the_run_is_resumed(
 ):
     arguments = co_training(dataset, tmp_path, "--size", "32,32", "--envs", 0, "--rounds", 1)
     monkeypatch.setattr(runs, "useful_threads", lambda config, world_model: 2)
-    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    monkeypatch.setattr(threads, "free_cores", lambda: 4)
     program.main(arguments)
     assert "threads: 2 on" in capsys.readouterr().err
     assert torch.get_num_threads() == 2

@@ -7,6 +7,7 @@ Every command imports this module before torch, because OpenMP reads the environ
 import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,20 @@ if not any(name in os.environ for name in WAIT_SETTINGS):
 def pick_threads(threads: str, useful: int, cores: int | None = None) -> int:
     """The number of the setting ``threads``. If it is auto, OMP_NUM_THREADS; without that, ``useful``, or fewer cores.
 
+    Threads wait for each other thousands of times in an update. If one of them shares its core with another process,
+    all wait each time for the core, and one thread is several times faster. So only free cores count.
+
     Args:
         useful: the number above which further threads gain too little.
-        cores: that the process may use; None: `available_cores`.
+        cores: that other processes leave free; None: `free_cores`.
     """
     if threads != AUTO:
         return int(threads)
     if given := re.match(r"\s*([1-9]\d{0,3})\s*(,|$)", os.environ.get("OMP_NUM_THREADS", "")):
         return int(given[1])
-    return max(1, min(useful, cores or available_cores()))
+    if useful > 1 and cores is None:
+        cores = free_cores()
+    return max(1, min(useful, cores or 1))
 
 
 def useful_threads(config: Any, world_model: bool) -> int:
@@ -62,6 +68,25 @@ def available_cores(root: Path = Path("/")) -> int:
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = len({siblings(root, cpu) for cpu in cpus})
     return max(1, math.floor(min([cores, *cpu_quotas(root)])))
+
+
+def free_cores(root: Path = Path("/"), seconds: float = 0.5) -> int:
+    """The cores of `available_cores` that are idle, rounded, in the next ``seconds``; all, if Linux does not say."""
+    cores = available_cores(root)
+    if cores == 1 or not (before := idle_and_whole(root)):
+        return cores
+    time.sleep(seconds)
+    after = idle_and_whole(root)
+    idle, whole = (sum(after[cpu][i] - before[cpu][i] for cpu in before) for i in (0, 1))
+    return round(cores * idle / whole) if whole else cores
+
+
+def idle_and_whole(root: Path) -> dict[int, tuple[int, int]]:
+    """For each CPU that the process may use, its idle time and its whole time so far, in the units of /proc/stat."""
+    lines = re.findall(r"^cpu(\d+) (.+)$", text_of(root / "proc/stat"), flags=re.MULTILINE)
+    times = {int(cpu): list(map(int, fields.split()[:8])) for cpu, fields in lines}
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else times.keys()
+    return {cpu: (values[3] + values[4], sum(values)) for cpu, values in times.items() if cpu in allowed}
 
 
 def siblings(root: Path, cpu: int) -> str:

@@ -8,9 +8,10 @@ own source simulators, which step train_every times during an update.
 before: torch's default number of threads, which spin while they wait. now: as a command computes that is started beside
 the neighbours. kept: as one that was started alone, and keeps its threads. one: one thread. Each is a process of its
 own; they take turns of --updates updates in every round, so that other work on the machine affects all alike. Medians
-over all turns. The fair share of a run beside N neighbours on C cores is max(C - N, C / (N + 1)) cores. Its time follows from
-the times alone: of one thread for one core, of the fastest for all cores, and in between by a linear rate. A neighbour
-is in a session of its own, as a program of another terminal is; Linux then shares a core equally whatever the priority.
+over all turns. The fair share of a run beside N neighbours on C cores is max(C - N, C / (N + 1)) cores. Its time
+follows from the times alone: of one thread for one core, of the fastest for all cores, and in between by a linear rate.
+A neighbour is in a session of its own, as a program of another terminal is; Linux then shares a core equally, whatever
+the priority.
 """
 
 import argparse

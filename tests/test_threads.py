@@ -136,7 +136,7 @@ def of_blocks(*blocks: str, **flags: str) -> Config:
 
 def test_larger_updates_use_more_threads():
     assert useful_threads(of_blocks("dmc"), True) > useful_threads(of_blocks("dmc", batch_size="16"), True) > 8
-    assert useful_threads(of_blocks("dmc", "small"), True) == 2
+    assert [useful_threads(of_blocks("dmc", "small", *more), True) for more in ((), ("study",))] == [5, 2]
     assert [useful_threads(of_blocks("dmc", block), True) for block in ("demo", "debug")] == [1, 1]
     assert useful_threads(of_blocks("drq_bc"), False) > 8
     assert useful_threads(of_blocks("drq_bc", "debug"), False) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 AUTO = "auto"
-WORK = 4_000_000  # multiplications in a matrix product for which a further thread is worth its waiting
+WORK = 2_000_000  # multiplications in a matrix product for which a further thread is worth its waiting
 WAITING = {"GOMP_SPINCOUNT": "10000"}  # how long a thread without work spins before it sleeps
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the user's own, if one of them is set
 

@@ -280,7 +280,7 @@ print(torch.get_num_threads(), len(os.listdir("/proc/self/task")))
 """
     counts = [command("-c", code.format(number)).stdout.split() for number in (1, 3)]
     assert [count[0] for count in counts] == ["1", "3"]
-    assert int(counts[1][1]) - int(counts[0][1]) == 2
+    assert int(counts[1][1]) - int(counts[0][1]) >= 2  # torch has a second pool of threads
 
 
 def test_simulators_and_readers_get_one_thread(monkeypatch: pytest.MonkeyPatch):

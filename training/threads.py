@@ -15,6 +15,7 @@ from typing import Any
 AUTO = "auto"
 WORK = 2_000_000  # multiplications in a matrix product for which a further thread is worth its waiting
 WAITING = {"GOMP_SPINCOUNT": "10000"}  # how long a thread without work spins before it sleeps
+INTERVAL, LONG_WAIT = 30.0, 1 / 3  # seconds between looks at the waits for cores, and the share that is long
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the user's own, if one of them is set
 
 if not any(name in os.environ for name in WAIT_SETTINGS):
@@ -55,6 +56,31 @@ def useful_threads(config: Any, world_model: bool) -> int:
     rows = min(config.imag_starts or states, states) if world_model else config.transitions
     units = max(config.dyn_deter, config.units) if world_model else config.q_units
     return max(1, rows * units**2 // WORK)
+
+
+class CoreWaits:
+    """How much the threads of this process wait for cores that other processes use, while a run goes on."""
+
+    def __init__(self, threads: int):
+        self.threads, self.noted = threads, False
+        self.at, self.waited = time.monotonic(), seconds_waited()
+
+    def note(self) -> str:
+        """Once, after an interval in which they waited for more than a third of it: what the user can do. Else ""."""
+        now = time.monotonic()
+        if self.threads == 1 or self.noted or now < self.at + INTERVAL:
+            return ""
+        before, self.waited = self.waited, seconds_waited()
+        share, self.at = (self.waited - before) / (now - self.at), now
+        self.noted = share > LONG_WAIT
+        slow = f"other processes use the cores of this run's {self.threads} threads, which makes it many times slower"
+        return f"note: {slow}; stop it and resume it with --threads 1" if self.noted else ""
+
+
+def seconds_waited(root: Path = Path("/")) -> float:
+    """Seconds for which the threads of this process were ready to run, but had no core; 0 if Linux does not say."""
+    fields = [text_of(path).split() for path in (root / "proc/self/task").glob("*/schedstat")]
+    return sum(int(numbers[1]) for numbers in fields if len(numbers) == 3) / 1e9
 
 
 # The cores

@@ -118,12 +118,14 @@ class Trainer:
         An iteration of the caller's loop counts as ``stride`` steps.
         """
         config, progress = self.config, self.progress
-        saved_at = time.monotonic()
+        saved_at, waits = time.monotonic(), CoreWaits(int(config.threads))
         with progress_bar(phase.iterations, self._label(phase), initial=progress.iteration) as bar:
             while progress.iteration < phase.iterations:
                 yield
                 self._count(stride)
                 bar.update(stride)
+                if note := waits.note():
+                    bar.write(note, file=sys.stderr)
                 if multiples_crossed(progress.step, stride, config.log_every):
                     self._write_point(phase)
                     bar.set_postfix(self._postfix(phase), refresh=False)

@@ -300,5 +300,25 @@ def test_simulators_and_readers_get_one_thread(monkeypatch: pytest.MonkeyPatch):
     assert len(started) == 2 and all(ONE_THREAD.items() <= environment.items() for environment in started)
 
 
+def test_a_run_says_once_that_it_waits_for_cores(monkeypatch: pytest.MonkeyPatch):
+    clock, waited = [0.0], [0.0]
+    monkeypatch.setattr(threads.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(threads, "seconds_waited", lambda: waited[0])
+    waits, one = threads.CoreWaits("2"), threads.CoreWaits("1")
+    notes = []
+    for share in (0.1, 0.3, 0.5, 0.9):
+        clock[0], waited[0] = clock[0] + threads.INTERVAL, waited[0] + share * threads.INTERVAL
+        notes.append(waits.note())
+        assert one.note() == ""
+    assert [bool(note) for note in notes] == [False, False, True, False]
+    assert "resume it with --threads 1" in notes[2]
+
+
+def test_the_seconds_waited_are_of_all_threads(tmp_path: Path):
+    tasks = {f"proc/self/task/{n}/schedstat": f"9000000000 {n}500000000 7" for n in (1, 2)}
+    assert threads.seconds_waited(machine(tmp_path, tasks)) == 4.0
+    assert threads.seconds_waited(tmp_path / "none") == 0.0
+
+
 def test_debug_settings_take_one_thread():
     assert device.use_threads("auto", useful_threads(tiny(), True)) == 1

@@ -61,14 +61,14 @@ def useful_threads(config: Any, world_model: bool) -> int:
 class CoreWaits:
     """How much the threads of this process wait for cores that other processes use, while a run goes on."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: str):
         self.threads, self.noted = threads, False
         self.at, self.waited = time.monotonic(), seconds_waited()
 
     def note(self) -> str:
         """Once, after an interval in which they waited for more than a third of it: what the user can do. Else ""."""
         now = time.monotonic()
-        if self.threads == 1 or self.noted or now < self.at + INTERVAL:
+        if self.threads == "1" or self.noted or now < self.at + INTERVAL:
             return ""
         before, self.waited = self.waited, seconds_waited()
         share, self.at = (self.waited - before) / (now - self.at), now

@@ -1,5 +1,6 @@
 """Running a list of phases: counting, logging, saving, stopping."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from training.methods import OFFLINE, SELECTED, Method, Phase, PhaseKind
 from training.offline_figures import OfflineFigures
 from training.policies import Policy
 from training.selector import Selection, SourceSelector
+from training.threads import CoreWaits
 from training.visuals import enlarge, open_loop_images, open_loop_video
 
 
@@ -55,6 +57,10 @@ class Trainer:
     dataset: DatasetIdentity | None
     offline: OfflineFigures | None = None  # of the target, if episodes are held out
     stop: StopRequest = field(default_factory=StopRequest)
+    waits: CoreWaits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.waits = CoreWaits(self.config.threads)
 
     @property
     def logdir(self) -> Path:
@@ -118,13 +124,13 @@ class Trainer:
         An iteration of the caller's loop counts as ``stride`` steps.
         """
         config, progress = self.config, self.progress
-        saved_at, waits = time.monotonic(), CoreWaits(int(config.threads))
+        saved_at = time.monotonic()
         with progress_bar(phase.iterations, self._label(phase), initial=progress.iteration) as bar:
             while progress.iteration < phase.iterations:
                 yield
                 self._count(stride)
                 bar.update(stride)
-                if note := waits.note():
+                if note := self.waits.note():
                     bar.write(note, file=sys.stderr)
                 if multiples_crossed(progress.step, stride, config.log_every):
                     self._write_point(phase)

@@ -304,12 +304,12 @@ def test_a_run_says_once_that_it_waits_for_cores(monkeypatch: pytest.MonkeyPatch
     clock, waited = [0.0], [0.0]
     monkeypatch.setattr(threads.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(threads, "seconds_waited", lambda: waited[0])
-    waits, one = threads.CoreWaits("2"), threads.CoreWaits("1")
+    waits, one = threads.CoreWaits(), threads.CoreWaits()
     notes = []
     for share in (0.1, 0.3, 0.5, 0.9):
         clock[0], waited[0] = clock[0] + threads.INTERVAL, waited[0] + share * threads.INTERVAL
-        notes.append(waits.note())
-        assert one.note() == ""
+        notes.append(waits.note("2"))
+        assert one.note("1") == ""
     assert [bool(note) for note in notes] == [False, False, True, False]
     assert "resume it with --threads 1" in notes[2]
 

@@ -61,19 +61,19 @@ def useful_threads(config: Any, world_model: bool) -> int:
 class CoreWaits:
     """How much the threads of this process wait for cores that other processes use, while a run goes on."""
 
-    def __init__(self, threads: str):
-        self.threads, self.noted = threads, False
+    def __init__(self) -> None:
+        self.noted = False
         self.at, self.waited = time.monotonic(), seconds_waited()
 
-    def note(self) -> str:
+    def note(self, threads: str) -> str:
         """Once, after an interval in which they waited for more than a third of it: what the user can do. Else ""."""
         now = time.monotonic()
-        if self.threads == "1" or self.noted or now < self.at + INTERVAL:
+        if threads == "1" or self.noted or now < self.at + INTERVAL:
             return ""
         before, self.waited = self.waited, seconds_waited()
         share, self.at = (self.waited - before) / (now - self.at), now
         self.noted = share > LONG_WAIT
-        slow = f"other processes use the cores of this run's {self.threads} threads, which makes it many times slower"
+        slow = f"other processes use the cores of this run's {threads} threads, which makes it many times slower"
         return f"note: {slow}; stop it and resume it with --threads 1" if self.noted else ""
 
 

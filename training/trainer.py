@@ -57,10 +57,7 @@ class Trainer:
     dataset: DatasetIdentity | None
     offline: OfflineFigures | None = None  # of the target, if episodes are held out
     stop: StopRequest = field(default_factory=StopRequest)
-    waits: CoreWaits = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.waits = CoreWaits(self.config.threads)
+    waits: CoreWaits = field(default_factory=CoreWaits)
 
     @property
     def logdir(self) -> Path:
@@ -130,7 +127,7 @@ class Trainer:
                 yield
                 self._count(stride)
                 bar.update(stride)
-                if note := self.waits.note():
+                if note := self.waits.note(config.threads):
                     bar.write(note, file=sys.stderr)
                 if multiples_crossed(progress.step, stride, config.log_every):
                     self._write_point(phase)

@@ -52,11 +52,11 @@ def check(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     args = command().parse_args(arguments)
     check(args)
-    use_threads(args.threads)
     agent, config = load_agent(args.logdir, args.agent, pick_device(args.device))
     task = parse_task(args.task or simulated_agent_task(args.logdir, config, args.agent))
     video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{short_name(str(task))}.gif"
     check_video_path(video)
+    use_threads(args.threads)
     envs = evaluation_envs(config, str(task), agent_role(config, args.agent), args.episodes)
     try:
         check_fits(agent, envs[0], str(task))

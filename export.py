@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.out.suffix != ".pt2" or args.out.is_dir():
         raise BadInput(f"--out {args.out}: give the name of a file that ends in .pt2")
     size = image_size(args.image_size) if args.image_size else None
-    use_threads(args.threads)
     policy = load_policy(args.logdir, args.agent)
+    use_threads(args.threads)
     shape = (*(size or policy.image_shape[:2]), policy.image_shape[2])
     file = to_bytes(export_program(policy, shape), describe(policy, shape))
     difference = largest_difference(file, policy)

@@ -113,13 +113,13 @@ def collect_from_policy(
     after the first episode, if there was one.
     """
     error = None
-    if args.policy != "random":
-        use_threads(config.threads)
     agent, policy, trained = None, None, {}
     if args.policy == "checkpoint":
         config, agent, policy = load_policy(config, args)
+        use_threads(config.threads)
     elif args.policy == "sac":
         steps, wanted = args.expert_steps or EXPERT_STEPS, best_return(args.task, args.max_score)
+        use_threads(config.threads)
         policy, trained["evaluations"] = train_expert(config, args.task, steps, wanted, stop)
     envs = collection_envs(config, args.task, "collect")
     try:

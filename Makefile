@@ -16,8 +16,6 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 # Co-trains on the dataset in examples/: pretraining, warm-up and two rounds on real simulators.
-# One thread: for networks this small a second one gains little, and on a busy machine threads wait for each other.
-demo: export OMP_NUM_THREADS ?= 1
 demo: setup
 	$(BIN)/python co_training.py --source_task cheetah_run --target_task cheetah_downhill \
 		--offline_traindir examples/cheetah_downhill --logdir $(RUN) --configs defaults dmc demo

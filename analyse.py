@@ -20,6 +20,7 @@ frames.png: frames of an episode.
 
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, Parser, exit_on_bad_input, user_path  # isort: skip
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
 import sys
@@ -29,7 +30,7 @@ from analysis.episodes import evaluate_run, run_labels
 from analysis.frames import frames_picture
 from analysis.values import short_episode_notes, values_table, write_values
 from training.checkpoint import CHECKPOINT
-from training.device import pick_device
+from training.device import add_threads, pick_device, use_threads
 from training.values import UNSEEN
 
 
@@ -44,6 +45,7 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument("--unseen", type=float, default=UNSEEN, help=unseen_help)
     parser.add_argument("--images", type=int, default=500, help="images of the dataset to embed (default: 500)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_threads(parser)
     return parser
 
 
@@ -73,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.out = (args.out or args.logdir[0] / "analysis").expanduser()
     labels, device = run_labels(args.logdir), pick_device(args.device)
     check(args)
+    use_threads(args.threads)
     runs, panels = [], {}
     for logdir, label in zip(args.logdir, labels, strict=True):
         runs.append(evaluate_run(logdir, label, args.episodes, device))

@@ -12,6 +12,7 @@ Offline phases train the target agent, online phases the source agent. Three tie
 
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, exit_on_bad_input, multiples_crossed  # isort: skip
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
 import math

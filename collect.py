@@ -7,6 +7,7 @@ python collect.py --task walker_downhill --out data/walker_downhill --quality me
 
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, StopRequest, directory_when_complete, exit_on_bad_input, write_text, user_path  # isort: skip
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
 import json
@@ -90,7 +91,7 @@ def unused(config: Config, args: argparse.Namespace) -> dict[str, str]:
     others |= unused_suite_settings([args.task])
     if args.policy == "dreamer":
         return others
-    used = [*WITHOUT_LEARNING, *OF_EXPERT * (args.policy == "sac")]
+    used = [*WITHOUT_LEARNING, *OF_EXPERT * (args.policy == "sac"), *["threads"] * (args.policy != "random")]
     of_learning = vars(config).keys() - set(used) - unused_suite_settings([]).keys()
     return dict.fromkeys(of_learning, f"with --policy {args.policy}") | others
 

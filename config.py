@@ -44,14 +44,13 @@ FRACTIONS = (
     "discount discount_lambda kl_balance target_informed_factor eta_start eta_end actor_grad_mix holdout target_tau "
     "key_tau"
 ).split()
-NOT_ZERO = ("initial_temperature",)
 LENGTHS = (  # settings that decide the phases of a run; `episodes` is collect.py's
     "pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations eval_every "
     "episodes"
 ).split()
 RESUMABLE_CHANGES = {  # settings that may differ when a run is resumed; training/checkpoint.py checks phases and data
-    *("configs logdir source_from device compile offline_traindir dataset_format dataset_cache replay_size".split()),
-    *("eval_envs eval_episodes log_every video_every video_size checkpoint_minutes".split()),
+    *("configs logdir source_from device threads compile offline_traindir dataset_format dataset_cache".split()),
+    *("replay_size eval_envs eval_episodes log_every video_every video_size checkpoint_minutes".split()),
     *LENGTHS,
 }
 
@@ -184,19 +183,19 @@ def check(key: str, value: Any) -> None:
     choices = ("auto", *FORMATS) if key == "dataset_format" else CHOICES.get(key)
     if choices and value not in choices:
         raise ValueError(f"is not one of {', '.join(choices)}")
-    if key == "size" and not (isinstance(value, list) and len(value) == 2):
-        raise ValueError("is not a list of two, like 64,64")
     if key == "size" and (value[0] != value[1] or not 16 <= value[0] <= 512):
         raise ValueError("is not two equal numbers of pixels from 16 to 512, like 64,64")
+    if key == "threads" and value != "auto" and not (value.isdecimal() and 1 <= int(value) <= 1024):
+        raise ValueError("is not auto, or a whole number from 1 to 1024")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if key == "seed" and value >= 2**31:
         raise ValueError("is not under 2147483648")
-    minimum = 1 if key.endswith("_action_repeat") else 0
-    minimum = next((bound for bound, keys in MIN_VALUES.items() if key in keys), minimum)
+    least = int(key.endswith("_action_repeat"))
+    minimum = next((bound for bound, keys in MIN_VALUES.items() if key in keys), least)
     if not minimum <= value < float("inf"):
         raise ValueError(f"is not {minimum} or more")
-    if key in NOT_ZERO and value == 0:
+    if key == "initial_temperature" and value == 0:
         raise ValueError("is not above 0")
     if key in FRACTIONS and value > 1:
         raise ValueError("is not between 0 and 1")

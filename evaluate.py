@@ -5,11 +5,12 @@ python evaluate.py --logdir RUN --episodes 10
 
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, Parser, exit_on_bad_input, progress_bar, short_name, user_path  # isort: skip
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
 
 from training.checkpoint import agent_role, check_fits, load_agent, simulated_agent_task
-from training.device import pick_device
+from training.device import add_threads, pick_device, use_threads
 from training.evaluator import EVALUATION_SEED, evaluate
 from training.policies import agent_policy
 from training.visuals import check_video_path, enlarge, save_video
@@ -32,6 +33,7 @@ def command() -> argparse.ArgumentParser:
     size_help = "pixels of the video's longer side; larger images keep their size (default: 256)"
     parser.add_argument("--video_size", type=int, default=256, help=size_help)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_threads(parser)
     return parser
 
 
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     task = parse_task(args.task or simulated_agent_task(args.logdir, config, args.agent))
     video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{short_name(str(task))}.gif"
     check_video_path(video)
+    use_threads(args.threads)
     envs = evaluation_envs(config, str(task), agent_role(config, args.agent), args.episodes)
     try:
         check_fits(agent, envs[0], str(task))

@@ -5,12 +5,14 @@ python export.py --logdir RUN --out policy.pt2
 
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, Parser, exit_on_bad_input, write_atomically, user_path  # isort: skip
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
 import re
 
 from policy import load_policy
 from policy.program import describe, export_program, largest_difference, to_bytes
+from training.device import add_threads, use_threads
 
 TOLERANCE = 1e-5  # of actions in [-1, 1], between the program and the policy in Python
 
@@ -26,6 +28,7 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument("--image_size", metavar="HxW", help=size_help)
     precision_help = "of the program (default: the run's, so that actions are those of evaluations)"
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help=precision_help)
+    add_threads(parser)
     return parser
 
 
@@ -44,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise BadInput(f"--out {args.out}: give the name of a file that ends in .pt2")
     size = image_size(args.image_size) if args.image_size else None
     policy = load_policy(args.logdir, args.agent, precision=args.precision)
+    use_threads(args.threads)
     shape = (*(size or policy.image_shape[:2]), policy.image_shape[2])
     file = to_bytes(export_program(policy, shape), describe(policy, shape))
     difference = largest_difference(file, policy)

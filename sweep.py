@@ -9,6 +9,7 @@ runs.
 
 # First: with it, Ctrl-C during the other imports prints one line too.
 from tools import BadInput, Parser, exit_on_bad_input, write_text, user_path  # isort: skip
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
 import sys
@@ -30,6 +31,7 @@ from sweeping.jobs import RUN, Checks, Job, make_jobs, planned_runs
 from sweeping.scheduler import Scheduler, State, counts
 from sweeping.spec import RESOURCES, Spec, expand, read_spec
 from training.collecting import learning_phases, score_to_reach
+from training.device import use_threads
 from training.methods import Method, Phase
 from wrappers import simulated_task
 
@@ -124,6 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
     if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
         raise BadInput(f"--out {out} is not a folder, or is below a file; choose another")
     if args.dry_run:
+        if args.seconds_per_update is None:
+            use_threads(str(cluster.threads(resources)))
         print(plan_text(planned, jobs, args.seconds_per_update))
         return
     if args.seconds_per_update is not None:

@@ -39,6 +39,7 @@ from tqdm import tqdm  # noqa: E402
 
 LOCKED = "another process is writing"  # begins the message of a folder that is in use
 LONGEST_NAME = 150  # characters of a folder's name, before a run's seed
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # environment of a process that computes little
 DIVERGED = "training has diverged; lower --model_lr, --actor_lr or --value_lr and start a new run"
 
 

@@ -16,7 +16,7 @@ MANY = 8  # settings in a line of the notes; of more, it has only the names
 # The settings in which runs may differ. All others are compared.
 
 WITHOUT_EFFECT = set(  # on results: the place and the pace of the computation, and the records
-    "logdir source_from device compile envs eval_envs dataset_format dataset_cache configs "
+    "logdir source_from device threads compile envs eval_envs dataset_format dataset_cache configs "
     "eval_every log_every video_every video_size checkpoint_minutes".split()
 )
 NAMED = {  # by a row's label, by a column, or as the seed

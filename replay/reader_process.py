@@ -12,7 +12,7 @@ from typing import Any
 
 from replay.formats import Format, LabelledLoaders
 from replay.mapping import DataMapping
-from tools import BadInput
+from tools import ONE_THREAD, BadInput
 
 # Time limit for one episode or for the list of a file's episodes. Both take well under a second from any disk.
 SECONDS = 20
@@ -35,7 +35,7 @@ class _Reader:
         self.owner = os.getpid()
         self.connection, theirs = Pipe()
         root = str(Path(__file__).resolve().parent.parent)
-        environment = os.environ | {"PYTHONPATH": root, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | ONE_THREAD | {"PYTHONPATH": root}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "replay.reader_main", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],

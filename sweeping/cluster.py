@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import BadInput, one_line
+from training.threads import available_cores
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a task without GPUs sees none
@@ -53,9 +54,8 @@ class Cluster:
     """
 
     def __init__(self, resources: dict[str, float]):
-        cpus, gpus = resources["cpus"], resources["gpus"]
-        self.threads = max(1, int(cpus))
-        self.execute = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(execute)
+        self.threads = threads(resources)
+        self.execute = ray.remote(num_cpus=resources["cpus"], num_gpus=resources["gpus"], max_retries=0)(execute)
 
     def start(self, command: tuple[str, ...], log: Path, stop_file: Path) -> Task:
         """Run a command as soon as a machine has the resources. See `execute`."""
@@ -86,7 +86,7 @@ def connect(address: str | None, resources: dict[str, float]) -> Cluster:
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE,
-            "num_cpus": os.cpu_count(),
+            "num_cpus": available_cores(),
         }
     else:
         check_reachable(address)
@@ -138,6 +138,11 @@ def check_resources(resources: dict[str, float]) -> None:
                 f"resources: a run needs {resources[name]:g} {name}, the largest machine has {most:g}: lower "
                 f"resources.{name} (--set resources.{name}={most:g})"
             )
+
+
+def threads(resources: dict[str, float]) -> int:
+    """The number of threads that a run of a sweep computes with."""
+    return max(1, int(resources["cpus"]))
 
 
 def execute(command: tuple[str, ...], folder: Path, log: Path, stop_file: Path, threads: int) -> Iterator[News]:

@@ -1,6 +1,5 @@
 """The plan of a sweep: its jobs, what is shared, and its hours."""
 
-import os
 import statistics
 import time
 from collections import Counter
@@ -119,7 +118,7 @@ def plan_text(planned: Sequence[PlannedRun], jobs: Sequence[Job], seconds: float
         count = updates_of(job, run)
         counted[run.run.method] += count
         hours[run.run.method] += count * cost[kind_of(run)] / 3600
-    origin = "as given" if seconds else f"measured here, {os.cpu_count()} cores"
+    origin = "as given" if seconds else f"measured here, {torch.get_num_threads()} threads"
     lines += hours_lines(hours, counted, origin)
     return "\n".join(lines)
 

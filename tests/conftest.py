@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models this small, threads cost more than they gain
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import dots as dots_suite
 import pytest
@@ -33,6 +33,9 @@ if PRECISION := os.environ.get("COWORLD_TEST_PRECISION"):  # what `precision: au
     bfloat16 = {"float32": False, "bfloat16": True}[PRECISION]
     torch.cpu.get_capabilities = lambda: {"avx512_bf16": bfloat16}
     torch.cuda.get_device_capability = lambda device=None: (8, 0) if bfloat16 else (7, 5)
+
+torch.set_num_threads(1)  # of tests that call agents directly; commands choose for themselves
+
 
 SLOW_FIRST = (
     "test_sweep_runs",

@@ -86,8 +86,8 @@ def read_resumable(
     """The settings and the checkpoint with which the run in ``logdir`` continues; None if there is no run.
 
     The checkpoint's progress is where the phases of ``config`` continue, see `resume_point`. If reward alignment has
-    begun, the settings keep the run's ``eta_steps``. The precision ``auto`` becomes the run's, and so does
-    ``source_from`` if it is not given.
+    begun, the settings keep the run's ``eta_steps``. ``precision`` and ``threads``, if auto, become the run's, and so
+    does ``source_from`` if it is not given.
 
     Args:
         schedule: makes the phases of settings.
@@ -105,6 +105,8 @@ def read_resumable(
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
     if config.precision == "auto":
         config = config.replace(precision=run.precision)
+    if config.threads == "auto":
+        config = config.replace(threads=run.threads)
     config = config.replace(source_from=resumed_source(logdir, saved["config"].get("source_from", ""), config))
     compared = (saved["config"].keys() & vars(config).keys()) - RESUMABLE_CHANGES
     tasks = [task for key in ("source_task", "target_task") for task in getattr(config, key).split(",") if task]

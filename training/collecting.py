@@ -13,7 +13,7 @@ from replay import save_episode
 from tools import BadInput, StopRequest, WorkerCrash, progress_bar
 from training.checkpoint import agent_role, check_fits, load_agent
 from training.collector import Collector
-from training.device import pick_device, seed_everything
+from training.device import pick_device, seed_everything, use_threads
 from training.logger import read_scores
 from training.methods import COLLECTION, Phase, PhaseKind
 from training.policies import Policy, agent_policy
@@ -118,8 +118,10 @@ def collect_from_policy(
     agent, policy, trained = None, None, {}
     if args.policy == "checkpoint":
         config, agent, policy = load_policy(config, args)
+        use_threads(config.threads)
     elif args.policy == "sac":
         steps, wanted = args.expert_steps or EXPERT_STEPS, best_return(args.task, args.max_score)
+        use_threads(config.threads)
         policy, trained["evaluations"] = train_expert(config, args.task, steps, wanted, stop)
     envs = collection_envs(config, args.task, "collect")
     try:

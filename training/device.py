@@ -1,15 +1,19 @@
-"""The device, its memory, and the random number generators."""
+"""The device, its memory, its threads, and the random number generators."""
 
+import argparse
 import ctypes
 import json
 import random
+import sys
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import config as settings
 from tools import BadInput
+from training.threads import AUTO, available_cores, pick_threads
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,6 +46,28 @@ def pick_precision(name: str, device: torch.device) -> str:
         able = torch.cpu.get_capabilities()
         native = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
     return "bfloat16" if native else "float32"
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """The option ``--threads`` of a command without the settings of configs.yaml."""
+
+    def threads(text: str) -> str:
+        try:
+            settings.check("threads", text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+        return text
+
+    what = "that compute on a CPU: auto (OMP_NUM_THREADS, or else 1) or a number (default: auto)"
+    parser.add_argument("--threads", type=threads, default=AUTO, help=f"threads {what}")
+
+
+def use_threads(threads: str, useful: int = 1) -> int:
+    """Compute with `pick_threads` threads from now on. Prints and returns the number."""
+    number = pick_threads(threads, useful)
+    torch.set_num_threads(number)
+    print(f"threads: {number} on {available_cores()} cores", file=sys.stderr)
+    return number
 
 
 def keep_freed_memory(keep: bool = True) -> None:

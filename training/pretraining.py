@@ -49,7 +49,7 @@ WITHOUT_EFFECT = set(  # on pretraining; all other settings are compared, but th
     "state_alignment state_alignment_scale reward_alignment target_informed_factor eta_start eta_end eta_steps "
     "value_constraint value_constraint_scale "
     # names, the machine, evaluations and records; what only collect.py uses
-    "configs logdir source_from device compile eval_episodes eval_envs log_every video_every video_size "
+    "configs logdir source_from device threads compile eval_episodes eval_envs log_every video_every video_size "
     "checkpoint_minutes action_noise eval_every episodes".split()
 )
 SAVED = "pretraining classes action_dims states domains selector rng".split()  # in a snapshot, beside what all have

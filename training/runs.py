@@ -5,12 +5,20 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from config import Config, to_yaml
 from replay import OfflineDataset
 from tools import WorkerCrash, lock_directory, write_text
 from training.checkpoint import DatasetIdentity, read_resumable
-from training.device import keep_freed_memory, pick_device, pick_precision, seed_everything, seed_training
+from training.device import (
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    seed_everything,
+    seed_training,
+    use_threads,
+)
 from training.domains import (
     OnlineDomain,
     agent_builder,
@@ -35,6 +43,7 @@ from training.pretraining import (
 )
 from training.selector import SourceSelector
 from training.summary import draw_summary
+from training.threads import available_cores, useful_threads
 from training.trainer import Interrupted, Loop, Progress, Trainer
 
 
@@ -52,6 +61,22 @@ def code_version() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def compute_with_threads(config: Config, method: Method, saved: Mapping[str, Any] | None) -> Config:
+    """Compute with the threads of ``config``, of `read_resumable`, and record their number.
+
+    ``saved`` is the checkpoint of a resumed run. Another number of threads rounds sums differently, so a note says if
+    it changed, or if the run keeps more than there are cores.
+    """
+    number, cores = use_threads(config.threads, useful_threads(config, method.world_model)), available_cores()
+    before = saved["config"].get("threads", str(number)) if saved else str(number)
+    if before != str(number):
+        print(f"note: the run had {before} threads; from here its results are equal up to rounding", file=sys.stderr)
+    elif saved and number > cores:
+        keeps = f"the run keeps its {number} threads, for equal results"
+        print(f"note: {keeps}; here --threads {cores} may be faster", file=sys.stderr)
+    return config.replace(threads=str(number))
 
 
 @contextmanager
@@ -82,6 +107,7 @@ def open_trainer(
             precision = snapshot["config"]["precision"] if snapshot else pick_precision("auto", device)
             config = config.replace(precision=precision)
             print(f"precision: {config.precision} on {device}", file=sys.stderr)
+        config = compute_with_threads(config, method, saved)
         held_out = hold_out_episodes(config, dataset) if dataset else None
         seed_everything(config.seed)
         evaluator = Evaluator(config, simulated_tasks(tasks))

@@ -1,5 +1,6 @@
 """Running a list of phases: counting, logging, saving, stopping."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from training.methods import OFFLINE, SELECTED, Method, Phase, PhaseKind
 from training.offline_figures import OfflineFigures
 from training.policies import Policy
 from training.selector import Selection, SourceSelector
+from training.threads import CoreWaits
 from training.visuals import enlarge, open_loop_images, open_loop_video
 
 
@@ -55,6 +57,7 @@ class Trainer:
     dataset: DatasetIdentity | None
     offline: OfflineFigures | None = None  # of the target, if episodes are held out
     stop: StopRequest = field(default_factory=StopRequest)
+    waits: CoreWaits = field(default_factory=CoreWaits)
 
     @property
     def logdir(self) -> Path:
@@ -124,6 +127,8 @@ class Trainer:
                 yield
                 self._count(stride)
                 bar.update(stride)
+                if note := self.waits.note(config.threads):
+                    bar.write(note, file=sys.stderr)
                 if multiples_crossed(progress.step, stride, config.log_every):
                     self._write_point(phase)
                     bar.set_postfix(self._postfix(phase), refresh=False)

@@ -22,7 +22,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from tools import BadInput, WorkerCrash
+from tools import ONE_THREAD, BadInput, WorkerCrash
 from wrappers.shared.backend import choose_backend, choose_backend_if_possible
 from wrappers.shared.suites import SUITES, Suite, Task, parse_task
 
@@ -56,7 +56,7 @@ def _start(connection) -> subprocess.Popen:
     command = [sys.executable, "-m", "wrappers.shared.worker", str(connection.fileno()), str(os.getpid())]
     return subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": path},
+        env=os.environ | ONE_THREAD | {"PYTHONPATH": path},
         pass_fds=[connection.fileno()],
         stdin=subprocess.DEVNULL,
         process_group=0,

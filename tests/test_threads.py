@@ -19,6 +19,7 @@ from tools import ONE_THREAD, BadInput
 from training import device, runs, threads
 from training.checkpoint import load_checkpoint
 from training.threads import available_cores, pick_threads, useful_threads
+from training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -300,18 +301,41 @@ def test_simulators_and_readers_get_one_thread(monkeypatch: pytest.MonkeyPatch):
     assert len(started) == 2 and all(ONE_THREAD.items() <= environment.items() for environment in started)
 
 
-def test_a_run_says_once_that_it_waits_for_cores(monkeypatch: pytest.MonkeyPatch):
+def test_waits_are_long_if_they_are_more_than_a_third_of_an_interval(monkeypatch: pytest.MonkeyPatch):
     clock, waited = [0.0], [0.0]
     monkeypatch.setattr(threads.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(threads, "seconds_waited", lambda: waited[0])
-    waits, one = threads.CoreWaits(), threads.CoreWaits()
-    notes = []
+    waits, found = threads.CoreWaits(), []
     for share in (0.1, 0.3, 0.5, 0.9):
         clock[0], waited[0] = clock[0] + threads.INTERVAL, waited[0] + share * threads.INTERVAL
-        notes.append(waits.note("2"))
-        assert one.note("1") == ""
-    assert [bool(note) for note in notes] == [False, False, True, False]
-    assert "resume it with --threads 1" in notes[2]
+        found += [waits.are_long(), waits.are_long()]  # at the end of an interval, and in the next one
+    assert found == [False, False, False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_run_whose_threads_wait_goes_on_with_one_unless_their_number_is_given(
+    given: bool, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """It saves the change, so a run that is killed at once and resumed does the same."""
+    flags = ["--size", "32,32", "--envs", 0, "--rounds", 1, *["--threads", 2] * given]
+    arguments = co_training(dataset, tmp_path, *flags)
+    monkeypatch.setattr(runs, "useful_threads", lambda config, world_model: 2)
+    monkeypatch.setattr(threads, "free_cores", lambda: 4)
+    monkeypatch.setattr(threads, "INTERVAL", 0.0)
+    monkeypatch.setattr(threads, "LONG_WAIT", -1.0)
+    saved, save = [], Trainer.save
+
+    def recorded(trainer: Trainer) -> None:
+        save(trainer)
+        saved.append((trainer.progress.step, load_checkpoint(tmp_path / "checkpoint.pt")["config"]["threads"]))
+
+    monkeypatch.setattr(Trainer, "save", recorded)
+    program.main(arguments)
+    errors, left = capsys.readouterr().err, "2" if given else "1"
+    assert "threads: 2 on" in errors and errors.count("other processes use the cores of this run's 2 threads") == 1
+    assert ("resume it with --threads 1" in errors) == given
+    assert torch.get_num_threads() == int(left) and saved[-1][1] == left
+    assert next(number for step, number in saved if step > 0) == left  # at its first step, before the phase ends
 
 
 def test_the_seconds_waited_are_of_all_threads(tmp_path: Path):

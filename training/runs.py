@@ -43,7 +43,7 @@ from training.pretraining import (
 )
 from training.selector import SourceSelector
 from training.summary import draw_summary
-from training.threads import available_cores, useful_threads
+from training.threads import available_cores, given_threads, useful_threads
 from training.trainer import Interrupted, Loop, Progress, Trainer
 
 
@@ -88,7 +88,7 @@ def open_trainer(
     ``config`` is that of `config.resolve`; ``schedule`` makes the phases of settings.
     Raises `pretraining.AlreadyPretrained` before anything changes, if ``pretrain_only`` and pretraining is finished.
     """
-    device = pick_device(config.device)
+    device, auto_threads = pick_device(config.device), given_threads(config.threads) is None
     keep_freed_memory()
     tasks = domain_tasks(config, method)
     config = fit_image_size(config, method)
@@ -130,6 +130,7 @@ def open_trainer(
         sources = [name for name, domain in domains.items() if isinstance(domain, OnlineDomain)]
         selector = SourceSelector(config, sources)
         trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, identity, offline)
+        trainer.auto_threads = auto_threads
         if saved:
             trainer.load_state_dict(saved)
             print(f"resuming {logdir} at step {progress.step}", file=sys.stderr)

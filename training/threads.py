@@ -32,13 +32,19 @@ def pick_threads(threads: str, useful: int, cores: int | None = None) -> int:
         useful: the number above which further threads gain too little.
         cores: that other processes leave free; None: `free_cores`.
     """
-    if threads != AUTO:
-        return int(threads)
-    if given := re.match(r"\s*([1-9]\d{0,3})\s*(,|$)", os.environ.get("OMP_NUM_THREADS", "")):
-        return int(given[1])
+    if given := given_threads(threads):
+        return given
     if useful > 1 and cores is None:
         cores = free_cores()
     return max(1, min(useful, cores or 1))
+
+
+def given_threads(threads: str) -> int | None:
+    """The number of the setting ``threads``, or else of OMP_NUM_THREADS; None if the user gives neither."""
+    if threads != AUTO:
+        return int(threads)
+    match = re.match(r"\s*([1-9]\d{0,3})\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(match[1]) if match else None
 
 
 def useful_threads(config: Any, world_model: bool) -> int:
@@ -62,19 +68,16 @@ class CoreWaits:
     """How much the threads of this process wait for cores that other processes use, while a run goes on."""
 
     def __init__(self) -> None:
-        self.noted = False
         self.at, self.waited = time.monotonic(), seconds_waited()
 
-    def note(self, threads: str) -> str:
-        """Once, after an interval in which they waited for more than a third of it: what the user can do. Else ""."""
+    def are_long(self) -> bool:
+        """Whether they waited for more than a third of the interval that ends now; False while it goes on."""
         now = time.monotonic()
-        if threads == "1" or self.noted or now < self.at + INTERVAL:
-            return ""
+        if now < self.at + INTERVAL:
+            return False
         before, self.waited = self.waited, seconds_waited()
         share, self.at = (self.waited - before) / (now - self.at), now
-        self.noted = share > LONG_WAIT
-        slow = f"other processes use the cores of this run's {threads} threads, which makes it many times slower"
-        return f"note: {slow}; stop it and resume it with --threads 1" if self.noted else ""
+        return share > LONG_WAIT
 
 
 def seconds_waited(root: Path = Path("/")) -> float:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agents.base import BaseAgent
 from config import Config, to_yaml
 from tools import StopRequest, multiples_crossed, progress_bar
@@ -42,7 +44,7 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM; the run has been saved."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trainer:
     """Runs the phases of a run on its domains. `runs.open_trainer` builds one."""
 
@@ -57,7 +59,8 @@ class Trainer:
     dataset: DatasetIdentity | None
     offline: OfflineFigures | None = None  # of the target, if episodes are held out
     stop: StopRequest = field(default_factory=StopRequest)
-    waits: CoreWaits = field(default_factory=CoreWaits)
+    auto_threads: bool = False  # whether the number of threads may change while the run goes on
+    waits: CoreWaits | None = field(default_factory=CoreWaits)
 
     @property
     def logdir(self) -> Path:
@@ -127,15 +130,15 @@ class Trainer:
                 yield
                 self._count(stride)
                 bar.update(stride)
-                if note := self.waits.note(config.threads):
-                    bar.write(note, file=sys.stderr)
                 if multiples_crossed(progress.step, stride, config.log_every):
                     self._write_point(phase)
                     bar.set_postfix(self._postfix(phase), refresh=False)
                 if config.video_every and multiples_crossed(progress.step, stride, config.video_every):
                     self._log_open_loop()
+                if crowded := self.waits is not None and self.config.threads != "1" and self.waits.are_long():
+                    bar.write(self._leave_cores_to_others(), file=sys.stderr)
                 stop = self.stop.signal is not None
-                if stop or time.monotonic() > saved_at + 60 * config.checkpoint_minutes:
+                if stop or crowded or time.monotonic() > saved_at + 60 * config.checkpoint_minutes:
                     self.save()
                     saved_at = time.monotonic()
                 if stop:
@@ -144,6 +147,19 @@ class Trainer:
     def _count(self, stride: int) -> None:
         self.progress.iteration += stride
         self.progress.step += stride
+
+    def _leave_cores_to_others(self) -> str:
+        """Go on with one thread if ``threads`` was auto. Returns a note.
+
+        Threads that wait for cores of other processes make a run many times slower than one thread.
+        """
+        slow = f"other processes use the cores of this run's {self.config.threads} threads, which makes it much slower"
+        self.waits = None  # once
+        if not self.auto_threads:
+            return f"note: {slow}; stop it and resume it with --threads 1"
+        torch.set_num_threads(1)
+        self.config = self.config.replace(threads="1")
+        return f"note: {slow}; it goes on with one, and from here its results are those of one thread"
 
     def _finish(self, phase: Phase) -> None:
         self._write_point(phase)

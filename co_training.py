@@ -23,7 +23,7 @@ from torch import nn
 
 import config as settings
 from agents.base import Batch
-from config import Config
+from config import Config, evaluates_in_simulator, settings_with
 from training import online
 from training.checkpoint import BEFORE_ALIGNMENT
 from training.domains import OnlineDomain, domain_tasks
@@ -33,7 +33,6 @@ from training.methods import (
     Phase,
     PhaseKind,
     check_blocks,
-    evaluates_in_simulator,
     find_method,
 )
 from training.pretraining import (
@@ -43,6 +42,7 @@ from training.pretraining import (
     is_pretrained,
     source_phases,
 )
+from training.resolve import resolve
 from training.runs import open_trainer, run_to_completion
 from training.summary import summary
 from training.target_notes import target_notes
@@ -175,7 +175,9 @@ LOOPS = {
 # The command
 
 
-OF_COLLECT = dict.fromkeys(("action_noise", "eval_every"), "in co_training.py")
+OF_COLLECT = dict.fromkeys(
+    settings_with(lambda setting: "co_training" not in setting.commands.split()), "in co_training.py"
+)
 
 
 def command() -> argparse.ArgumentParser:
@@ -223,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     def schedule(config: Config) -> list[Phase]:
         return method.schedule(algorithm_1(config), config)
 
-    config, _ = settings.resolve(config, method, schedule)
+    config, _ = resolve(config, method, schedule)
     if args.pretrain_only:
         pretrain(config, method, schedule)
         return

@@ -19,9 +19,8 @@ import co_training
 import collect
 import config as settings
 from analysis.cells import given_max_scores
-from analysis.conditions import NAMED
 from analysis.report_files import write_report
-from config import Config
+from config import Config, settings_with
 from sweeping import cluster
 from sweeping.display import Display, failures
 from sweeping.estimate import plan_text
@@ -30,6 +29,7 @@ from sweeping.scheduler import Scheduler, State, counts
 from sweeping.spec import RESOURCES, Spec, expand, read_spec
 from training.collecting import learning_phases, score_to_reach
 from training.methods import Method, Phase
+from training.resolve import resolve
 from wrappers import simulated_task
 
 
@@ -53,7 +53,7 @@ def command() -> argparse.ArgumentParser:
 def check_run(config: Config, method: Method, given: list[str]) -> tuple[Config, list[Phase]]:
     """The settings as co_training.py resolves them, and the phases. Raises BadInput if it would refuse to start."""
     co_training.check_given(config, method, given)
-    return settings.resolve(config, method, lambda config: method.schedule(co_training.algorithm_1(config), config))
+    return resolve(config, method, lambda config: method.schedule(co_training.algorithm_1(config), config))
 
 
 def check_collection(arguments: list[str]) -> bool:
@@ -105,7 +105,10 @@ def finish(spec: Spec, scheduler: Scheduler, out: Path) -> None:
 
 def with_report(spec: Spec, folders: list[Path], out: Path) -> None:
     """The tables and pictures of report.py in ``out/report``."""
-    varied = {key for grid in (spec.grid, *spec.runs) for key in grid} - {"pair", *NAMED}
+    varied = {key for grid in (spec.grid, *spec.runs) for key in grid} - {
+        "pair",
+        *settings_with(lambda setting: setting.named_by_reports),
+    }
     options = {"by": sorted(varied), **spec.report}
     print(write_report(folders, out / "report", **options))
 

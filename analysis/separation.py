@@ -11,9 +11,10 @@ from typing import Any
 
 from analysis.rows import group_by, label_setting
 from analysis.runs import RunResult
+from config import settings_with
 from training.checkpoint import CHECKPOINT
 
-LENGTHS = ("rounds", "target_iterations")  # the settings that decide how long the target agent learns
+LENGTHS = settings_with(lambda setting: setting.report == "length")  # they decide how long the target agent learns
 NEAR = 0.02  # numbers of target updates nearer than this are one stopping point: `envs` changes them by a few
 
 

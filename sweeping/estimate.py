@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from agents.base import BaseAgent, Batch
-from config import Config
+from config import Config, settings_that_affect
 from sweeping.jobs import DATA, PRETRAINING, RUN, Job, PlannedRun
 from sweeping.sharing import domain_sizes
 from tools import BadInput, progress_bar
@@ -20,11 +20,6 @@ from training.pretraining import find_pretraining
 
 DEVICES = (1, 2, 4, 8, 16)
 REPEATS = 2  # after one that is not counted
-COSTLY = (  # settings that decide what an update costs
-    "size source_observation precision dyn_stoch dyn_discrete dyn_deter dyn_hidden cnn_depth units actor_layers "
-    "value_layers batch_size batch_length grad_accum imag_horizon imag_starts ensemble transitions frame_stack nstep "
-    "feature_size q_units conservative_actions"
-).split()
 
 
 def updates(phases: Sequence[Phase], config: Config) -> int:
@@ -73,7 +68,7 @@ def timed(agent: BaseAgent, batch: Batch, device: torch.device, **others: Batch)
 
 def kind_of(planned: PlannedRun) -> tuple[str, str]:
     """Runs of one kind have updates of the same cost: the method, and the settings that decide it as text."""
-    return planned.run.method, str([getattr(planned.config, key) for key in COSTLY])
+    return planned.run.method, str([getattr(planned.config, key) for key in settings_that_affect("cost")])
 
 
 def measure(planned: Sequence[PlannedRun]) -> dict[tuple[str, str], float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs import read_settings
-from config import RESUMABLE_CHANGES, Config, merge, read_blocks
+from config import Config, facts, merge, read_blocks, settings_that_affect, settings_with
 from sweeping.sharing import Member, choose_leaders
 from sweeping.spec import ANY_SEED, NOT_IN_A_GRID, Run, Spec, setting_text
 from tools import BadInput, nearest, short_name
@@ -19,7 +19,6 @@ from training.used_settings import unused_settings, unused_suite_settings
 from wrappers import parse_task, simulated_task
 
 DATA, PRETRAINING, RUN = "data", "pretraining", "run"
-LENGTHS = "pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations".split()
 
 
 @dataclass(frozen=True)
@@ -204,10 +203,11 @@ def is_finished(folder: Path, planned: PlannedRun) -> bool:
     if not read_status(folder).get("finished"):
         return False
     saved, config = read_settings(folder), planned.config
-    ignored = RESUMABLE_CHANGES - set(LENGTHS) | ({"precision"} if config.precision == "auto" else set())
+    lengths = {*settings_that_affect("length")} & {*settings_with(lambda setting: "co_training" in setting.commands)}
+    keys = {key for key in vars(config) if key in lengths or not facts(key).resumable}
+    keys -= {"eta_steps"} | ({"precision"} if config.precision == "auto" else set())
     tasks = [*planned.run.sources, planned.run.target]
-    unused = unused_settings(config, planned.method).keys() | unused_suite_settings(tasks).keys()
-    keys = vars(config).keys() - ignored - unused - {"eta_steps", "configs"}
+    keys -= unused_settings(config, planned.method).keys() | unused_suite_settings(tasks).keys()
     if not planned.method.world_model and saved["size"] <= config.size:
         keys -= {"size"}  # `fit_image_size` made it that of the dataset's images
     return all(saved.get(key) == getattr(config, key) for key in keys)

@@ -12,7 +12,7 @@ from test_report import DOWNHILL, UPHILL, lines, listed, run_tables, table, writ
 import report
 from analysis.conditions import stage_b_steps
 from co_training import algorithm_1
-from config import aligned_steps
+from training.resolve import aligned_steps
 
 COLUMN = "walker_walk -> walker_downhill"
 RETURN = "DeepMind Control: return"

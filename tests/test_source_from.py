@@ -14,12 +14,13 @@ from test_co_training import assert_equal, assert_same_results, scores
 import co_training as program
 import collect
 import evaluate
-from config import Config, run_directory
+from config import Config
 from tools import BadInput
 from training import pretraining, trainer
 from training.checkpoint import load_agent, load_checkpoint, save_checkpoint
 from training.methods import METHODS
 from training.pretraining import find_pretraining, link_files, pretraining_identity
+from training.run_names import run_directory
 
 SHORT = ["--size", "32,32", "--pretrain_steps", 8, "--video_every", 0, "--eval_episodes", 1, "--target_iterations", 10]
 SHORT += ["--replay_size", 40, "--precision", "float32"]  # three episodes

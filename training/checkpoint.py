@@ -15,7 +15,7 @@ import gymnasium
 import torch
 
 from agents.base import BaseAgent
-from config import LENGTHS, RESUMABLE_CHANGES, Config, aligned_steps, task_names
+from config import Config, facts, settings_that_affect, task_names
 from tools import BadInput, one_line, write_atomically
 from training.methods import (
     COLLECTION,
@@ -25,8 +25,10 @@ from training.methods import (
     AgentBuilder,
     Method,
     Phase,
+    PhaseKind,
     find_method,
 )
+from training.resolve import aligned_steps
 from training.used_settings import unused_settings, unused_suite_settings
 from wrappers import simulated_task
 
@@ -106,7 +108,7 @@ def read_resumable(
     if config.precision == "auto":
         config = config.replace(precision=run.precision)
     config = config.replace(source_from=resumed_source(logdir, saved["config"].get("source_from", ""), config))
-    compared = (saved["config"].keys() & vars(config).keys()) - RESUMABLE_CHANGES
+    compared = {key for key in saved["config"].keys() & vars(config).keys() if not facts(key).resumable}
     tasks = [task for key in ("source_task", "target_task") for task in getattr(config, key).split(",") if task]
     compared -= unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
     if not saved["progress"]["aligned_steps"]:
@@ -170,7 +172,8 @@ def continued_progress(
 
     if found := point(config):
         return {"phase": found[0], "iteration": found[1]}
-    changed = [key for key in LENGTHS if getattr(run, key, None) != getattr(config, key, None)]
+    lengths = settings_that_affect("length")
+    changed = [key for key in lengths if getattr(run, key, None) != getattr(config, key, None)]
     running = f" and {iteration} iterations of {phases[phase].kind}" if iteration else ""
     given = " ".join(f"--{key} {getattr(config, key)}" for key in changed)
     texts = [length_to_give(key, run, config, lambda lengths: point(lengths) is not None) for key in changed]
@@ -233,7 +236,7 @@ def resume_point(
         return None
     if old[same].kind in ONLINE and old[same].source == SELECTED:
         return None  # the selector has begun its next round
-    steps = stride if old[same].kind in ONLINE and old[same].kind != "pretrain_source" else 1
+    steps = stride if old[same].kind in ONLINE and old[same].kind != PhaseKind.PRETRAIN_SOURCE else 1
     return same, -(-old[same].iterations // steps) * steps
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from config import Config, resolve, run_directory
+from config import Config
 from replay import save_episode
 from tools import BadInput, StopRequest, WorkerCrash, progress_bar
 from training.checkpoint import agent_role, check_fits, load_agent
@@ -17,6 +17,8 @@ from training.logger import read_scores
 from training.methods import COLLECTION, Phase, PhaseKind
 from training.online import ONLINE_LOOPS
 from training.policies import Policy, agent_policy
+from training.resolve import resolve
+from training.run_names import run_directory
 from training.runs import open_trainer, run_to_completion
 from training.state_expert import train_expert
 from training.trainer import Trainer

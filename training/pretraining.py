@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from agents.base import BaseAgent
-from config import Config, merge, read_blocks, task_names
+from config import Config, facts, merge, read_blocks, task_names
 from replay.stored_episode import StoredEpisode
 from tools import BadInput, directory_when_complete, write_atomically
 from training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -41,17 +41,6 @@ from training.trainer import Progress, Trainer
 from training.used_settings import unused_settings, unused_suite_settings
 
 PRETRAINED = "pretrained"  # the snapshot's folder in a run's directory
-WITHOUT_EFFECT = set(  # on pretraining; all other settings are compared, but those that `unused_settings` names
-    # which target, method and data; how the target learns; the ties
-    "method target_task background offline_traindir dataset_format dataset_cache image_key action_key reward_key "
-    "done_key action_range holdout select warmup_rounds warmup_updates warmup_steps rounds target_iterations "
-    "source_iterations ensemble disagreement_scale ewc_scale ewc_batches "
-    "state_alignment state_alignment_scale reward_alignment target_informed_factor eta_start eta_end eta_steps "
-    "value_constraint value_constraint_scale "
-    # names, the machine, evaluations and records; what only collect.py uses
-    "configs logdir source_from device compile eval_episodes eval_envs log_every video_every video_size "
-    "checkpoint_minutes action_noise eval_every episodes".split()
-)
 SAVED = "pretraining classes action_dims states domains selector rng".split()  # in a snapshot, beside what all have
 
 
@@ -101,7 +90,8 @@ def compared_settings(config: Config, method: Method) -> dict[str, Any]:
     """The settings that can influence pretraining, with full names of the source tasks."""
     tasks = task_names(config, "source_task")
     unused = unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
-    settings = {key: value for key, value in vars(config).items() if key not in WITHOUT_EFFECT | unused}
+    compared = {key for key in vars(config).keys() - unused if "sources" in facts(key).affects.split()}
+    settings = {key: value for key, value in vars(config).items() if key in compared}
     return {**settings, "source_task": ",".join(tasks)}
 
 

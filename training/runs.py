@@ -60,7 +60,7 @@ def open_trainer(
 ) -> Iterator[Trainer]:
     """Build a run, or resume the one in ``config.logdir``; simulators, records and lock are closed at the end.
 
-    ``config`` is that of `config.resolve`; ``schedule`` makes the phases of settings.
+    ``config`` is that of `resolve.resolve`; ``schedule`` makes the phases of settings.
     Raises `pretraining.AlreadyPretrained` before anything changes, if ``pretrain_only`` and pretraining is finished.
     """
     device = pick_device(config.device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.run_settings import read_settings
+from analysis.run_settings import read_data_figures, read_settings
 from tools import BadInput
 from training.logger import read_scores, read_status
 from training.methods import METHODS, Method, PhaseKind
@@ -46,6 +46,7 @@ class RunResult:
         target: without a simulator, it has no suite.
         random: the score of the random policy.
         scores: the scores of the agent, in order.
+        data_figures: (episodes, steps, sum of returns) of its dataset, None if config.yaml does not have them.
         label: the table row of the run (see `rows.set_labels`).
         averaged: how many of the last evaluations its score is the mean of.
     """
@@ -56,6 +57,7 @@ class RunResult:
     target: Task
     random: Score | None
     scores: list[Score]
+    data_figures: tuple[float, ...] | None = None
     label: str = ""
     averaged: int = 1
 
@@ -179,7 +181,7 @@ def read_run(folder: Path) -> RunResult | None:
     check_simulator(folder, target, [score for _, score in evaluations])
     random = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE_RANDOM]
     scores = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE]
-    return RunResult(folder, values, sources, target, random[0] if random else None, scores)
+    return RunResult(folder, values, sources, target, random[0] if random else None, scores, read_data_figures(folder))
 
 
 def check_simulator(folder: Path, target: Task, scores: list[Score]) -> None:

@@ -14,6 +14,7 @@ from test_co_training import assert_equal, assert_same_results, scores
 import co_training as program
 import collect
 import evaluate
+from analysis.run_settings import read_data_figures
 from config import Config
 from tools import BadInput
 from training import pretraining, trainer
@@ -81,6 +82,10 @@ def test_another_seed_has_the_same_source_and_a_target_of_its_own(dataset: Path,
     for name in ("target", "source"):  # the source learns relabelled rewards and random numbers of its own afterwards
         with pytest.raises(AssertionError):
             assert_equal(one["agents"][name], two["agents"][name], name)
+
+
+def test_the_record_has_the_figures_of_the_dataset(leader: Path):
+    assert read_data_figures(leader) == tuple(load_checkpoint(leader / "checkpoint.pt")["dataset"])
 
 
 def test_a_snapshot_has_episodes_that_its_run_has_evicted(leader: Path):

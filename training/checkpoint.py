@@ -5,8 +5,10 @@ of the replay's episodes, running episodes), the selector's counts, torch's RNG 
 `Trainer.state_dict` puts them together.
 """
 
+import re
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +36,7 @@ from wrappers import simulated_task
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
-VERSION = 3  # of a checkpoint's contents
+VERSION = 4  # of a checkpoint's contents
 
 
 class DatasetIdentity(NamedTuple):
@@ -59,7 +61,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """The contents of a checkpoint; no code in it is executed.
 
-    Raises BadInput if it is missing, or damaged; the message then ends with ``advice``.
+    Raises BadInput if it is missing, damaged, or of another version; the message then ends with ``advice``.
     """
     if not path.exists():
         raise BadInput(f"no checkpoint at {path}; train first, or give the run's directory")
@@ -70,12 +72,24 @@ def load_checkpoint(
         state = torch.load(path, map_location=device, weights_only=True)
         if not isinstance(state, dict) or not {"config", "agents", "progress"} <= state.keys():
             raise ValueError("it is not a run's")
-        if state.get("version") != VERSION:
-            raise ValueError("another version of this program wrote it")
     except Exception as error:  # damage can surface as almost anything
         reason = one_line(error) or type(error).__name__
         raise BadInput(f"checkpoint {path} cannot be read ({reason}); {advice}") from None
+    if (version := state.get("version")) != VERSION:
+        raise BadInput(
+            f"checkpoint {path} has format {version}, written by {written_by(path)}; this version reads format "
+            f"{VERSION}: use the one that wrote it, or {advice}"
+        )
     return state
+
+
+def written_by(path: Path) -> str:
+    """The version of this program that wrote a checkpoint, by the config.yaml of its run, for messages."""
+    for folder in (path.parent, path.parent.parent):
+        with suppress(OSError, ValueError):
+            if commit := re.search(r"^# commit (\S+)$", (folder / "config.yaml").read_text(), re.MULTILINE):
+                return f"commit {commit[1]} of this program"
+    return "another version of this program"
 
 
 def read_resumable(
@@ -103,11 +117,10 @@ def read_resumable(
     saved = load_checkpoint(logdir / CHECKPOINT)
     if "phases" not in saved:
         raise BadInput(f"{logdir} has the weights of an agent alone, which cannot be resumed; give another --logdir")
-    saved["config"] = {"holdout": 0.0, **saved["config"]}  # an older run held out nothing
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
     if config.precision == "auto":
         config = config.replace(precision=run.precision)
-    config = config.replace(source_from=resumed_source(logdir, saved["config"].get("source_from", ""), config))
+    config = config.replace(source_from=resumed_source(logdir, saved["config"]["source_from"], config))
     compared = {key for key in saved["config"].keys() & vars(config).keys() if not facts(key).resumable}
     tasks = [task for key in ("source_task", "target_task") for task in getattr(config, key).split(",") if task]
     compared -= unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
@@ -144,10 +157,10 @@ def resumed_source(logdir: Path, old: str, config: Config) -> str:
 
 
 def check_same_dataset(logdir: Path, saved: dict[str, Any], dataset: DatasetIdentity | None, folder: str) -> None:
-    """Raises BadInput if the data is not that of the checkpoint. Older checkpoints have the figures only."""
-    found = None if dataset is None else dataset.figures
-    differ = "" if saved["dataset"] == found else f"episodes, steps and returns were {saved['dataset']}"
-    if not differ and dataset is not None and saved.get("dataset_digest") not in (None, dataset.digest):
+    """Raises BadInput if the data is not that of the checkpoint."""
+    figures, digest = dataset or (None, None)
+    differ = "" if saved["dataset"] == figures else f"episodes, steps and returns were {saved['dataset']}"
+    if not differ and saved["dataset_digest"] != digest:
         differ = "episodes, steps and returns are equal, but not the images, actions or rewards, or their order"
     if differ:
         raise BadInput(

@@ -54,6 +54,11 @@ def code_version() -> str:
         return "unknown"
 
 
+def dataset_line(figures: Sequence[float]) -> str:
+    """The line of config.yaml that tells report.py which runs learned from the same dataset."""
+    return "# dataset: {} episodes, {} steps, sum of returns {}\n".format(*figures)
+
+
 @contextmanager
 def open_trainer(
     config: Config, method: Method, schedule: Callable[[Config], Sequence[Phase]], pretrain_only: bool = False
@@ -111,7 +116,8 @@ def open_trainer(
             for source in trainer.sources:
                 source.clear()
         if progress.phase < len(phases):  # else the record of the finished run stays
-            write_text(logdir / "config.yaml", f"{to_yaml(config)}# commit {code_version()}\n")
+            about = f"# commit {code_version()}\n{dataset_line(identity.figures) if identity else ''}"
+            write_text(logdir / "config.yaml", to_yaml(config) + about)
         yield trainer
 
 

@@ -2,9 +2,9 @@ r"""Run many experiments: every combination of a spec's task pairs, methods, see
 
 python sweep.py sweeps/debug.yaml
 
-Ray runs on this machine, or on the cluster at --address. Datasets that are missing are collected first, and sources
-that runs have in common are pretrained once. The same command continues a sweep that was stopped, and skips finished
-runs.
+Ray runs on this machine, or on the cluster at --address. Datasets that are missing are collected first, then the
+sources are pretrained that other runs begin from (`source_from` in the spec). The same command continues a sweep that
+was stopped, and skips finished runs.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.

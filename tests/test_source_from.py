@@ -16,11 +16,12 @@ import collect
 import evaluate
 from analysis.run_settings import read_data_figures
 from config import Config
+from sweeping.networks import source_networks
 from tools import BadInput
 from training import pretraining, trainer
 from training.checkpoint import load_agent, load_checkpoint, save_checkpoint
-from training.methods import METHODS
-from training.pretraining import find_pretraining, link_files, pretraining_identity
+from training.methods import METHODS, AgentBuilder
+from training.pretraining import compared_settings, difference, find_pretraining, link_files
 from training.run_names import run_directory
 
 SHORT = ["--size", "32,32", "--pretrain_steps", 8, "--video_every", 0, "--eval_episodes", 1, "--target_iterations", 10]
@@ -205,12 +206,12 @@ def settings(method: str = "coworld", **changes: object) -> Config:
     return tiny(method=method, **{**tasks, **changes})
 
 
-def identity(config: Config, source: int = 6, target: int = 6) -> str:
-    return pretraining_identity(config, METHODS[config.method], {"source": source, "target": target})
+def compared(config: Config) -> dict:
+    return compared_settings(config, METHODS[config.method])
 
 
-def test_the_identity_of_pretraining():
-    own, state = identity(settings()), torch.get_rng_state()
+def test_the_settings_that_pretraining_depends_on():
+    own = compared(settings())
     same = [
         settings("dv2_finetune"),
         settings("dv2_finetune_ewc", ewc_scale=3),
@@ -219,19 +220,22 @@ def test_the_identity_of_pretraining():
         ),
         settings(background="folder", metaworld_camera="corner2", eval_episodes=7, device="cuda", dyn_min_std=0.3),
     ]
-    others = [{"seed": 1}, {"units": 17}, {"prefill": 30}, {"pretrain_steps": 9}, {"source_task": "walker_run"}]
-    others += [
-        {"precision": "bfloat16"},
-        {"envs": 2},
-        {"dmc_action_repeat": 1},
-        {"discount": 0.9},
-        {"sparse_reward": True},
-    ]
-    assert own and {identity(config) for config in same} == {own}
-    assert len({own, *(identity(settings(**change)) for change in others)}) == 1 + len(others)
-    assert [identity(settings(method)) for method in ("offline_dv2", "multitask_dv2", "online_dv2")] == ["", "", ""]
-    assert identity(settings(), 4, 6) != identity(settings("dv2_finetune"), 4, 6)  # its actor is larger
-    assert identity(settings(), 6, 4) == identity(settings("dv2_finetune"), 6, 4) == own
+    others = [{"units": 17}, {"prefill": 30}, {"pretrain_steps": 9}, {"source_task": "walker_run"}, {"envs": 2}]
+    others += [{"precision": "bfloat16"}, {"dmc_action_repeat": 1}, {"discount": 0.9}, {"sparse_reward": True}]
+    assert [difference(own, compared(config)) for config in same] == [""] * 4
+    assert compared(settings(seed=1)) != own and difference(own, compared(settings(seed=1))) == ""
+    for change in others:
+        (key,) = change
+        assert difference(own, compared(settings(**change))).startswith(f"{key} ")
+    assert difference(own, compared(settings(precision="auto"))) == ""
+
+
+def test_the_networks_that_sources_have():
+    state = torch.get_rng_state()
+    small, large = ({"source_task": task, "target_task": "walker_run"} for task in ("cartpole_swingup", "walker_walk"))
+    for tasks, equal in ((small, False), (large, True)):  # fine-tuning builds both agents for the larger action size
+        networks = {source_networks(settings(m, **tasks), METHODS[m]) for m in ("coworld", "dv2_finetune")}
+        assert (len(networks) == 1) == equal
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -285,9 +289,7 @@ def test_other_settings_are_refused(flags: list, message: str, dataset: Path, le
 def test_networks_of_other_sizes_are_refused(leader: Path):
     config = settings(source_from="RUN")
     saved = load_checkpoint(leader / "pretrained" / "checkpoint.pt")
-    builder = pretraining.AgentBuilder(
-        config.replace(size=[32, 32]), torch.device("cpu"), {"source": 6, "target": 7}, {}
-    )
+    builder = AgentBuilder(config.replace(size=[32, 32]), torch.device("cpu"), {"source": 6, "target": 7}, {})
     with pytest.raises(BadInput, match=re.escape("has shape [16, 6], not [16, 7] (the largest action size")):
         pretraining.check_networks(config, saved, METHODS["coworld"].agents(builder))
 
@@ -301,7 +303,7 @@ def test_runs_without_a_snapshot_are_refused(dataset: Path, leader: Path, tmp_pa
     old = tmp_path / "old"
     shutil.copytree(leader, old)
     shutil.rmtree(old / "pretrained")
-    assert "an earlier version of this program pretrained it" in refusal(old)
+    assert "its pretrained/ was removed; give another run" in refusal(old)
     saved = load_checkpoint(leader / "checkpoint.pt")
     for changes, message in (
         (

@@ -9,8 +9,6 @@ For this, pretraining depends on nothing but what `compared_settings`, the agent
 source agents first, and `runs.open_trainer` seeds torch again once all agents are built.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -31,7 +29,6 @@ from training.methods import (
     COLLECTION,
     ONLINE,
     SELECTED,
-    AgentBuilder,
     Method,
     Phase,
     PhaseKind,
@@ -95,37 +92,16 @@ def compared_settings(config: Config, method: Method) -> dict[str, Any]:
     return {**settings, "source_task": ",".join(tasks)}
 
 
-def pretraining_identity(
-    config: Config,
-    method: Method,
-    action_dims: Mapping[str, int],
-    states: Mapping[str, dict[str, int]] | None = None,
-) -> str:
-    """A hash that is equal for two runs if and only if each may use the other's pretraining; "" if there is none.
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first of the `compared_settings` in which two pretrainings differ, ``KEY OLD, not NEW``; "" if none does.
 
-    ``precision`` auto is a value of its own here: replace it by `device.pick_precision`'s to compare it with others.
-
-    Args:
-        config: the settings, resolved or as given.
-        action_dims: action size by domain, ``target`` too, as `AgentBuilder` has them.
-        states: with ``source_observation`` state, the observations' sizes by domain, as `AgentBuilder` has them.
-
-    Raises:
-        BadInput: no source task is given, or it is unknown.
+    Their seeds may differ, and ``precision`` auto is any.
     """
-    if not (phases := pretraining_phases(config, method)):
-        return ""
-    small = config.replace(precision="float32", compile="off")
-    with torch.device("meta"):  # shapes without values, and no random numbers
-        agents = method.agents(AgentBuilder(small, torch.device("meta"), dict(action_dims), dict(states or {})))
-    sources = {name: agent for name, agent in agents.items() if name != "target"}
-    described = {
-        "settings": compared_settings(config, method),
-        "phases": describe_phases(phases),
-        "classes": class_names(sources),
-        "shapes": {name: shapes(agent.model_dict()) for name, agent in sources.items()},
-    }
-    return hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16).hexdigest()
+    for key in sorted((old.keys() | new.keys()) - {"seed"}):
+        values = old.get(key), new.get(key)
+        if values[0] != values[1] and not (key == "precision" and "auto" in values):
+            return f"{key} {values[0]}, not {values[1]}"
+    return ""
 
 
 def describe_phases(phases: Iterable[Phase]) -> list[list[Any]]:
@@ -273,12 +249,8 @@ def read_snapshot(config: Config, method: Method, phases: Sequence[Phase]) -> di
                 StoredEpisode.open(run / PRETRAINED / f"{source}_replay" / name)
     except (BadInput, AttributeError, LookupError, TypeError) as error:
         raise BadInput(f"{where}: its pretraining is damaged ({error}); {instead}") from None
-    new = compared_settings(config, method)
-    if config.precision == "auto":
-        new["precision"] = old["precision"]
-    for key in sorted((old.keys() | new.keys()) - {"seed"}):
-        if old.get(key) != new.get(key):
-            raise BadInput(f"{where}: it was pretrained with {key} {old.get(key)}, not {new.get(key)}; {instead}")
+    if differ := difference(old, compared_settings(config, method)):
+        raise BadInput(f"{where}: it was pretrained with {differ}; {instead}")
     wanted = describe_phases(phases[i] for i in find_pretraining(method, phases))
     if saved["pretraining"] != wanted:
         raise BadInput(f"{where}: it was pretrained in other phases than those of method {config.method}; {instead}")
@@ -321,5 +293,5 @@ def why_missing(run: Path) -> str:
         return f"it is a run of {name}, which has no pretraining; give another run"
     end, progress = 1 + len(phases), saved["progress"]
     if progress["phase"] > end or (progress["phase"] == end and progress["iteration"]):
-        return "an earlier version of this program pretrained it and kept no snapshot; give another run"
+        return f"its {PRETRAINED}/ was removed; give another run"
     return "it has not finished its pretraining; continue it first"

@@ -19,7 +19,7 @@ from config import Config
 from sweeping.networks import source_networks
 from tools import BadInput
 from training import pretraining, trainer
-from training.checkpoint import load_agent, load_checkpoint, save_checkpoint
+from training.checkpoint import load_agent, load_checkpoint
 from training.methods import METHODS, AgentBuilder
 from training.pretraining import compared_settings, difference, find_pretraining, link_files
 from training.run_names import run_directory
@@ -303,23 +303,7 @@ def test_runs_without_a_snapshot_are_refused(dataset: Path, leader: Path, tmp_pa
     old = tmp_path / "old"
     shutil.copytree(leader, old)
     shutil.rmtree(old / "pretrained")
-    assert "its pretrained/ was removed; give another run" in refusal(old)
-    saved = load_checkpoint(leader / "checkpoint.pt")
-    for changes, message in (
-        (
-            {"progress": {**saved["progress"], "phase": END - 1}},
-            "it has not finished its pretraining; continue it first",
-        ),
-        (
-            {"config": {**saved["config"], "method": "multitask_dv2"}},
-            "it is a run of method multitask_dv2, which has no",
-        ),
-        ({"config": {**saved["config"], "target_task": ""}}, "it is a run of collect.py, which has no pretraining"),
-    ):
-        save_checkpoint(old / "checkpoint.pt", {**saved, **changes})
-        assert message in refusal(old)
-    (old / "checkpoint.pt").unlink()
-    assert "it has not finished its pretraining; continue it first" in refusal(old)
+    assert refusal(old).startswith("it has no pretrained/: its pretraining is not finished, its method has none, or")
     assert "this is the run's own directory" in refusal(old, logdir=old)
 
 

@@ -26,7 +26,6 @@ from tools import BadInput, directory_when_complete, write_atomically
 from training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from training.device import restore_torch_rng
 from training.methods import (
-    COLLECTION,
     ONLINE,
     SELECTED,
     Method,
@@ -72,15 +71,6 @@ def find_pretraining(method: Method, phases: Sequence[Phase]) -> range:
     leading = list(takewhile(lambda phase: phase.kind in ONLINE and phase.source != SELECTED, phases[start:]))
     alone = not any(phase.aligned or phase.world_model_share != 1 for phase in leading)
     return range(start, start + len(leading)) if alone else range(0)
-
-
-def pretraining_phases(config: Config, method: Method) -> list[Phase]:
-    """The phases of the pretraining of a run with these settings; [] if ``method`` has none.
-
-    They do not depend on what follows them, so the method's schedule is given Algorithm 1 up to their end only.
-    """
-    phases = method.schedule([Phase(PhaseKind.EVALUATE_RANDOM), *source_phases(config)], config)
-    return [phases[i] for i in find_pretraining(method, phases)]
 
 
 def compared_settings(config: Config, method: Method) -> dict[str, Any]:
@@ -236,8 +226,13 @@ def read_snapshot(config: Config, method: Method, phases: Sequence[Phase]) -> di
     run, where = Path(config.source_from).expanduser(), f"--source_from {config.source_from}"
     if run.resolve() == Path(config.logdir).expanduser().resolve():
         raise BadInput(f"{where}: this is the run's own directory; give another run")
+    if not (run / "config.yaml").exists():
+        raise BadInput(f"{where}: there is no run; give a run's directory")
     if not (run / PRETRAINED / CHECKPOINT).exists():
-        raise BadInput(f"{where}: {why_missing(run)}")
+        raise BadInput(
+            f"{where}: it has no {PRETRAINED}/: its pretraining is not finished, its method has none, or the folder "
+            f"was removed; give another run, or continue this one first"
+        )
     instead = "give another --source_from, or none"
     saved = load_checkpoint(run / PRETRAINED / CHECKPOINT, advice=instead)
     try:
@@ -276,22 +271,4 @@ def check_networks(config: Config, saved: dict[str, Any], agents: Mapping[str, B
 def run_of(saved: dict[str, Any]) -> tuple[Config, Method]:
     """Settings and method of the run that wrote a checkpoint; settings that it did not have yet have their defaults."""
     config = Config(**{**merge(read_blocks(), [], {}), **saved["config"]})
-    return config, find_method(config.method) if config.target_task else COLLECTION
-
-
-def why_missing(run: Path) -> str:
-    """Why a run's directory has no snapshot, as the end of an error message."""
-    if not (run / CHECKPOINT).exists():
-        begun = (run / "config.yaml").exists()
-        unfinished = "it has not finished its pretraining; continue it first"
-        return unfinished if begun else "there is no run; give a run's directory"
-    saved = load_checkpoint(run / CHECKPOINT)
-    config, method = run_of(saved)
-    phases = pretraining_phases(config, method)
-    if not phases:
-        name = "collect.py" if method is COLLECTION else f"method {config.method}"
-        return f"it is a run of {name}, which has no pretraining; give another run"
-    end, progress = 1 + len(phases), saved["progress"]
-    if progress["phase"] > end or (progress["phase"] == end and progress["iteration"]):
-        return f"its {PRETRAINED}/ was removed; give another run"
-    return "it has not finished its pretraining; continue it first"
+    return config, find_method(config.method)

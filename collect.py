@@ -18,6 +18,7 @@ from config import Config
 from training.collecting import EXPERT_STEPS, SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
 from training.methods import COLLECTION, check_blocks
 from training.used_settings import unused_settings, unused_suite_settings
+from wrappers import parse_task
 
 POLICIES = ("random", "checkpoint", "sac", "dreamer")
 OF_POLICY = {"checkpoint": "checkpoint", "agent": "checkpoint", "expert_steps": "sac"}  # option -> the policy it is of
@@ -53,9 +54,10 @@ def command() -> argparse.ArgumentParser:
 
 
 def check(config: Config, args: argparse.Namespace) -> None:
-    """Sets ``args.policy``. Raises BadInput on arguments that do not fit together, or that would have no effect."""
+    """Sets ``args.policy``, parses ``args.task``. Raises BadInput on arguments that do not fit, or have no effect."""
     if args.episodes < 1:
         raise BadInput(f"--episodes {args.episodes}: give 1 or more")
+    args.task = parse_task(args.task)
     policy = getattr(args, "policy", None)
     args.policy = QUALITIES.get(args.quality, policy or "random")
     if args.quality == "expert" and args.checkpoint is not None:

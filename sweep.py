@@ -30,7 +30,6 @@ from sweeping.spec import RESOURCES, Spec, expand, read_spec
 from training.collecting import learning_phases, score_to_reach
 from training.methods import Method, Phase
 from training.resolve import resolve
-from wrappers import simulated_task
 
 
 def command() -> argparse.ArgumentParser:
@@ -121,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     planned = planned_runs(spec, expand(spec), out, checks)
     jobs = make_jobs(spec, planned, out, checks)
     resources = {**RESOURCES, **spec.resources}
-    targets = {task for p in planned if (task := simulated_task(p.run.target))}
+    targets = {p.run.target for p in planned if p.run.target.suite}
     given_max_scores(spec.report.get("max_score", []), sorted(targets, key=str))
     if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
         raise BadInput(f"--out {out} is not a folder, or is below a file; choose another")

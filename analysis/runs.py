@@ -14,7 +14,7 @@ from tools import BadInput
 from training.logger import read_scores, read_status
 from training.methods import METHODS, Method, PhaseKind
 from training.summary import offline_figures
-from wrappers import SUITES, Task, parse_task, simulated_task
+from wrappers import SUITES, Task, parse_target, parse_task
 
 SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
 PARTS_OF_A_RUN = r"videos|pretrained|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
@@ -173,7 +173,7 @@ def read_run(folder: Path) -> RunResult | None:
     if method and not method.uses_sources:
         values["source_task"] = ""
     try:
-        target = simulated_task(values["target_task"]) or Task("", values["target_task"])
+        target = parse_target(values["target_task"])
         sources = tuple(sorted(map(parse_task, filter(None, values["source_task"].split(","))), key=task_order))
     except BadInput as error:
         raise BadInput(f"{folder / 'config.yaml'}: {error}") from None

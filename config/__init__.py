@@ -1,6 +1,6 @@
 """Settings: what configs.yaml and the command line give, and the table of what is known about each of them."""
 
-from config.config import Config, has_target_simulator, task_names
+from config.config import Config, has_target_simulator, named_tasks, source_tasks, target_task
 from config.reading import (
     CONFIGS,
     check,
@@ -27,12 +27,14 @@ __all__ = [
     "facts",
     "has_target_simulator",
     "merge",
+    "named_tasks",
     "parse",
     "parser",
     "read_blocks",
     "refuse_without_effect",
     "settings_that_affect",
     "settings_with",
-    "task_names",
+    "source_tasks",
+    "target_task",
     "to_yaml",
 ]

@@ -1,9 +1,9 @@
-"""Settings as a read-only object, and the names of the tasks in them."""
+"""Settings as a read-only object, and the tasks that they name."""
 
 from typing import Any
 
 from tools import BadInput
-from wrappers import parse_task, simulated_task
+from wrappers import Task, parse_target, parse_task
 
 NAMELESS = "dataset"  # the target's name if --target_task is not given
 
@@ -30,24 +30,33 @@ class Config:
         return Config(**{**vars(self), **changes})
 
 
-def task_names(config: Config, key: str) -> list[str]:
-    """The full names of the tasks under ``key``, which commas separate. Raises BadInput with the flag's name.
-
-    The target may have no simulator: then it has any free name (see `wrappers.simulated_task`), or none.
-    """
-    text = getattr(config, key) or (NAMELESS if key == "target_task" else "")
-    given = [task.strip() for task in text.split(",")]
-    if not all(given):
-        raise BadInput(f"--{key} {getattr(config, key)!r}: task {given.index('') + 1} is empty; remove its comma")
-    if key == "target_task" and len(given) > 1:
-        raise BadInput(f"--target_task {config.target_task}: the target is one task; give one")
-    parse = simulated_task if key == "target_task" else parse_task
+def source_tasks(config: Config) -> list[Task]:
+    """The tasks of ``source_task``, which commas separate. Raises BadInput if one is empty or unknown."""
+    names = [name.strip() for name in config.source_task.split(",")]
+    if not all(names):
+        where = f"--source_task {config.source_task!r}: task {names.index('') + 1} is empty"
+        raise BadInput(f"{where}; remove its comma")
     try:
-        return [str(parse(task) or task) for task in given]
+        return [parse_task(name) for name in names]
     except BadInput as error:
-        raise BadInput(f"--{key}: {error}") from None
+        raise BadInput(f"--source_task: {error}") from None
+
+
+def target_task(config: Config) -> Task:
+    """The task of the target, or ``Task("", NAME)`` without a simulator. Raises BadInput if it is not one name."""
+    name = (config.target_task or NAMELESS).strip()
+    if "," in name:
+        raise BadInput(f"--target_task {config.target_task}: the target is one task; give one")
+    try:
+        return parse_target(name)
+    except BadInput as error:
+        raise BadInput(f"--target_task: {error}") from None
+
+
+def named_tasks(config: Config) -> list[Task]:
+    """The tasks of the sources and the target that the settings name."""
+    return [*(source_tasks(config) if config.source_task else []), *[target_task(config)] * bool(config.target_task)]
 
 
 def has_target_simulator(config: Config) -> bool:
-    """Whether the target has a simulator. Raises BadInput if its name is neither a task's nor a free one."""
-    return simulated_task(task_names(config, "target_task")[0]) is not None
+    return bool(target_task(config).suite)

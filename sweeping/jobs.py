@@ -15,7 +15,6 @@ from training.logger import read_status
 from training.methods import Method, Phase, find_method
 from training.pretraining import PRETRAINED, compared_settings, describe_phases, difference, find_pretraining
 from training.used_settings import unused_settings, unused_suite_settings
-from wrappers import parse_task, simulated_task
 
 DATA, PRETRAINING, RUN = "data", "pretraining", "run"
 
@@ -90,7 +89,7 @@ def planned_runs(spec: Spec, runs: Sequence[Run], out: Path, checks: Checks) -> 
     planned = []
     for run in runs:
         method = find_method(run.method)
-        flags = {"method": run.method, "source_task": ",".join(run.sources), "target_task": run.target}
+        flags = {"method": run.method, "source_task": ",".join(map(str, run.sources)), "target_task": str(run.target)}
         flags |= {"seed": run.seed, "logdir": str(out / run.name), **run.settings}
         if method.dataset:
             flags["offline_traindir"] = data_folder(spec, run)
@@ -129,8 +128,8 @@ def data_folder(spec: Spec, run: Run) -> str:
     """The folder of a run's dataset: ``data`` with {target}, {source} and {SETTING} replaced. Raises BadInput."""
     if not spec.data:
         raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
-    target = short_name(getattr(simulated_task(run.target), "name", run.target))
-    sources = "+".join(short_name(parse_task(source).name) for source in run.sources)
+    target = short_name(run.target.name)
+    sources = "+".join(short_name(source.name) for source in run.sources)
     return fill_in(spec, run, "data", spec.data, {"target": target, "source": sources})
 
 
@@ -192,7 +191,7 @@ def data_jobs(spec: Spec, planned: Sequence[PlannedRun], done: set[str], out: Pa
             raise spec.error(f"data: {folder} is not a folder, or is below a file")
         if folder not in needed or is_there(place):
             continue
-        if simulated_task(p.run.target) is None:
+        if not p.run.target.suite:
             raise spec.error(f"data: {folder} does not exist, and {p.run.target} has no simulator to collect it in")
         if not spec.collect:
             raise spec.error(f"data: {folder} does not exist; give `collect`, which says how to make it")

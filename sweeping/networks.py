@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from config import Config, task_names
+from config import Config, target_task
 from training.domains import open_dataset
 from training.methods import AgentBuilder, Method, online_tasks
 from training.pretraining import class_names, compared_settings, shapes
-from wrappers import simulated_task
+from wrappers import Task
 from wrappers.shared.simulators import make_simulator
 
 _networks: dict[str, str] = {}  # known results of `source_networks`
@@ -37,8 +37,8 @@ def domain_sizes(config: Config, method: Method) -> tuple[dict[str, int], dict[s
     The action size of a target without a simulator is that of its dataset.
     """
     tasks = {name: task for name, (task, _) in online_tasks(config, method).items()}
-    tasks["target"] = task_names(config, "target_task")[0]
-    sizes = {name: task_sizes(task) for name, task in tasks.items() if simulated_task(task)}
+    tasks["target"] = target_task(config)
+    sizes = {name: task_sizes(task) for name, task in tasks.items() if task.suite}
     if "target" not in sizes:
         sizes["target"] = open_dataset(config, method).action_dim, {}
     states = {name: state for name, (_, state) in sizes.items() if name != "target"}
@@ -46,7 +46,7 @@ def domain_sizes(config: Config, method: Method) -> tuple[dict[str, int], dict[s
 
 
 @cache
-def task_sizes(task: str) -> tuple[int, dict[str, int]]:
+def task_sizes(task: Task) -> tuple[int, dict[str, int]]:
     """Action size of a task, and the sizes of its low-dimensional observations."""
     env = make_simulator(_Defaults(), task, "source")
     try:

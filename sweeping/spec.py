@@ -14,7 +14,7 @@ from config import Config, check, convert, facts, merge, read_blocks
 from tools import BadInput, nearest, short_name
 from training.methods import find_method
 from training.used_settings import unused_settings, unused_suite_settings
-from wrappers import parse_task, simulated_task
+from wrappers import Task, parse_target, parse_task
 
 KEYS = "configs collect data grid runs resources retries report".split()
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
@@ -28,8 +28,8 @@ class Run:
 
     name: str
     method: str
-    sources: tuple[str, ...]  # empty if the method has none
-    target: str
+    sources: tuple[Task, ...]  # empty if the method has none
+    target: Task
     seed: int
     settings: dict[str, Any]  # without those of other fields, and without those that have no effect
     leader: str = ""  # the run whose pretraining it begins from; "": its own
@@ -264,21 +264,21 @@ def fill_in(spec: Spec, run: Run, key: str, text: str, more: Mapping[str, str]) 
     return re.sub(r"\{([^{}]*)\}", value_of, text)
 
 
-def parse_pair(text: str) -> tuple[tuple[str, ...], str]:
-    """(full names of the sources, that of the target) of ``SOURCE, SOURCE -> TARGET``.
+def parse_pair(text: str) -> tuple[tuple[Task, ...], Task]:
+    """(the sources, the target) of ``SOURCE, SOURCE -> TARGET``.
 
-    The target may be a free name, without a simulator (see `wrappers.simulated_task`).
+    The target may be a free name, without a simulator (see `wrappers.parse_target`).
     """
     sources, arrow, target = text.partition("->")
     names = [name.strip() for name in sources.split(",")]
     if not arrow or not all(names):
         raise BadInput(f"pair {text!r}: write it as SOURCE -> TARGET")
     target = target.strip()
-    return tuple(str(parse_task(name)) for name in names), str(simulated_task(target) or target)
+    return tuple(parse_task(name) for name in names), parse_target(target)
 
 
 def effective_settings(
-    spec: Spec, given: Mapping[str, Any], method: str, sources: Sequence[str], target: str
+    spec: Spec, given: Mapping[str, Any], method: str, sources: Sequence[Task], target: Task
 ) -> dict[str, Any]:
     """The settings of ``given`` that change the run: those with another value than its blocks, and with an effect.
 
@@ -291,19 +291,19 @@ def effective_settings(
         base, merged = merge(read_blocks(), spec.configs, named), merge(read_blocks(), spec.configs, named | flags)
     except BadInput as error:
         raise spec.error(str(error).replace("(the command line)", "(the spec)")) from None
-    config = Config(**{**merged, "source_task": ",".join(sources), "target_task": target})
+    config = Config(**{**merged, "source_task": ",".join(map(str, sources)), "target_task": str(target)})
     unused = unused_settings(config, find_method(method)).keys() | unused_suite_settings([*sources, target]).keys()
     return {key: merged[key] for key in given if merged[key] != base[key] and key not in unused}
 
 
-def run_name(method: str, sources: Sequence[str], target: str, settings: Mapping[str, Any], seed: int) -> str:
+def run_name(method: str, sources: Sequence[Task], target: Task, settings: Mapping[str, Any], seed: int) -> str:
     """``METHOD-SOURCE-to-TARGET-SETTINGS-seedN``; a long name is cut and gets a hash."""
     changed = [f"{key}={setting_text(value)}" for key, value in sorted(settings.items())]
     return f"{short_name('-'.join([method, pair_name(sources, target), *changed]))}-seed{seed}"
 
 
-def pair_name(sources: Sequence[str], target: str) -> str:
-    return "-".join([*(["+".join(sources), "to"] if sources else []), target])
+def pair_name(sources: Sequence[Task], target: Task) -> str:
+    return "-".join([*(["+".join(map(str, sources)), "to"] if sources else []), str(target)])
 
 
 def setting_text(value: Any) -> str:

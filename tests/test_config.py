@@ -13,7 +13,7 @@ from tools import BadInput
 from training.methods import METHODS
 from training.resolve import resolve
 from training.target_notes import block_warning
-from wrappers import SUITES, Suite
+from wrappers import SUITES, Suite, parse_task
 
 
 def merged(*names: str, **flags: str) -> dict:
@@ -226,13 +226,13 @@ def test_a_long_default_directory_ends_with_a_hash():
     ],
 )
 def test_a_suite_block_that_does_not_fit_the_target_gives_a_warning(blocks: list, target: str, right: str | None):
-    warning = block_warning(blocks, target)
+    warning = block_warning(blocks, parse_task(target))
     assert warning is None if right is None else warning.endswith(f"give --configs {right}") and "\n" not in warning
 
 
 def test_a_suite_without_a_block_gives_no_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(SUITES, "dots", Suite(name="dots", title="Dots", tasks=("middle",), make=None))
-    assert block_warning(["dmc"], "dots_middle") is None
+    assert block_warning(["dmc"], parse_task("dots_middle")) is None
 
 
 def test_settings_are_read_only():

@@ -304,6 +304,7 @@ def test_runs_without_a_snapshot_are_refused(dataset: Path, leader: Path, tmp_pa
     shutil.copytree(leader, old)
     shutil.rmtree(old / "pretrained")
     assert refusal(old).startswith("it has no pretrained/: its pretraining is not finished, its method has none, or")
+    (old / "checkpoint.pt").unlink()
     assert "this is the run's own directory" in refusal(old, logdir=old)
 
 

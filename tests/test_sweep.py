@@ -15,6 +15,7 @@ from sweeping.scheduler import Scheduler, State
 from sweeping.spec import expand, parse_pair, read_spec
 from tools import BadInput
 from training.methods import METHODS
+from wrappers import Task
 
 CHECKS = Checks(sweep.check_run, sweep.check_collection)
 LEADER = "source_from=coworld-{pair}-seed{seed}"
@@ -69,7 +70,7 @@ def test_runs_beside_the_grid(tmp_path: Path):
     text = SPEC + "runs:\n  - {pair: 'walker_walk, cheetah_run -> walker_uphill', seed: [3, 4]}\n"
     runs = expand(read_spec(write_spec(tmp_path, text)))
     assert [run.seed for run in runs] == [0, 0, 3, 4]
-    assert runs[-1].sources == ("dmc_walker_walk", "dmc_cheetah_run")
+    assert runs[-1].sources == (Task("dmc", "walker_walk"), Task("dmc", "cheetah_run"))
 
 
 def test_long_names_are_cut_and_differ(tmp_path: Path):
@@ -302,7 +303,7 @@ def test_a_machine_without_gpus_is_one_line(tmp_path: Path):
 
 
 def test_a_target_without_a_simulator_needs_its_dataset(tmp_path: Path):
-    assert parse_pair("walker_walk -> my_robot") == (("dmc_walker_walk",), "my_robot")
+    assert parse_pair("walker_walk -> my_robot") == ((Task("dmc", "walker_walk"),), Task("", "my_robot"))
     with pytest.raises(BadInput, match="unknown task 'my_robot'"):
         parse_pair("my_robot -> walker_walk")
     text = SPEC.replace("walker_downhill", "my_robot")

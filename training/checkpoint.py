@@ -17,7 +17,7 @@ import gymnasium
 import torch
 
 from agents.base import BaseAgent
-from config import Config, facts, settings_that_affect, task_names
+from config import Config, facts, named_tasks, settings_that_affect, source_tasks, target_task
 from tools import BadInput, one_line, write_atomically
 from training.methods import (
     COLLECTION,
@@ -32,7 +32,7 @@ from training.methods import (
 )
 from training.resolve import aligned_steps
 from training.used_settings import unused_settings, unused_suite_settings
-from wrappers import simulated_task
+from wrappers import Task
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
@@ -122,8 +122,7 @@ def read_resumable(
         config = config.replace(precision=run.precision)
     config = config.replace(source_from=resumed_source(logdir, saved["config"]["source_from"], config))
     compared = {key for key in saved["config"].keys() & vars(config).keys() if not facts(key).resumable}
-    tasks = [task for key in ("source_task", "target_task") for task in getattr(config, key).split(",") if task]
-    compared -= unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
+    compared -= unused_settings(config, method).keys() | unused_suite_settings(named_tasks(config)).keys()
     if not saved["progress"]["aligned_steps"]:
         compared -= {"eta_steps"}
     elif config.eta_steps == aligned_steps(phases):
@@ -259,8 +258,10 @@ def same_but_length(one: Phase, other: Phase) -> bool:
 
 def with_full_names(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the full names of their tasks, so that two names of one task are equal."""
-    keys = [key for key in ("source_task", "target_task") if settings[key]]
-    return {**settings, **{key: ",".join(task_names(Config(**settings), key)) for key in keys}}
+    config = Config(**settings)
+    sources = source_tasks(config) if config.source_task else []
+    target = str(target_task(config)) if config.target_task else ""
+    return {**settings, "source_task": ",".join(map(str, sources)), "target_task": target}
 
 
 def model_state(agents: dict[str, BaseAgent]) -> dict[str, Any]:
@@ -290,7 +291,7 @@ def build_agent(saved: dict[str, Any], logdir: Path, domain: str, device: torch.
     return agent, config
 
 
-def check_fits(agent: BaseAgent, env: gymnasium.Env, task: str) -> None:
+def check_fits(agent: BaseAgent, env: gymnasium.Env, task: Task) -> None:
     """Raises BadInput if the agent cannot play ``task``: another action size, or missing observations."""
     actions = env.action_space.shape[0]
     if actions != agent.action_dim:
@@ -310,10 +311,10 @@ def agent_role(config: Config, domain: str) -> str:
     return "source" if config.target_task else "collect"  # a run of collect.py has no target
 
 
-def simulated_agent_task(logdir: Path, config: Config, domain: str) -> str:
+def simulated_agent_task(logdir: Path, config: Config, domain: str) -> Task:
     """`agent_task`. Raises BadInput if the target of the run in ``logdir`` has no simulator."""
     task = agent_task(config, domain)
-    if simulated_task(task) is None:
+    if not task.suite:
         raise BadInput(
             f"{logdir}: its target {task} has no simulator to evaluate it in; its offline figures are in scores.csv "
             f"(evaluate.py takes another --task, or --agent source)"
@@ -321,9 +322,9 @@ def simulated_agent_task(logdir: Path, config: Config, domain: str) -> str:
     return task
 
 
-def agent_task(config: Config, domain: str) -> str:
+def agent_task(config: Config, domain: str) -> Task:
     """The task of ``target``, ``source`` or ``source_1``, ``source_2``, ... in a run with these settings."""
     if domain == "target":
-        return config.target_task
+        return target_task(config)
     _, _, number = domain.partition("_")
-    return config.source_task.split(",")[int(number or 1) - 1]
+    return source_tasks(config)[int(number or 1) - 1]

@@ -17,8 +17,9 @@ from agents.coworld import SourceAgent, TargetAgent
 from agents.curl import CURLAgent
 from agents.lompo import LOMPOAgent
 from agents.model_free import BCAgent, CQLAgent, DrQBCAgent
-from config import Config, has_target_simulator, task_names
+from config import Config, has_target_simulator, source_tasks, target_task
 from tools import BadInput, multiples_crossed, nearest
+from wrappers import Task
 
 SELECTED = -1  # as `Phase.source`: the source that the selector chooses
 
@@ -316,7 +317,7 @@ def check_blocks(names: list[str], method: str = "") -> None:
             )
 
 
-def online_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
+def online_tasks(config: Config, method: Method) -> dict[str, tuple[Task, str]]:
     """Name -> (task, role) of each domain that ``method`` learns in online, its roles as in wrappers' simulators.
 
     Raises BadInput if no source task is given, or more than ``method`` uses.
@@ -325,12 +326,12 @@ def online_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
         if not has_target_simulator(config):
             target = config.target_task or "a dataset"
             raise BadInput(f"--method {config.method} learns in the target's simulator, and {target} has none")
-        return {"target": (task_names(config, "target_task")[0], "target")}
+        return {"target": (target_task(config), "target")}
     if not method.online:
         return {}
     if not config.source_task:
         raise BadInput("--source_task is missing (see --help)")
-    tasks, role = task_names(config, "source_task"), "source" if method.dataset else "collect"
+    tasks, role = source_tasks(config), "source" if method.dataset else "collect"
     if len(tasks) == 1:
         return {"source": (tasks[0], role)}
     if method.online == "source":

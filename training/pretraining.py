@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from agents.base import BaseAgent
-from config import Config, facts, merge, read_blocks, task_names
+from config import Config, facts, merge, read_blocks, source_tasks
 from replay.stored_episode import StoredEpisode
 from tools import BadInput, directory_when_complete, write_atomically
 from training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -75,11 +75,11 @@ def find_pretraining(method: Method, phases: Sequence[Phase]) -> range:
 
 def compared_settings(config: Config, method: Method) -> dict[str, Any]:
     """The settings that can influence pretraining, with full names of the source tasks."""
-    tasks = task_names(config, "source_task")
+    tasks = source_tasks(config)
     unused = unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
     compared = {key for key in vars(config).keys() - unused if "sources" in facts(key).affects.split()}
     settings = {key: value for key, value in vars(config).items() if key in compared}
-    return {**settings, "source_task": ",".join(tasks)}
+    return {**settings, "source_task": ",".join(map(str, tasks))}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

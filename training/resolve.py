@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 
-from config import Config, has_target_simulator, task_names
+from config import Config, has_target_simulator, target_task
 from tools import BadInput
 from training.methods import Method, Phase, PhaseKind
 from training.run_names import default_logdir
@@ -31,8 +31,7 @@ def resolve(
     if not method.uses_sources:
         config = config.replace(source_task="", source_observation="image")
     if method.dataset and not has_target_simulator(config):
-        target = task_names(config, "target_task")[0]
-        config = config.replace(target_task=target, holdout=config.holdout or HOLDOUT)
+        config = config.replace(target_task=str(target_task(config)), holdout=config.holdout or HOLDOUT)
     if "," not in config.source_task:
         config = config.replace(select="nearest")  # one source leaves nothing to select
     config = config.replace(logdir=config.logdir or str(default_logdir(config, method)))

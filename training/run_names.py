@@ -7,27 +7,26 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from config import Config, facts, merge, read_blocks, task_names
+from config import Config, facts, merge, read_blocks, source_tasks, target_task
 from tools import short_name
 from training.methods import Method
-from wrappers import simulated_task
 
 
 def default_logdir(config: Config, method: Method) -> Path:
     """A run directory named by the command, so that the same command resumes its run and another one does not."""
     parts = [] if config.method == "coworld" else [config.method]
     if method.uses_sources:
-        sources = task_names(config, "source_task")
+        sources = [str(task) for task in source_tasks(config)]
         parts += [config.select] if len(sources) > 1 and config.select != "nearest" else []
         parts += ["+".join(sources), "to"]
-    target = task_names(config, "target_task")[0]
+    target = target_task(config)
     if not (method.dataset and config.offline_traindir):
-        return run_directory(config, *parts, target)
+        return run_directory(config, *parts, str(target))
     data = Path(config.offline_traindir).expanduser().resolve()
-    own = [] if data.name == short_name(getattr(simulated_task(target), "name", target)) else [f"data={data.name}"]
+    own = [] if data.name == short_name(target.name) else [f"data={data.name}"]
     digest = hashlib.blake2b(str(data).encode(), digest_size=4).hexdigest()
     more = [[f"data={data.parent.name}+{data.name}"], [f"data={data.name}-{digest}"]]  # for equal names of folders
-    places = [run_directory(config, *parts, target, settings=settings) for settings in (own, *more)]
+    places = [run_directory(config, *parts, str(target), settings=settings) for settings in (own, *more)]
     found = [data_of_run(place) for place in places]
     its_own = [place for place, other in zip(places, found, strict=True) if other == data]
     free = [place for place, other in zip(places, found, strict=True) if other is None or not other.exists()]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from config import SETTINGS, Config
 from training.methods import METHODS, Method
-from wrappers import SUITES, Task, simulated_task
+from wrappers import SUITES, Task
 
 
 def unused_settings(config: Config, method: Method, where: str = "") -> dict[str, str]:
@@ -21,11 +21,11 @@ def unused_settings(config: Config, method: Method, where: str = "") -> dict[str
     return unused
 
 
-def unused_suite_settings(tasks: Iterable[str | Task]) -> dict[str, str]:
+def unused_suite_settings(tasks: Iterable[Task]) -> dict[str, str]:
     """The settings of suites that none of ``tasks`` belongs to, with the reason as in `unused_settings`.
 
     A target without a simulator belongs to none.
     """
-    used = {task.suite for task in map(simulated_task, tasks) if task}
+    used = {task.suite for task in tasks}
     others = [suite for suite in SUITES.values() if suite.name not in used]
     return {f"{suite.name}_{key}": f"without a {suite.title} task" for suite in others for key in suite.settings}

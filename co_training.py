@@ -11,7 +11,7 @@ Offline phases train the target agent, online phases the source agent. Three tie
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, exit_on_bad_input, multiples_crossed  # isort: skip
+from tools import exit_on_bad_input, multiples_crossed  # isort: skip
 import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
@@ -28,29 +28,16 @@ import models
 from agents.base import Batch, Metrics
 from config import Config
 from training.checkpoint import BEFORE_ALIGNMENT
-from training.domains import OnlineDomain, domain_tasks
-from training.methods import (
-    SELECTED,
-    Method,
-    Phase,
-    PhaseKind,
-    check_blocks,
-    evaluates_in_simulator,
-    find_method,
-)
+from training.domains import OnlineDomain
+from training.given import check_given
+from training.methods import SELECTED, Method, Phase, PhaseKind, find_method
 from training.policies import agent_policy
-from training.pretraining import (
-    PRETRAINED,
-    AlreadyPretrained,
-    find_pretraining,
-    is_pretrained,
-    source_phases,
-)
+from training.pretraining import PRETRAINED, AlreadyPretrained, is_pretrained, source_phases
+from training.resolve import resolve
 from training.runs import open_trainer, run_to_completion
 from training.summary import summary
 from training.target_notes import target_notes
 from training.trainer import Trainer
-from training.used_settings import unused_settings, unused_suite_settings
 
 
 def algorithm_1(config: Config) -> list[Phase]:
@@ -233,9 +220,6 @@ LOOPS = {
 # The command
 
 
-OF_COLLECT = dict.fromkeys(("action_noise", "eval_every"), "in co_training.py")
-
-
 def command() -> argparse.ArgumentParser:
     parser = settings.parser(__doc__)
     parser.add_argument(
@@ -247,41 +231,15 @@ def command() -> argparse.ArgumentParser:
     return parser
 
 
-def check_given(config: Config, method: Method, given: list[str]) -> None:
-    """Raises BadInput if a setting that ``method`` needs is not given, or one of ``given``, the flags, has no effect.
-
-    A source task without effect gives a note only, so that one command can be repeated with several methods.
-    """
-    needed = [
-        ("source_task", method.uses_sources),
-        ("target_task", not method.dataset),
-        ("offline_traindir", method.dataset),
-    ]
-    for key in (key for key, is_needed in needed if is_needed):
-        if not getattr(config, key):
-            raise BadInput(f"--{key} is missing (see --help)")
-    check_blocks(config.configs, config.method)
-    if config.source_task and not method.uses_sources:
-        print(f"note: {config.method} has no source; --source_task {config.source_task} is not used", file=sys.stderr)
-    tasks = [task for task, _ in domain_tasks(config, method).values()]
-    unused = unused_settings(config, method, f"with method {config.method}") | unused_suite_settings(tasks)
-    if not find_pretraining(method, method.schedule(algorithm_1(config), config)):
-        none = f"with method {config.method}, which does not train its sources alone"
-        unused |= dict.fromkeys(("source_from", "pretrain_only"), none)
-    settings.refuse_without_effect(given, OF_COLLECT | unused)
-    if "holdout" in given and config.holdout == 0 and not evaluates_in_simulator(method, config):
-        raise BadInput("--holdout 0: without a simulator of the target, held-out episodes are needed; give 0.1")
-
-
 def main(arguments: list[str] | None = None) -> None:
     config, args = settings.parse(command(), arguments)
     method = find_method(config.method)
-    check_given(config, method, [*args.given, *["pretrain_only"] * args.pretrain_only])
 
     def schedule(config: Config) -> list[Phase]:
         return method.schedule(algorithm_1(config), config)
 
-    config, _ = settings.resolve(config, method, schedule)
+    check_given(config, method, schedule, [*args.given, *["pretrain_only"] * args.pretrain_only])
+    config, _ = resolve(config, method, schedule)
     if args.pretrain_only:
         pretrain(config, method, schedule)
         return

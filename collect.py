@@ -20,17 +20,10 @@ from config import Config
 from training.collecting import EXPERT_STEPS, SHARE_OF_MAXIMUM, collect_from_learner, collect_from_policy
 from training.methods import COLLECTION, check_blocks
 from training.used_settings import unused_settings, unused_suite_settings
+from wrappers import parse_task
 
 POLICIES = ("random", "checkpoint", "sac", "dreamer")
-OF_CO_TRAINING = (
-    "method source_task target_task source_from pretrain_steps warmup_rounds warmup_updates warmup_steps rounds "
-    "target_iterations source_iterations"
-).split()
-WITHOUT_LEARNING = (  # all that a random policy and a checkpoint's agent use
-    "seed device envs size time_limit render sparse_reward background action_noise"
-).split()
 OF_POLICY = {"checkpoint": "checkpoint", "agent": "checkpoint", "expert_steps": "sac"}  # option -> the policy it is of
-OF_EXPERT = "prefill eval_every eval_episodes".split()  # what --policy sac uses beside that
 QUALITIES = {"random": "random", "expert": "sac", "medium-replay": "dreamer", "medium-expert": "dreamer"}
 
 
@@ -63,9 +56,10 @@ def command() -> argparse.ArgumentParser:
 
 
 def check(config: Config, args: argparse.Namespace) -> None:
-    """Sets ``args.policy``. Raises BadInput on arguments that do not fit together, or that would have no effect."""
+    """Sets ``args.policy``, parses ``args.task``. Raises BadInput on arguments that do not fit, or have no effect."""
     if args.episodes < 1:
         raise BadInput(f"--episodes {args.episodes}: give 1 or more")
+    args.task = parse_task(args.task)
     policy = getattr(args, "policy", None)
     args.policy = QUALITIES.get(args.quality, policy or "random")
     if args.quality == "expert" and args.checkpoint is not None:
@@ -87,13 +81,15 @@ def check(config: Config, args: argparse.Namespace) -> None:
 
 def unused(config: Config, args: argparse.Namespace) -> dict[str, str]:
     """The settings that have no effect on this collection, with the reason."""
-    others = dict.fromkeys(OF_CO_TRAINING, "in collect.py") | unused_settings(config, COLLECTION, "in collect.py")
-    others |= unused_suite_settings([args.task])
-    if args.policy == "dreamer":
-        return others
-    used = [*WITHOUT_LEARNING, *OF_EXPERT * (args.policy == "sac"), *["threads"] * (args.policy != "random")]
-    of_learning = vars(config).keys() - set(used) - unused_suite_settings([]).keys()
-    return dict.fromkeys(of_learning, f"with --policy {args.policy}") | others
+    others = {key: "in collect.py" for key in vars(config) if set(commands(key)) == {"co_training"}}
+    others |= unused_settings(config, COLLECTION, "in collect.py") | unused_suite_settings([args.task])
+    used = {key for key in vars(config) if {"collect", args.policy} & set(commands(key))}
+    of_others = vars(config).keys() - used - unused_suite_settings([]).keys()
+    return dict.fromkeys(of_others, f"with --policy {args.policy}") | others
+
+
+def commands(key: str) -> list[str]:
+    return settings.facts(key).commands.split()
 
 
 def main(arguments: list[str] | None = None) -> None:

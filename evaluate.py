@@ -53,13 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = command().parse_args(arguments)
     check(args)
     agent, config = load_agent(args.logdir, args.agent, pick_device(args.device))
-    task = parse_task(args.task or simulated_agent_task(args.logdir, config, args.agent))
+    task = parse_task(args.task) if args.task else simulated_agent_task(args.logdir, config, args.agent)
     video = args.video or args.logdir / "videos" / f"evaluate-{args.agent}-{short_name(str(task))}.gif"
     check_video_path(video)
     use_threads(args.threads)
-    envs = evaluation_envs(config, str(task), agent_role(config, args.agent), args.episodes)
+    envs = evaluation_envs(config, task, agent_role(config, args.agent), args.episodes)
     try:
-        check_fits(agent, envs[0], str(task))
+        check_fits(agent, envs[0], task)
         seed = EVALUATION_SEED + config.seed if args.seed is None else args.seed
         with progress_bar(args.episodes * config.time_limit, f"evaluate {args.agent}") as bar:
             result = evaluate(agent_policy(agent, sample=False), envs, args.episodes, seed, bar.update)

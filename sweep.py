@@ -2,9 +2,9 @@ r"""Run many experiments: every combination of a spec's task pairs, methods, see
 
 python sweep.py sweeps/debug.yaml
 
-Ray runs on this machine, or on the cluster at --address. Datasets that are missing are collected first, and sources
-that runs have in common are pretrained once. The same command continues a sweep that was stopped, and skips finished
-runs.
+Ray runs on this machine, or on the cluster at --address. Datasets that are missing are collected first, then the
+sources are pretrained that other runs begin from (`source_from` in the spec). The same command continues a sweep that
+was stopped, and skips finished runs.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
@@ -20,9 +20,8 @@ import co_training
 import collect
 import config as settings
 from analysis.cells import given_max_scores
-from analysis.conditions import NAMED
 from analysis.report_files import write_report
-from config import Config
+from config import Config, settings_with
 from sweeping import cluster
 from sweeping.cluster import Cluster
 from sweeping.display import Display, failures
@@ -32,8 +31,9 @@ from sweeping.scheduler import Scheduler, State, counts
 from sweeping.spec import RESOURCES, Spec, expand, read_spec
 from training.collecting import learning_phases, score_to_reach
 from training.device import use_threads
+from training.given import check_given
 from training.methods import Method, Phase
-from wrappers import simulated_task
+from training.resolve import resolve
 
 
 def command() -> argparse.ArgumentParser:
@@ -55,8 +55,12 @@ def command() -> argparse.ArgumentParser:
 
 def check_run(config: Config, method: Method, given: list[str]) -> tuple[Config, list[Phase]]:
     """The settings as co_training.py resolves them, and the phases. Raises BadInput if it would refuse to start."""
-    co_training.check_given(config, method, given)
-    return settings.resolve(config, method, lambda config: method.schedule(co_training.algorithm_1(config), config))
+
+    def schedule(config: Config) -> list[Phase]:
+        return method.schedule(co_training.algorithm_1(config), config)
+
+    check_given(config, method, schedule, given)
+    return resolve(config, method, schedule)
 
 
 def check_collection(arguments: list[str]) -> bool:
@@ -108,7 +112,10 @@ def finish(spec: Spec, scheduler: Scheduler, out: Path) -> None:
 
 def with_report(spec: Spec, folders: list[Path], out: Path) -> None:
     """The tables and pictures of report.py in ``out/report``."""
-    varied = {key for grid in (spec.grid, *spec.runs) for key in grid} - {"pair", *NAMED}
+    varied = {key for grid in (spec.grid, *spec.runs) for key in grid} - {
+        "pair",
+        *settings_with(lambda setting: setting.named_by_reports),
+    }
     options = {"by": sorted(varied), **spec.report}
     print(write_report(folders, out / "report", **options))
 
@@ -121,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     planned = planned_runs(spec, expand(spec), out, checks)
     jobs = make_jobs(spec, planned, out, checks)
     resources = {**RESOURCES, **spec.resources}
-    targets = {task for p in planned if (task := simulated_task(p.run.target))}
+    targets = {p.run.target for p in planned if p.run.target.suite}
     given_max_scores(spec.report.get("max_score", []), sorted(targets, key=str))
     if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
         raise BadInput(f"--out {out} is not a folder, or is below a file; choose another")

@@ -4,24 +4,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from analysis.rows import ABLATIONS, SETUPS, group_by, pair_of
+from analysis.rows import group_by, pair_of
 from analysis.runs import RunResult
-from analysis.separation import LENGTHS
-from config import Config
+from config import Config, facts
 from tools import BadInput
 from training.used_settings import unused_settings, unused_suite_settings
 
 MANY = 8  # settings in a line of the notes; of more, it has only the names
-
-# The settings in which runs may differ. All others are compared.
-
-WITHOUT_EFFECT = set(  # on results: the place and the pace of the computation, and the records
-    "logdir source_from device threads compile envs eval_envs dataset_format dataset_cache configs "
-    "eval_every log_every video_every video_size checkpoint_minutes".split()
-)
-NAMED = {  # by a row's label, by a column, or as the seed
-    *("method", "seed", "source_task", "target_task", "offline_traindir", *LENGTHS, *ABLATIONS, *SETUPS)
-}
 
 
 def compared_settings(run: RunResult) -> dict[str, str]:
@@ -29,7 +18,7 @@ def compared_settings(run: RunResult) -> dict[str, str]:
 
     A method of another version of the program is assumed to use all settings.
     """
-    keys = run.settings.keys() - WITHOUT_EFFECT - NAMED
+    keys = {key for key in run.settings if facts(key).affects_results and not facts(key).report}
     if run.method:
         keys -= unused_settings(Config(**run.settings), run.method).keys()
     keys -= unused_suite_settings([run.target, *run.sources]).keys()

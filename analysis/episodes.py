@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.base import BaseAgent
 from analysis.embeddings import source_names
-from config import Config
+from config import Config, target_task
 from networks import State
 from tools import BadInput, progress_bar
 from training.checkpoint import CHECKPOINT, build_agent, load_agent, load_checkpoint, simulated_agent_task
@@ -20,7 +20,6 @@ from training.evaluator import EVALUATION_SEED, evaluate
 from training.methods import find_method
 from training.policies import Observation, Policy, agent_policy
 from training.values import ValuedEpisode
-from wrappers import parse_task
 from wrappers.shared.simulators import make_simulator
 from wrappers.shared.vector import SyncEnv
 
@@ -100,7 +99,7 @@ class EvaluatedRun:
 
     @property
     def task(self) -> str:
-        return str(parse_task(self.config.target_task))
+        return str(target_task(self.config))
 
 
 def evaluate_run(logdir: Path, label: str, episodes: int, device: torch.device) -> EvaluatedRun:

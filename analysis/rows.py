@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from analysis.run_settings import defaults
 from analysis.runs import RunResult, task_order
+from config import settings_with
 from tools import BadInput, nearest
 from training.methods import METHODS
 from wrappers import Task
 
-ABLATIONS = ("state_alignment", "reward_alignment", "value_constraint", "select")  # of methods aligned with sources
-SETUPS = ("source_observation", "sparse_reward", "background", "action_noise")  # of every method
+ABLATIONS = settings_with(lambda setting: setting.report == "ablation")  # of methods aligned with sources
+SETUPS = settings_with(lambda setting: setting.report == "setup")  # of every method
 RANDOM = "random policy"
 
 
@@ -113,6 +114,6 @@ def changed_settings(run: RunResult) -> list[str]:
     """``key value`` of the run's ablations and setups that are not the default."""
     keys = SETUPS
     if run.method and run.method.aligned_with_sources:
-        keys = (*(key for key in ABLATIONS if key != "select" or len(run.sources) > 1), *SETUPS)
+        keys = [*(key for key in ABLATIONS if key != "select" or len(run.sources) > 1), *SETUPS]
     values = {key: run.settings[key] for key in keys if run.settings[key] != defaults()[key]}
     return [f"{key} {Path(value).name if key == 'background' else value}" for key, value in values.items()]

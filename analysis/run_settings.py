@@ -63,3 +63,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
             raise BadInput(f"{path} is damaged: {key}: {values[key]!r} {error}") from None
     blocks = re.match(r"# --configs defaults ?(.*)", text)  # of an older run, the line may be missing
     return {**merged, "configs": blocks[1] if blocks else ""}
+
+
+def read_data_figures(folder: Path) -> tuple[float, ...] | None:
+    """(episodes, steps, sum of returns) of a run's dataset; None if its config.yaml has no such line."""
+    line = r"^# dataset: (\d+) episodes, (\d+) steps, sum of returns (\S+)$"
+    found = re.search(line, (folder / "config.yaml").read_text(), re.MULTILINE)
+    return tuple(map(float, found.groups())) if found else None

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.run_settings import read_settings
+from analysis.run_settings import read_data_figures, read_settings
 from tools import BadInput
 from training.logger import read_scores, read_status
 from training.methods import METHODS, Method, PhaseKind
 from training.summary import offline_figures
-from wrappers import SUITES, Task, parse_task, simulated_task
+from wrappers import SUITES, Task, parse_target, parse_task
 
 SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
 PARTS_OF_A_RUN = r"videos|pretrained|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
@@ -46,6 +46,7 @@ class RunResult:
         target: without a simulator, it has no suite.
         random: the score of the random policy.
         scores: the scores of the agent, in order.
+        data_figures: (episodes, steps, sum of returns) of its dataset, None if config.yaml does not have them.
         label: the table row of the run (see `rows.set_labels`).
         averaged: how many of the last evaluations its score is the mean of.
     """
@@ -56,6 +57,7 @@ class RunResult:
     target: Task
     random: Score | None
     scores: list[Score]
+    data_figures: tuple[float, ...] | None = None
     label: str = ""
     averaged: int = 1
 
@@ -171,7 +173,7 @@ def read_run(folder: Path) -> RunResult | None:
     if method and not method.uses_sources:
         values["source_task"] = ""
     try:
-        target = simulated_task(values["target_task"]) or Task("", values["target_task"])
+        target = parse_target(values["target_task"])
         sources = tuple(sorted(map(parse_task, filter(None, values["source_task"].split(","))), key=task_order))
     except BadInput as error:
         raise BadInput(f"{folder / 'config.yaml'}: {error}") from None
@@ -179,7 +181,7 @@ def read_run(folder: Path) -> RunResult | None:
     check_simulator(folder, target, [score for _, score in evaluations])
     random = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE_RANDOM]
     scores = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE]
-    return RunResult(folder, values, sources, target, random[0] if random else None, scores)
+    return RunResult(folder, values, sources, target, random[0] if random else None, scores, read_data_figures(folder))
 
 
 def check_simulator(folder: Path, target: Task, scores: list[Score]) -> None:

@@ -1,19 +1,16 @@
 """Rows of their own for runs on different datasets, and for runs that stopped at different points."""
 
 import math
-import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from analysis.rows import group_by, label_setting
 from analysis.runs import RunResult
-from training.checkpoint import CHECKPOINT
+from config import settings_with
 
-LENGTHS = ("rounds", "target_iterations")  # the settings that decide how long the target agent learns
+LENGTHS = settings_with(lambda setting: setting.report == "length")  # they decide how long the target agent learns
 NEAR = 0.02  # numbers of target updates nearer than this are one stopping point: `envs` changes them by a few
 
 
@@ -36,43 +33,11 @@ class Dataset:
 
 
 def run_dataset(run: RunResult) -> Dataset | None:
-    """The run's dataset, with the figures in its checkpoint. None if its method uses none."""
+    """The run's dataset, with the figures in its record. None if its method uses none."""
     folder = run.settings["offline_traindir"]
     if not folder or (run.method and not run.method.dataset):
         return None
-    try:
-        figures = tuple(read_checkpoint(run.folder / CHECKPOINT)["dataset"])
-    except Exception:  # missing, damaged, or of another version: report.py does not need it
-        figures = None
-    return Dataset(Path(folder).expanduser().resolve(), figures)
-
-
-class Ignored(dict):
-    """Stands for every object in a checkpoint that is not a plain value, tensors included."""
-
-    def __init__(self, *_: Any):
-        pass
-
-
-class PlainValues(pickle.Unpickler):
-    """Reads numbers, texts, lists and dicts, and imports and calls nothing that a file names."""
-
-    def find_class(self, module: str, name: str) -> type:
-        return Ignored
-
-    def persistent_load(self, pid: Any) -> None:  # the values of a tensor
-        return None
-
-
-def read_checkpoint(path: Path) -> Any:
-    """The contents of a checkpoint without its tensors: ten times faster than `torch.load`, and without their memory.
-
-    Raises whatever a damaged file can raise.
-    """
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        with archive.open(name) as file:
-            return PlainValues(file).load()
+    return Dataset(Path(folder).expanduser().resolve(), run.data_figures)
 
 
 def separate_rows(runs: list[RunResult], by: list[str]) -> None:

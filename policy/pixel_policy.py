@@ -213,4 +213,4 @@ def load_policy(
         saved = {**saved, "config": {**saved["config"], "precision": precision}}
     built, config = build_agent(saved, Path(logdir), agent, pick_device(device))
     data = saved.get("data") if agent == "target" else None
-    return PixelPolicy(built, agent, agent_task(config, agent), data, sample=sample, seed=seed)
+    return PixelPolicy(built, agent, str(agent_task(config, agent)), data, sample=sample, seed=seed)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ from replay.npz_files import write_npz
 from replay.stored_episode import ArrayLocation, StoredEpisode, locate_arrays
 from tools import BadInput, delete_temporary_files, progress_bar, resize_images, write_text
 
-VERSION = 3
+VERSION = 4  # of the index; with another one, the data is prepared again
 FOLDER = ".coworld-cache"
 
 # Fewer bytes of data than this are prepared too quickly for a progress bar.
@@ -42,7 +41,7 @@ class Entry:
     episodes: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     resized_from: list[int] = field(default_factory=list)
-    image_shape: list[int] = field(default_factory=list)  # height, width, channels; [] in an older index
+    image_shape: list[int] = field(default_factory=list)  # height, width, channels; [] without episodes
 
 
 class Cache:
@@ -78,19 +77,16 @@ class Cache:
             for file, entry in zip(files, entries, strict=True)
             for episode in entry.episodes
         ]
-        self.image_shape = next((self._shape(entry) for entry in entries if entry.episodes), (size, size, 3))
+        self.image_shape = next((tuple(entry.image_shape) for entry in entries if entry.episodes), (size, size, 3))
         sizes = {tuple(entry.resized_from) for entry in entries if entry.resized_from}
         for height, width in sorted(sizes):
             print(f"note: {directory}: images of {height}x{width} are resized to {size}x{size}", file=sys.stderr)
-
-    def _shape(self, entry: Entry) -> tuple[int, int, int]:
-        return tuple(entry.image_shape or [*(entry.resized_from or (self.size, self.size)), 3])
 
     def _stored_episode(self, episode: dict, origin: str) -> StoredEpisode:
         arrays = {
             key: ArrayLocation(offset, dtype, tuple(shape)) for key, (offset, dtype, shape) in episode["arrays"].items()
         }
-        path, total, digest = self.folder / episode["file"], episode["total_reward"], episode.get("digest", "")
+        path, total, digest = self.folder / episode["file"], episode["total_reward"], episode["digest"]
         extremes = episode.get("action_low"), episode.get("action_high")
         return StoredEpisode(path, episode["rows"], arrays, total, origin, digest, extremes)
 
@@ -104,14 +100,12 @@ class Cache:
         for name in known.keys() - fresh.keys() - others.keys():
             self._remove(known[name])
         changed = [file for file in files if file.name not in fresh]
-        added = 0
         try:
             self._read_files(changed, stats, fresh)
-            added = self._add_digests([fresh[file.name] for file in files])
         finally:
             reader_process.stop()
             # Also after Ctrl-C or on a full disk, so that finished files are not read again.
-            if changed or added or known.keys() != fresh.keys() | others.keys():
+            if changed or known.keys() != fresh.keys() | others.keys():
                 with contextlib.suppress(BadInput):
                     self._save_index(fresh | others)
         return [fresh[file.name] for file in files]
@@ -159,20 +153,6 @@ class Cache:
             low, high = action_extremes(episode)
             entry.episodes[-1] |= {"action_low": low.tolist(), "action_high": high.tolist()}
 
-    def _add_digests(self, entries: list[Entry]) -> int:
-        """Add the digests that an index of an earlier version lacks, from the copies; return how many."""
-        without = [episode for entry in entries for episode in entry.episodes if "digest" not in episode]
-        with progress_bar(len(without), "hashing data", unit="episode", disable=not without) as bar:
-            for episode in without:
-                stored, arrays = self._stored_episode(episode, ""), {}
-                for key in KEYS:
-                    location = stored.arrays[key]
-                    arrays[key] = np.empty((stored.rows, *location.shape), location.dtype)
-                stored.read_rows(0, arrays)
-                episode["digest"] = episode_digest(arrays)
-                bar.update()
-        return len(without)
-
     def _is_fresh(self, known: dict[str, Entry], file: DataFile, stat: tuple[int, int]) -> bool:
         entry = known.get(file.name)
         if entry is None or entry.format != file.format.name:
@@ -188,7 +168,11 @@ class Cache:
     def _load_index(self) -> dict[str, Entry]:
         try:
             index = json.loads((self.folder / "index.json").read_text())
-            if index["version"] != VERSION:
+            if (version := index["version"]) != VERSION:
+                print(
+                    f"note: {self.folder}: index format {version}, not {VERSION}; preparing the data again",
+                    file=sys.stderr,
+                )
                 return {}
             return {name: Entry(**entry) for name, entry in index["files"].items()}
         except (OSError, ValueError, KeyError, TypeError):

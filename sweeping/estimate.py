@@ -1,29 +1,26 @@
 """The plan of a sweep: its jobs, what is shared, and its hours."""
 
+import json
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from agents.base import BaseAgent, Batch
-from config import Config
+from config import Config, settings_that_affect
 from sweeping.jobs import DATA, PRETRAINING, RUN, Job, PlannedRun
-from sweeping.sharing import domain_sizes
+from sweeping.networks import domain_sizes, source_networks
 from tools import BadInput, progress_bar
 from training.device import pick_device, pick_precision
 from training.methods import AgentBuilder, Phase, PhaseKind, source_updates, warm_up_updates
-from training.pretraining import find_pretraining
+from training.pretraining import compared_settings, describe_phases
 
 DEVICES = (1, 2, 4, 8, 16)
 REPEATS = 2  # after one that is not counted
-COSTLY = (  # settings that decide what an update costs
-    "size source_observation precision dyn_stoch dyn_discrete dyn_deter dyn_hidden cnn_depth units actor_layers "
-    "value_layers batch_size batch_length grad_accum imag_horizon imag_starts ensemble transitions frame_stack nstep "
-    "feature_size q_units conservative_actions"
-).split()
+SHOWN = 5  # runs that could be a `source_from`
 
 
 def updates(phases: Sequence[Phase], config: Config) -> int:
@@ -35,8 +32,7 @@ def updates(phases: Sequence[Phase], config: Config) -> int:
 
 def updates_of(job: Job, planned: PlannedRun) -> int:
     """The updates of a pretraining or a run, without those that another job does for it."""
-    pretraining = find_pretraining(planned.method, planned.phases)
-    alone = updates([planned.phases[i] for i in pretraining], planned.config)
+    alone = updates(planned.pretraining, planned.config)
     if job.kind == PRETRAINING:
         return alone
     shared = "--source_from" in job.command or any(need.startswith(PRETRAINING) for need in job.needs)
@@ -72,7 +68,7 @@ def timed(agent: BaseAgent, batches: Sequence[Batch], device: torch.device) -> f
 
 def kind_of(planned: PlannedRun) -> tuple[str, str]:
     """Runs of one kind have updates of the same cost: the method, and the settings that decide it as text."""
-    return planned.run.method, str([getattr(planned.config, key) for key in COSTLY])
+    return planned.run.method, str([getattr(planned.config, key) for key in settings_that_affect("cost")])
 
 
 def measure(planned: Sequence[PlannedRun]) -> dict[tuple[str, str], float]:
@@ -108,6 +104,8 @@ def plan_text(planned: Sequence[PlannedRun], jobs: Sequence[Job], seconds: float
     lines.append(
         f"{kinds[PRETRAINING]} pretrainings of sources to do for several runs; {followers} runs begin from another's"
     )
+    alone = {job.name for job in todo if job.kind == RUN and "--source_from" not in job.command}
+    lines += repetition_lines(planned, {p.run.name for p in planned if p.run.name in alone and not p.has_snapshot})
     trained = [job for job in todo if job.kind != DATA]
     if not trained:
         return "\n".join(lines)
@@ -121,6 +119,41 @@ def plan_text(planned: Sequence[PlannedRun], jobs: Sequence[Job], seconds: float
     origin = "as given" if seconds else f"measured here, {torch.get_num_threads()} threads"
     lines += hours_lines(hours, counted, origin)
     return "\n".join(lines)
+
+
+def repetition_lines(planned: Sequence[PlannedRun], todo: set[str]) -> list[str]:
+    """What it costs that the runs ``todo`` train their sources themselves, as another run of the sweep does too."""
+    alike: dict[str, list[PlannedRun]] = defaultdict(list)
+    for p in planned:
+        if phases := describe_phases(p.pretraining):
+            alike[json.dumps([compared_settings(p.config, p.method), phases], sort_keys=True)].append(p)
+    runs, repeated, steps, hints = 0, 0, 0, []
+    for group in (same for one in alike.values() if len(one) > 1 for same in with_equal_networks(one)):
+        own = [p for p in group if p.run.name in todo]
+        leader = next((p for p in group if p.has_snapshot), (own or group)[0])
+        if repeats := [p.run.name for p in own if p is not leader]:
+            runs += len(repeats)
+            repeated += len(repeats) * updates(leader.pretraining, leader.config)
+            steps += len(repeats) * agent_steps(leader)
+            more = f" and {len(repeats) - 1} more" if len(repeats) > 1 else ""
+            hints.append(f"  source_from: {leader.run.name} for {repeats[0]}{more}")
+    if not runs:
+        return []
+    cost = f"{runs} runs repeat the pretraining of another: {repeated:,} updates, {steps:,} agent steps"
+    return [f"{cost}. To avoid it:", *hints[:SHOWN], *[f"  ... ({len(hints) - SHOWN} more)"] * (len(hints) > SHOWN)]
+
+
+def with_equal_networks(planned: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    groups: dict[str, list[PlannedRun]] = defaultdict(list)
+    for p in planned:
+        groups[source_networks(p.config, p.method)].append(p)
+    return list(groups.values())
+
+
+def agent_steps(planned: PlannedRun) -> int:
+    """The agent steps of a run's pretraining."""
+    kinds = PhaseKind.PREFILL, PhaseKind.TRAIN_SOURCE
+    return sum(phase.iterations for phase in planned.pretraining if phase.kind in kinds)
 
 
 def job_line(job: Job) -> str:

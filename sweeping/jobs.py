@@ -1,25 +1,22 @@
 """The jobs of a sweep: datasets to collect, sources to pretrain, and runs, each a command line of this project."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.runs import read_settings
-from config import RESUMABLE_CHANGES, Config, merge, read_blocks
-from sweeping.sharing import Member, choose_leaders
-from sweeping.spec import ANY_SEED, NOT_IN_A_GRID, Run, Spec, setting_text
+from config import Config, facts, merge, read_blocks, settings_that_affect, settings_with
+from sweeping.networks import source_networks
+from sweeping.spec import Run, Spec, fill_in, setting_text
 from tools import BadInput, nearest, short_name
 from training.checkpoint import CHECKPOINT
 from training.logger import read_status
 from training.methods import Method, Phase, find_method
-from training.pretraining import PRETRAINED
+from training.pretraining import PRETRAINED, compared_settings, describe_phases, difference, find_pretraining
 from training.used_settings import unused_settings, unused_suite_settings
-from wrappers import parse_task, simulated_task
 
 DATA, PRETRAINING, RUN = "data", "pretraining", "run"
-LENGTHS = "pretrain_steps warmup_rounds warmup_updates warmup_steps rounds target_iterations source_iterations".split()
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,27 @@ class Checks:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run with its settings and phases, as co_training.py resolves them."""
+    """A run with its settings and phases, as co_training.py resolves them.
+
+    ``leader`` is `Run.leader` if the run has a pretraining, else "".
+    """
 
     run: Run
     config: Config
     method: Method
     phases: list[Phase]
     flags: dict[str, Any]
+    leader: str = ""
+
+    @property
+    def pretraining(self) -> list[Phase]:
+        """Its phases that train the sources alone."""
+        return [self.phases[i] for i in find_pretraining(self.method, self.phases)]
+
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether others can begin from its pretraining."""
+        return (Path(self.config.logdir) / PRETRAINED / CHECKPOINT).exists()
 
 
 def planned_runs(spec: Spec, runs: Sequence[Run], out: Path, checks: Checks) -> list[PlannedRun]:
@@ -78,7 +89,7 @@ def planned_runs(spec: Spec, runs: Sequence[Run], out: Path, checks: Checks) -> 
     planned = []
     for run in runs:
         method = find_method(run.method)
-        flags = {"method": run.method, "source_task": ",".join(run.sources), "target_task": run.target}
+        flags = {"method": run.method, "source_task": ",".join(map(str, run.sources)), "target_task": str(run.target)}
         flags |= {"seed": run.seed, "logdir": str(out / run.name), **run.settings}
         if method.dataset:
             flags["offline_traindir"] = data_folder(spec, run)
@@ -88,42 +99,55 @@ def planned_runs(spec: Spec, runs: Sequence[Run], out: Path, checks: Checks) -> 
             config, phases = checks.run(Config(**values, configs=spec.configs), method, list(flags))
         except BadInput as error:
             raise spec.error(f"run {run.name}: {error}") from None
-        planned.append(PlannedRun(run, config, method, phases, flags))
+        leader = run.leader if find_pretraining(method, phases) else ""
+        planned.append(PlannedRun(run, config, method, phases, flags, leader))
+    check_leaders(spec, planned)
     return planned
+
+
+def check_leaders(spec: Spec, planned: Sequence[PlannedRun]) -> None:
+    """Raises BadInput if a run cannot begin from the pretraining of its leader."""
+    runs = {p.run.name: p for p in planned}
+    for p in (p for p in planned if p.leader):
+        where = f"run {p.run.name}: source_from {p.leader}"
+        if p.leader not in runs:
+            raise spec.error(f"{where}: the sweep has no such run; {nearest(p.leader, runs)}")
+        leader = runs[p.leader]
+        if leader.leader:
+            raise spec.error(f"{where}: it begins from another run itself; give {leader.leader}")
+        differ = difference(*(compared_settings(one.config, one.method) for one in (leader, p)))
+        if not differ and describe_phases(leader.pretraining) != describe_phases(p.pretraining):
+            differ = "other phases"
+        if not differ and len({source_networks(one.config, one.method) for one in (leader, p)}) > 1:
+            differ = "networks of other sizes"
+        if differ:
+            raise spec.error(f"{where}: it is pretrained with {differ}; give a source_from for each")
 
 
 def data_folder(spec: Spec, run: Run) -> str:
     """The folder of a run's dataset: ``data`` with {target}, {source} and {SETTING} replaced. Raises BadInput."""
     if not spec.data:
         raise spec.error(f"run {run.name} needs a dataset: give `data`, like data/{{target}}")
-    values = {**merge(read_blocks(), spec.configs, {"method": run.method}), **run.settings, "seed": run.seed}
-    values = {key: setting_text(value) for key, value in values.items() if key not in (*NOT_IN_A_GRID, "method")}
-    target = short_name(getattr(simulated_task(run.target), "name", run.target))
-    sources = "+".join(short_name(parse_task(source).name) for source in run.sources)
-    values |= {"target": target, "source": sources}
-
-    def value_of(name: re.Match[str]) -> str:
-        if name[1] not in values:
-            raise spec.error(f"data: {name[0]} is neither target, source nor a setting; {nearest(name[1], values)}")
-        return values[name[1]]
-
-    return re.sub(r"\{([^{}]*)\}", value_of, spec.data)
+    target = short_name(run.target.name)
+    sources = "+".join(short_name(source.name) for source in run.sources)
+    return fill_in(spec, run, "data", spec.data, {"target": target, "source": sources})
 
 
 def make_jobs(spec: Spec, planned: Sequence[PlannedRun], out: Path, checks: Checks) -> list[Job]:
     """Every job, those that others need first. Raises BadInput if a dataset is missing and cannot be collected."""
     done = {p.run.name for p in planned if is_finished(out / p.run.name, p)}
     data = {job.name: job for job in data_jobs(spec, planned, done, out, checks)}
-    members = [Member(p.run.name, out / p.run.name, p.config, p.method) for p in planned]
-    members = [member for member in members if member.name not in done or member.has_snapshot]
-    any_seed = spec.share_pretraining == ANY_SEED
-    leaders = choose_leaders(members, any_seed) if spec.share_pretraining else {}
-    jobs = [*data.values(), *pretraining_jobs(spec, planned, out, leaders, data)]
+    followers = {p.run.name: p.leader for p in planned if p.leader and p.run.name not in done}
+    followers = {name: leader for name, leader in followers.items() if not (out / name / CHECKPOINT).exists()}
+    jobs = [*data.values(), *pretraining_jobs(spec, planned, out, {*followers.values()} - done, data)]
+    for name, leader in followers.items():
+        if leader in done and not (out / leader / PRETRAINED / CHECKPOINT).exists():
+            raise spec.error(f"run {name}: source_from {leader}: its {PRETRAINED}/ was removed; name another run")
     pretraining = {job.name for job in jobs}
     for p in planned:
-        leader, name = leaders.get(p.run.name, ""), p.run.name
-        more = ["--source_from", str(out / leader)] if leader not in ("", name) else []
-        needs = (data_name(p), f"{PRETRAINING} {leader}")
+        name, leader = p.run.name, followers.get(p.run.name, "")
+        more = ["--source_from", str(out / leader)] if leader else []
+        needs = (data_name(p), f"{PRETRAINING} {leader or name}")
         needs = tuple(need for need in needs if need in pretraining)
         jobs.append(Job(name, RUN, out / name, run_command(spec, p, *more), needs, name in done))
     return jobs
@@ -135,12 +159,12 @@ def run_command(spec: Spec, planned: PlannedRun, *more: str) -> tuple[str, ...]:
 
 
 def pretraining_jobs(
-    spec: Spec, planned: Sequence[PlannedRun], out: Path, leaders: dict[str, str], data: dict[str, Job]
+    spec: Spec, planned: Sequence[PlannedRun], out: Path, leaders: set[str], data: dict[str, Job]
 ) -> Iterator[Job]:
     """The pretraining of every run that others begin from, unless it is done."""
     for p in planned:
         name, needs = p.run.name, tuple(need for need in (data_name(p),) if need in data)
-        if name in leaders.values() and not (out / name / PRETRAINED / CHECKPOINT).exists():
+        if name in leaders and not (out / name / PRETRAINED / CHECKPOINT).exists():
             command = run_command(spec, p, "--pretrain_only")
             output = out / name / PRETRAINED / CHECKPOINT
             yield Job(f"{PRETRAINING} {name}", PRETRAINING, out / name, command, needs, output=output)
@@ -167,7 +191,7 @@ def data_jobs(spec: Spec, planned: Sequence[PlannedRun], done: set[str], out: Pa
             raise spec.error(f"data: {folder} is not a folder, or is below a file")
         if folder not in needed or is_there(place):
             continue
-        if simulated_task(p.run.target) is None:
+        if not p.run.target.suite:
             raise spec.error(f"data: {folder} does not exist, and {p.run.target} has no simulator to collect it in")
         if not spec.collect:
             raise spec.error(f"data: {folder} does not exist; give `collect`, which says how to make it")
@@ -204,10 +228,11 @@ def is_finished(folder: Path, planned: PlannedRun) -> bool:
     if not read_status(folder).get("finished"):
         return False
     saved, config = read_settings(folder), planned.config
-    ignored = RESUMABLE_CHANGES - set(LENGTHS) | ({"precision"} if config.precision == "auto" else set())
+    lengths = {*settings_that_affect("length")} & {*settings_with(lambda setting: "co_training" in setting.commands)}
+    keys = {key for key in vars(config) if key in lengths or not facts(key).resumable}
+    keys -= {"eta_steps"} | ({"precision"} if config.precision == "auto" else set())
     tasks = [*planned.run.sources, planned.run.target]
-    unused = unused_settings(config, planned.method).keys() | unused_suite_settings(tasks).keys()
-    keys = vars(config).keys() - ignored - unused - {"eta_steps", "configs"}
+    keys -= unused_settings(config, planned.method).keys() | unused_suite_settings(tasks).keys()
     if not planned.method.world_model and saved["size"] <= config.size:
         keys -= {"size"}  # `fit_image_size` made it that of the dataset's images
     return all(saved.get(key) == getattr(config, key) for key in keys)

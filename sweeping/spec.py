@@ -1,33 +1,25 @@
 """A sweep's spec: reading it, and the runs that it stands for."""
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from config import Config, check, convert, merge, read_blocks
+from config import Config, check, convert, facts, merge, read_blocks
 from tools import BadInput, nearest, short_name
 from training.methods import find_method
 from training.used_settings import unused_settings, unused_suite_settings
-from wrappers import parse_task, simulated_task
+from wrappers import Task, parse_target, parse_task
 
-KEYS = "configs collect data grid runs resources retries share_pretraining report".split()
+KEYS = "configs collect data grid runs resources retries report".split()
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
 SMALLEST_SHARE = 0.01
-ANY_SEED = "any_seed"  # a value of share_pretraining
 GIVEN_BY_THE_SWEEP = ("task", "out", "logdir", "help")
-NOT_IN_A_GRID = {  # settings that a sweep gives by itself -> the key of the spec that decides them
-    "source_task": "pair",
-    "target_task": "pair",
-    "offline_traindir": "data",
-    "configs": "configs, outside the grid",
-    "logdir": "--out",
-    "source_from": "share_pretraining",
-}
 
 
 @dataclass(frozen=True)
@@ -36,10 +28,11 @@ class Run:
 
     name: str
     method: str
-    sources: tuple[str, ...]  # empty if the method has none
-    target: str
+    sources: tuple[Task, ...]  # empty if the method has none
+    target: Task
     seed: int
     settings: dict[str, Any]  # without those of other fields, and without those that have no effect
+    leader: str = ""  # the run whose pretraining it begins from; "": its own
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,6 @@ class Spec:
     runs: list[dict[str, list[Any]]] = field(default_factory=list)
     resources: dict[str, float] = field(default_factory=dict)
     retries: int = 3
-    share_pretraining: bool | str = True
     report: dict[str, Any] = field(default_factory=dict)
 
     def error(self, message: str) -> BadInput:
@@ -147,8 +139,8 @@ def read_runs(spec: Spec, key: str, value: Any) -> list[dict[str, list[Any]]]:
 
 def check_name(spec: Spec, where: str, name: str) -> None:
     """Raises BadInput if ``name`` cannot be varied by a spec."""
-    if name in NOT_IN_A_GRID:
-        raise spec.error(f"{where}: {name} is given by {NOT_IN_A_GRID[name]}")
+    if given_by := facts(name).in_sweep:
+        raise spec.error(f"{where}: {name} is given by {given_by}")
     valid = ["pair", *read_blocks()["defaults"]]
     if name not in valid:
         raise spec.error(f"{where}: unknown key {name!r}; {nearest(name, valid)}")
@@ -172,12 +164,6 @@ def read_count(spec: Spec, key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise spec.error(f"{key}: {value!r} is not a whole number, 0 or more")
     return int(value)
-
-
-def read_sharing(spec: Spec, key: str, value: Any) -> bool | str:
-    if not (isinstance(value, bool) or value == ANY_SEED):
-        raise spec.error(f"{key}: {value!r} is not True, False or {ANY_SEED}")
-    return value
 
 
 def read_text(spec: Spec, key: str, value: Any) -> str:
@@ -217,7 +203,6 @@ READERS: dict[str, Callable[[Spec, str, Any], Any]] = {
     "runs": read_runs,
     "resources": read_resources,
     "retries": read_count,
-    "share_pretraining": read_sharing,
     "report": read_report,
 }
 
@@ -257,26 +242,43 @@ def make_run(spec: Spec, place: Mapping[str, Any]) -> Run:
         detail = f"seed {place.get('seed')!r} {error}" if isinstance(error, ValueError) else error
         raise spec.error(str(detail)) from None
     sources = sources if method.uses_sources else ()
-    others = {key: value for key, value in place.items() if key not in ("pair", "method", "seed")}
+    others = {key: value for key, value in place.items() if key not in ("pair", "method", "seed", "source_from")}
     settings = effective_settings(spec, others, method_name, sources, target)
-    return Run(run_name(method_name, sources, target, settings, seed), method_name, sources, target, seed, settings)
+    run = Run(run_name(method_name, sources, target, settings, seed), method_name, sources, target, seed, settings)
+    leader = fill_in(spec, run, "source_from", str(place.get("source_from", "")), {"pair": pair_name(sources, target)})
+    return replace(run, leader="" if leader == run.name else leader)
 
 
-def parse_pair(text: str) -> tuple[tuple[str, ...], str]:
-    """(full names of the sources, that of the target) of ``SOURCE, SOURCE -> TARGET``.
+def fill_in(spec: Spec, run: Run, key: str, text: str, more: Mapping[str, str]) -> str:
+    """``text``, the value of ``key``, with the run's seed, its settings and ``more`` in place of their {names}."""
+    values = {**merge(read_blocks(), spec.configs, {"method": run.method}), **run.settings, "seed": run.seed}
+    known = {name: setting_text(value) for name, value in values.items() if not facts(name).in_sweep}
+    known = {name: value for name, value in known.items() if name not in ("method", "source_from")} | {**more}
 
-    The target may be a free name, without a simulator (see `wrappers.simulated_task`).
+    def value_of(name: re.Match[str]) -> str:
+        if name[1] not in known:
+            wanted = ", ".join(more)
+            raise spec.error(f"{key}: {name[0]} is neither {wanted} nor a setting; {nearest(name[1], known)}")
+        return known[name[1]]
+
+    return re.sub(r"\{([^{}]*)\}", value_of, text)
+
+
+def parse_pair(text: str) -> tuple[tuple[Task, ...], Task]:
+    """(the sources, the target) of ``SOURCE, SOURCE -> TARGET``.
+
+    The target may be a free name, without a simulator (see `wrappers.parse_target`).
     """
     sources, arrow, target = text.partition("->")
     names = [name.strip() for name in sources.split(",")]
     if not arrow or not all(names):
         raise BadInput(f"pair {text!r}: write it as SOURCE -> TARGET")
     target = target.strip()
-    return tuple(str(parse_task(name)) for name in names), str(simulated_task(target) or target)
+    return tuple(parse_task(name) for name in names), parse_target(target)
 
 
 def effective_settings(
-    spec: Spec, given: Mapping[str, Any], method: str, sources: Sequence[str], target: str
+    spec: Spec, given: Mapping[str, Any], method: str, sources: Sequence[Task], target: Task
 ) -> dict[str, Any]:
     """The settings of ``given`` that change the run: those with another value than its blocks, and with an effect.
 
@@ -289,16 +291,19 @@ def effective_settings(
         base, merged = merge(read_blocks(), spec.configs, named), merge(read_blocks(), spec.configs, named | flags)
     except BadInput as error:
         raise spec.error(str(error).replace("(the command line)", "(the spec)")) from None
-    config = Config(**{**merged, "source_task": ",".join(sources), "target_task": target})
+    config = Config(**{**merged, "source_task": ",".join(map(str, sources)), "target_task": str(target)})
     unused = unused_settings(config, find_method(method)).keys() | unused_suite_settings([*sources, target]).keys()
     return {key: merged[key] for key in given if merged[key] != base[key] and key not in unused}
 
 
-def run_name(method: str, sources: Sequence[str], target: str, settings: Mapping[str, Any], seed: int) -> str:
+def run_name(method: str, sources: Sequence[Task], target: Task, settings: Mapping[str, Any], seed: int) -> str:
     """``METHOD-SOURCE-to-TARGET-SETTINGS-seedN``; a long name is cut and gets a hash."""
-    tasks = [*(["+".join(sources), "to"] if sources else []), target]
     changed = [f"{key}={setting_text(value)}" for key, value in sorted(settings.items())]
-    return f"{short_name('-'.join([method, *tasks, *changed]))}-seed{seed}"
+    return f"{short_name('-'.join([method, pair_name(sources, target), *changed]))}-seed{seed}"
+
+
+def pair_name(sources: Sequence[Task], target: Task) -> str:
+    return "-".join([*(["+".join(map(str, sources)), "to"] if sources else []), str(target)])
 
 
 def setting_text(value: Any) -> str:

@@ -27,6 +27,7 @@ from training.collector import Collector
 from training.logger import read_scores
 from training.methods import SELECTED, Phase, PhaseKind
 from training.trainer import Trainer
+from wrappers import parse_task
 from wrappers.shared import simulators
 from wrappers.shared.simulators import check_recorded_alike, env_settings
 
@@ -60,10 +61,10 @@ def test_medium_expert_below_its_score_keeps_every_episode_and_prints_a_note(tmp
 
 
 def test_known_maxima():
-    assert score_to_reach("walker_downhill", "medium-replay", None) == pytest.approx(848 / 3)
-    assert score_to_reach("dmc_hopper_hop", "medium-expert", None) == 1000
-    assert score_to_reach("push_green", "medium-expert", 500.0) == 500
-    assert score_to_reach("walker_walk", None, None) == float("inf")
+    assert score_to_reach(parse_task("walker_downhill"), "medium-replay", None) == pytest.approx(848 / 3)
+    assert score_to_reach(parse_task("dmc_hopper_hop"), "medium-expert", None) == 1000
+    assert score_to_reach(parse_task("push_green"), "medium-expert", 500.0) == 500
+    assert score_to_reach(parse_task("walker_walk"), None, None) == float("inf")
 
 
 def test_a_learning_collection_resumes_beside_an_old_partial_folder(tmp_path: Path):

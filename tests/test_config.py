@@ -1,5 +1,6 @@
 """configs.yaml and the flags: order, types, and invalid values."""
 
+import math
 import re
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import config as settings
 from co_training import algorithm_1
 from tools import BadInput
 from training.methods import METHODS
+from training.resolve import resolve
 from training.target_notes import block_warning
-from wrappers import SUITES, Suite
+from wrappers import SUITES, Suite, parse_task
 
 
 def merged(*names: str, **flags: str) -> dict:
@@ -38,6 +40,27 @@ def test_every_block_merges_alone_and_with_debug():
 def test_every_key_has_a_comment():
     defaults = settings.read_blocks()["defaults"]
     assert [key for key in defaults if not settings.comment(defaults, key)] == []
+
+
+def test_the_table_has_an_entry_for_every_setting():
+    """Suites describe their own."""
+    of_suites = {f"{suite.name}_{key}" for suite in SUITES.values() for key in suite.settings}
+    known = settings.read_blocks()["defaults"].keys() - of_suites
+    missing, extra = known - settings.SETTINGS.keys(), settings.SETTINGS.keys() - known
+    assert not missing, f"config/table.py: SETTINGS has no entry for {', '.join(sorted(missing))}"
+    assert not extra, f"configs.yaml: the block `defaults` has no line for {', '.join(sorted(extra))}"
+    assert not settings.SETTINGS.keys() & of_suites
+
+
+def test_the_facts_of_settings_are_consistent():
+    defaults = settings.read_blocks()["defaults"]
+    for key, setting in settings.SETTINGS.items():
+        assert not setting.choices or isinstance(defaults[key], str), f"{key}: only texts have choices"
+        bounded = (setting.minimum, setting.maximum, setting.above) != (0, math.inf, -math.inf)
+        assert not bounded or not isinstance(defaults[key], str | bool), f"{key}: only numbers have bounds"
+        settings.check(key, settings.convert(defaults[key], defaults[key]))
+    with pytest.raises(ValueError, match="'weights' is not one of"):
+        settings.Setting(affects="weights")
 
 
 def test_every_key_is_read_somewhere():
@@ -85,7 +108,7 @@ def test_flags_have_the_type_of_the_default():
         (["--pred_discount", "perhaps"], "is not True or False"),
         (["--size", "64"], "is not a list of 2"),
         (["--size", "64", "64"], "lists are written with commas"),
-        (["--seed", "1e30"], "is not under 2147483648"),
+        (["--seed", "1e30"], "is not between 0 and 2147483647"),
         (["--size", "64,32"], "two equal numbers"),
         (["--value_constraint", "maxmin"], "is not one of minmax, brute, off"),
         (["--seed"], "expected one argument"),
@@ -128,7 +151,7 @@ RUN = ("--source_task", "walker-walk", "--target_task", "walker_downhill", "--of
 
 def default_logdir(*arguments: str) -> str:
     config = parsed(*arguments)
-    resolved, _ = settings.resolve(config, METHODS[config.method], lambda config: algorithm_1(config))
+    resolved, _ = resolve(config, METHODS[config.method], lambda config: algorithm_1(config))
     return resolved.logdir.removeprefix("runs/").replace("dmc_walker_walk-to-dmc_walker_downhill", "PAIR")
 
 
@@ -203,13 +226,13 @@ def test_a_long_default_directory_ends_with_a_hash():
     ],
 )
 def test_a_suite_block_that_does_not_fit_the_target_gives_a_warning(blocks: list, target: str, right: str | None):
-    warning = block_warning(blocks, target)
+    warning = block_warning(blocks, parse_task(target))
     assert warning is None if right is None else warning.endswith(f"give --configs {right}") and "\n" not in warning
 
 
 def test_a_suite_without_a_block_gives_no_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(SUITES, "dots", Suite(name="dots", title="Dots", tasks=("middle",), make=None))
-    assert block_warning(["dmc"], "dots_middle") is None
+    assert block_warning(["dmc"], parse_task("dots_middle")) is None
 
 
 def test_settings_are_read_only():
@@ -226,18 +249,18 @@ def test_resolve_computes_derived_settings():
     flags = ("--source_task", "walker-walk", "--target_task", "walker_downhill", "--configs", "defaults", "dmc")
     config = parsed(*flags)
     method = METHODS["coworld"]
-    resolved, phases = settings.resolve(config, method, algorithm_1)
+    resolved, phases = resolve(config, method, algorithm_1)
     assert resolved.eta_steps == 2 * config.warmup_steps + (config.rounds - 1) * config.source_iterations
     assert resolved.logdir == "runs/dmc_walker_walk-to-dmc_walker_downhill-dmc-seed0" and len(phases) == 26
-    assert settings.resolve(config.replace(eta_steps=7), method, algorithm_1)[0].eta_steps == 7
-    offline = settings.resolve(config.replace(source_observation="state"), METHODS["offline_dv2"], algorithm_1)[0]
+    assert resolve(config.replace(eta_steps=7), method, algorithm_1)[0].eta_steps == 7
+    offline = resolve(config.replace(source_observation="state"), METHODS["offline_dv2"], algorithm_1)[0]
     assert (offline.source_task, offline.source_observation) == ("", "image")  # the method has no source
 
 
 def test_one_source_leaves_nothing_to_select():
     """The same run is found and resumed, whatever ``select`` is."""
     config, method = parsed(*RUN, "walker_downhill", "--select", "relative"), METHODS["coworld"]
-    one, _ = settings.resolve(config, method, algorithm_1)
-    assert one.select == "nearest" and one == settings.resolve(config.replace(select="nearest"), method, algorithm_1)[0]
-    two, _ = settings.resolve(config.replace(source_task="walker_walk,cheetah_run"), method, algorithm_1)
+    one, _ = resolve(config, method, algorithm_1)
+    assert one.select == "nearest" and one == resolve(config.replace(select="nearest"), method, algorithm_1)[0]
+    two, _ = resolve(config.replace(source_task="walker_walk,cheetah_run"), method, algorithm_1)
     assert two.select == "relative" and two.logdir.startswith("runs/relative-")

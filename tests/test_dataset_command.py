@@ -210,8 +210,8 @@ def test_check_names_every_bad_file(tmp_path, capsys):
     assert lines[-1].endswith("6 file(s), 3 good episode(s), 4 problem(s)")
 
 
-def test_the_digest_of_a_dataset_is_that_of_its_contents(tmp_path):
-    """Not of its file names, its format or its cache; an index of an earlier version gets the digests it lacks."""
+def test_the_digest_of_a_dataset_is_that_of_its_contents(tmp_path, capsys):
+    """Not of its file names, its format or its cache. With an earlier version's index the data is prepared again."""
     episodes = fill(tmp_path / "a", [9, 12])
     digest = OfflineDataset(tmp_path / "a", size=16).digest
     dataset.main(["convert", str(tmp_path / "a"), str(tmp_path / "b-v0"), "--to", "minari"])
@@ -221,13 +221,14 @@ def test_the_digest_of_a_dataset_is_that_of_its_contents(tmp_path):
     for entry in index["files"].values():
         for episode in entry["episodes"]:
             del episode["digest"]
-    path.write_text(json.dumps(index))
+    path.write_text(json.dumps({**index, "version": 3}))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (path.parent / f".half.npz.{ended.pid}.tmp").touch()  # of a killed process
     assert OfflineDataset(tmp_path / "a", size=16).digest == digest
     assert not list(path.parent.glob(".*.tmp"))
     assert path.read_text().count('"digest"') == 2
+    assert "index format 3, not 4; preparing the data again" in capsys.readouterr().err
     found = {digest}
     for key in ("image", "action", "reward", "discount", "order"):
         changed = [{name: array.copy() for name, array in episode.items()} for episode in episodes]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import CHOICES
+from config import SETTINGS
 from networks import RSSM
 from ops import recurrent
 from ops.convolution import conv2d, conv_transpose2d
@@ -144,4 +144,4 @@ def test_transposed_convolutions_equal_those_of_torch(size: int, kernel: int, ou
 
 
 def test_every_activation_that_the_settings_allow_has_a_gradient():
-    assert set(CHOICES["act"]) == set(recurrent.ACTIVATIONS)
+    assert set(SETTINGS["act"].choices()) == set(recurrent.ACTIVATIONS)

@@ -202,6 +202,19 @@ def test_a_damaged_checkpoint_gives_a_one_line_error(content: object, tmp_path: 
     assert "()" not in str(refused.value) and len(str(refused.value)) < 200 + len(str(path))
 
 
+def test_a_checkpoint_of_another_version_gives_a_one_line_error(tmp_path: Path):
+    path = tmp_path / "pretrained" / "checkpoint.pt"
+    path.parent.mkdir()
+    torch.save({"version": 3, "config": {}, "agents": {}, "progress": {}}, path)
+    for settings, writer in (
+        ("", "another version of this program"),
+        ("seed: 0\n# commit 12ab\n", "commit 12ab of this"),
+    ):
+        (tmp_path / "config.yaml").write_text(settings)
+        with pytest.raises(BadInput, match=f"format 3, written by {writer}.* reads format 4: use .*, or remove it"):
+            load_checkpoint(path)
+
+
 def test_a_record_that_is_shorter_than_the_checkpoint_says_is_not_extended(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     Logger(tmp_path, {"metrics.jsonl": 500, "scores.csv": 500}, step=1).close()

@@ -1,12 +1,10 @@
 """report.py: LaTeX tables, PDF pictures, settings read quickly, and folders that are not searched."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import tiny
 from ruamel.yaml import YAML
 from test_report import DOWNHILL, listed, run_report, write_run
@@ -15,7 +13,6 @@ from analysis.latex import escape
 from analysis.report_files import write_report
 from analysis.run_settings import parse_yaml, read_settings
 from analysis.runs import run_folders
-from analysis.separation import read_checkpoint
 from config import to_yaml
 from tools import BadInput
 
@@ -107,21 +104,3 @@ def test_settings_of_a_run_keep_their_values_and_types(tmp_path: Path):
     assert {key: type(value) for key, value in found.items()} == {
         **{key: type(value) for key, value in vars(config).items()}, "configs": str,
     }  # fmt: skip
-
-
-def test_only_plain_values_of_a_checkpoint_are_read(tmp_path: Path):
-    network = torch.nn.Linear(3, 3)
-    optimiser = torch.optim.AdamW(network.parameters())
-    network(torch.ones(3)).sum().backward()
-    optimiser.step()
-    state = {"agent": network.state_dict(), "optimiser": optimiser.state_dict(), "dataset": [3, 1e5, 2.5]}
-    torch.save({**state, "progress": {"step": 7}}, tmp_path / "checkpoint.pt")
-    found = read_checkpoint(tmp_path / "checkpoint.pt")
-    assert (found["dataset"], found["progress"]) == ([3, 1e5, 2.5], {"step": 7})
-
-    class Harmful:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "harm"),)
-
-    torch.save({"dataset": [1, 2, 3], "more": Harmful()}, tmp_path / "harmful.pt")
-    assert read_checkpoint(tmp_path / "harmful.pt")["dataset"] == [1, 2, 3] and not (tmp_path / "harm").exists()

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import tiny
 from test_bad_input import refused
 from test_report import DOWNHILL, UPHILL, lines, listed, run_tables, table, write_run
@@ -12,7 +11,8 @@ from test_report import DOWNHILL, UPHILL, lines, listed, run_tables, table, writ
 import report
 from analysis.conditions import stage_b_steps
 from co_training import algorithm_1
-from config import aligned_steps
+from training.resolve import aligned_steps
+from training.runs import dataset_line
 
 COLUMN = "walker_walk -> walker_downhill"
 RETURN = "DeepMind Control: return"
@@ -25,10 +25,11 @@ def rows(out: Path, column: str = COLUMN) -> dict[str, str]:
 
 
 def data_run(folder: Path, score: float, data: str, figures: tuple | None = None, **flags: object) -> Path:
-    """A run on the dataset ``data``, with its episodes, steps and sum of returns in the checkpoint."""
+    """A run on the dataset ``data``, with its episodes, steps and sum of returns in its record."""
     write_run(folder, [1, score], offline_traindir=data, **flags)
     if figures:
-        torch.save({"dataset": list(figures)}, folder / "checkpoint.pt")
+        with (folder / "config.yaml").open("a") as file:
+            file.write(dataset_line(figures))
     return folder
 
 
@@ -80,7 +81,7 @@ def test_datasets_are_told_apart_by_the_last_two_folders(data: str, other: str, 
         ("vd4rl/expert/84px", (20, 500, 3.5), "vd4rl/expert/64px", (20, 500, 3.5), ["84px", "64px"]),
     ],
 )
-def test_datasets_are_told_apart_by_the_figures_in_the_checkpoints(
+def test_datasets_are_told_apart_by_the_figures_in_the_records(
     data: str, figures: tuple, other: str, others: tuple, names: list[str], tmp_path: Path
 ):
     data_run(tmp_path / "runs/1", 10, data, figures, seed=0)

@@ -15,13 +15,16 @@ from test_co_training import assert_equal, assert_same_results, scores
 import co_training as program
 import collect
 import evaluate
+from analysis.run_settings import read_data_figures
 from benchmarks import record
-from config import Config, run_directory
+from config import Config
+from sweeping.networks import source_networks
 from tools import BadInput
 from training import pretraining, trainer
-from training.checkpoint import load_agent, load_checkpoint, save_checkpoint
-from training.methods import METHODS
-from training.pretraining import find_pretraining, link_files, pretraining_identity
+from training.checkpoint import load_agent, load_checkpoint
+from training.methods import METHODS, AgentBuilder
+from training.pretraining import compared_settings, difference, find_pretraining, link_files
+from training.run_names import run_directory
 
 pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
 SHORT = [*DOTS, "--size", "32,32", "--pretrain_steps", 8, "--video_every", 0, "--eval_episodes", 1]
@@ -89,6 +92,10 @@ def test_another_seed_has_the_same_source_and_a_target_of_its_own(dots_dataset: 
     for name in ("target", "source"):  # the source learns relabelled rewards and random numbers of its own afterwards
         with pytest.raises(AssertionError):
             assert_equal(one["agents"][name], two["agents"][name], name)
+
+
+def test_the_record_has_the_figures_of_the_dataset(leader: Path):
+    assert read_data_figures(leader) == tuple(load_checkpoint(leader / "checkpoint.pt")["dataset"])
 
 
 def test_a_snapshot_has_episodes_that_its_run_has_evicted(leader: Path):
@@ -208,12 +215,12 @@ def settings(method: str = "coworld", **changes: object) -> Config:
     return tiny(method=method, **{**tasks, **changes})
 
 
-def identity(config: Config, source: int = 6, target: int = 6) -> str:
-    return pretraining_identity(config, METHODS[config.method], {"source": source, "target": target})
+def compared(config: Config) -> dict:
+    return compared_settings(config, METHODS[config.method])
 
 
-def test_the_identity_of_pretraining():
-    own, state = identity(settings()), torch.get_rng_state()
+def test_the_settings_that_pretraining_depends_on():
+    own = compared(settings())
     same = [
         settings("dv2_finetune"),
         settings("dv2_finetune_ewc", ewc_scale=3),
@@ -222,19 +229,22 @@ def test_the_identity_of_pretraining():
         ),
         settings(background="folder", metaworld_camera="corner2", eval_episodes=7, device="cuda", dyn_min_std=0.3),
     ]
-    others = [{"seed": 1}, {"units": 17}, {"prefill": 30}, {"pretrain_steps": 9}, {"source_task": "walker_run"}]
-    others += [
-        {"precision": "bfloat16"},
-        {"envs": 2},
-        {"dmc_action_repeat": 1},
-        {"discount": 0.9},
-        {"sparse_reward": True},
-    ]
-    assert own and {identity(config) for config in same} == {own}
-    assert len({own, *(identity(settings(**change)) for change in others)}) == 1 + len(others)
-    assert [identity(settings(method)) for method in ("offline_dv2", "multitask_dv2", "online_dv2")] == ["", "", ""]
-    assert identity(settings(), 4, 6) != identity(settings("dv2_finetune"), 4, 6)  # its actor is larger
-    assert identity(settings(), 6, 4) == identity(settings("dv2_finetune"), 6, 4) == own
+    others = [{"units": 17}, {"prefill": 30}, {"pretrain_steps": 9}, {"source_task": "walker_run"}, {"envs": 2}]
+    others += [{"precision": "bfloat16"}, {"dmc_action_repeat": 1}, {"discount": 0.9}, {"sparse_reward": True}]
+    assert [difference(own, compared(config)) for config in same] == [""] * 4
+    assert compared(settings(seed=1)) != own and difference(own, compared(settings(seed=1))) == ""
+    for change in others:
+        (key,) = change
+        assert difference(own, compared(settings(**change))).startswith(f"{key} ")
+    assert difference(own, compared(settings(precision="auto"))) == ""
+
+
+def test_the_networks_that_sources_have():
+    state = torch.get_rng_state()
+    small, large = ({"source_task": task, "target_task": "walker_run"} for task in ("cartpole_swingup", "walker_walk"))
+    for tasks, equal in ((small, False), (large, True)):  # fine-tuning builds both agents for the larger action size
+        networks = {source_networks(settings(m, **tasks), METHODS[m]) for m in ("coworld", "dv2_finetune")}
+        assert (len(networks) == 1) == equal
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -290,9 +300,7 @@ def test_other_settings_are_refused(
 def test_networks_of_other_sizes_are_refused(leader: Path):
     config = settings(source_from="RUN")
     saved = load_checkpoint(leader / "pretrained" / "checkpoint.pt")
-    builder = pretraining.AgentBuilder(
-        config.replace(size=[32, 32]), torch.device("cpu"), {"source": 2, "target": 3}, {}
-    )
+    builder = AgentBuilder(config.replace(size=[32, 32]), torch.device("cpu"), {"source": 2, "target": 3}, {})
     with pytest.raises(BadInput, match=re.escape("has shape [16, 2], not [16, 3] (the largest action size")):
         pretraining.check_networks(config, saved, METHODS["coworld"].agents(builder))
 
@@ -308,23 +316,8 @@ def test_runs_without_a_snapshot_are_refused(dots_dataset: Path, leader: Path, t
     old = tmp_path / "old"
     shutil.copytree(leader, old)
     shutil.rmtree(old / "pretrained")
-    assert "an earlier version of this program pretrained it" in refusal(old)
-    saved = load_checkpoint(leader / "checkpoint.pt")
-    for changes, message in (
-        (
-            {"progress": {**saved["progress"], "phase": END - 1}},
-            "it has not finished its pretraining; continue it first",
-        ),
-        (
-            {"config": {**saved["config"], "method": "multitask_dv2"}},
-            "it is a run of method multitask_dv2, which has no",
-        ),
-        ({"config": {**saved["config"], "target_task": ""}}, "it is a run of collect.py, which has no pretraining"),
-    ):
-        save_checkpoint(old / "checkpoint.pt", {**saved, **changes})
-        assert message in refusal(old)
+    assert refusal(old).startswith("it has no pretrained/: its pretraining is not finished, its method has none, or")
     (old / "checkpoint.pt").unlink()
-    assert "it has not finished its pretraining; continue it first" in refusal(old)
     assert "this is the run's own directory" in refusal(old, logdir=old)
 
 

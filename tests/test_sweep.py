@@ -16,8 +16,10 @@ from sweeping.scheduler import Scheduler, State
 from sweeping.spec import expand, parse_pair, read_spec
 from tools import BadInput
 from training.methods import METHODS
+from wrappers import Task
 
 CHECKS = Checks(sweep.check_run, sweep.check_collection)
+LEADER = "source_from=coworld-{pair}-seed{seed}"
 SPEC = """
 configs: [dmc, debug]
 collect: {quality: random, episodes: 2}
@@ -69,7 +71,7 @@ def test_runs_beside_the_grid(tmp_path: Path):
     text = SPEC + "runs:\n  - {pair: 'walker_walk, cheetah_run -> walker_uphill', seed: [3, 4]}\n"
     runs = expand(read_spec(write_spec(tmp_path, text)))
     assert [run.seed for run in runs] == [0, 0, 3, 4]
-    assert runs[-1].sources == ("dmc_walker_walk", "dmc_cheetah_run")
+    assert runs[-1].sources == (Task("dmc", "walker_walk"), Task("dmc", "cheetah_run"))
 
 
 def test_long_names_are_cut_and_differ(tmp_path: Path):
@@ -89,20 +91,23 @@ def test_the_project_s_own_specs(path: Path, tmp_path: Path):
 # Jobs
 
 
-def test_datasets_come_first_and_sources_are_pretrained_once(tmp_path: Path):
-    jobs = {job.name: job for job in jobs_of(tmp_path, "method=[coworld, dv2_finetune, offline_dv2]", "seed=[0,1]")}
-    assert [job.kind for job in jobs.values()] == [DATA] + [PRETRAINING] * 2 + [RUN] * 6
+def test_datasets_come_first_and_leaders_are_pretrained_once(tmp_path: Path):
+    methods = "method=[coworld, dv2_finetune, offline_dv2, multitask_dv2]"  # the last two have no pretraining
+    jobs = {job.name: job for job in jobs_of(tmp_path, methods, "seed=[0,1]", LEADER)}
+    assert [job.kind for job in jobs.values()] == [DATA] + [PRETRAINING] * 2 + [RUN] * 8
     leader = "coworld-dmc_walker_walk-to-dmc_walker_downhill-seed1"
     follower = jobs["dv2_finetune-dmc_walker_walk-to-dmc_walker_downhill-seed1"]
     data = f"{DATA} {tmp_path}/data/walker_downhill"
     assert follower.needs == (data, f"{PRETRAINING} {leader}")
     assert follower.command[follower.command.index("--source_from") + 1] == f"{tmp_path}/out/{leader}"
     assert "--pretrain_only" in jobs[f"{PRETRAINING} {leader}"].command
-    assert jobs["offline_dv2-dmc_walker_downhill-seed1"].needs == (data,)
+    for name in ("offline_dv2-dmc_walker_downhill-seed1", leader.replace("coworld", "multitask_dv2")):
+        assert jobs[name].needs == (data,) and "--source_from" not in jobs[name].command
 
 
 def test_one_source_can_serve_all_seeds(tmp_path: Path):
-    jobs = jobs_of(tmp_path, "share_pretraining=any_seed", "method=[dv2_finetune, coworld]", "seed=[1,0]")
+    one = "source_from=dv2_finetune-{pair}-seed1"
+    jobs = jobs_of(tmp_path, one, "method=[dv2_finetune, coworld]", "seed=[1,0]")
     assert [job.kind for job in jobs].count(PRETRAINING) == 1
     leader = "dv2_finetune-dmc_walker_walk-to-dmc_walker_downhill-seed1"
     begun = [job.command[job.command.index("--source_from") + 1] for job in jobs if "--source_from" in job.command]
@@ -110,11 +115,57 @@ def test_one_source_can_serve_all_seeds(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [["share_pretraining=False"], ["units=[16,24]", "method=coworld"], ["train_every=[2,3]", "method=coworld"]],
-)
-def test_different_sources_are_not_shared(tmp_path: Path, changes: list[str]):
-    assert [job.name for job in jobs_of(tmp_path, *changes) if job.kind == PRETRAINING] == []
+    ("changes", "message"),
+    [
+        (["units=[16,24]"], "-units=24-seed0: source_from coworld-PAIR-seed0: it is pretrained with units 16, not 24"),
+        (["pretrain_steps=[20,30]"], "it is pretrained with pretrain_steps 20, not 30"),
+        (["source_from=coworld-{pear}-seed0"], "source_from: {pear} is neither pair nor a setting; nearest: pair"),
+        (["source_from=cowrld-{pair}-seed0"], "the sweep has no such run; nearest: coworld-PAIR-seed0"),
+        (["source_from=dv2_finetune-{pair}-seed{seed}"], "the sweep has no such run"),
+        (["runs=[{pair: walker_walk -> walker_uphill, "
+          "source_from: 'coworld-dmc_walker_walk-to-dmc_walker_downhill-seed0'}, {pair: walker_walk -> walker_nofoot, "
+          "source_from: 'coworld-dmc_walker_walk-to-dmc_walker_uphill-seed0'}]"], "itself; give coworld-PAIR-seed0"),
+    ],
+)  # fmt: skip
+def test_a_leader_with_another_pretraining_is_refused(tmp_path: Path, changes: list[str], message: str):
+    changes = ["method=coworld", "source_from=coworld-{pair}-seed0", *changes]
+    with pytest.raises(BadInput) as error:
+        jobs_of(tmp_path, *changes)
+    assert message.replace("PAIR", "dmc_walker_walk-to-dmc_walker_downhill") in str(error.value)
+
+
+def test_a_leader_with_networks_of_other_sizes_is_refused(tmp_path: Path):
+    """Fine-tuning builds both agents for the larger action size, that of walker_downhill: 6, cartpole_swingup: 1."""
+    pair = "pair=cartpole_swingup -> walker_downhill"
+    with pytest.raises(BadInput, match="it is pretrained with networks of other sizes"):
+        jobs_of(tmp_path, pair, LEADER, "method=[coworld, dv2_finetune]")
+
+
+def test_a_run_that_has_begun_keeps_its_own_pretraining(tmp_path: Path):
+    run = tmp_path / "out" / "dv2_finetune-dmc_walker_walk-to-dmc_walker_downhill-seed0"
+    run.mkdir(parents=True)
+    (run / "checkpoint.pt").touch()
+    jobs = jobs_of(tmp_path, "method=[coworld, dv2_finetune]", LEADER)
+    assert [job.kind for job in jobs] == [DATA, RUN, RUN] and not any("--source_from" in job.command for job in jobs)
+
+
+def test_the_plan_says_what_missing_leaders_cost(tmp_path: Path):
+    """`debug`: 2 + 20/5 updates and 26 + 20 agent steps of pretraining."""
+
+    def plan(*changes: str) -> list[str]:
+        spec, out = read_spec(write_spec(tmp_path), ["method=[coworld, dv2_finetune]", *changes]), tmp_path / "out"
+        planned = planned_runs(spec, expand(spec), out, CHECKS)
+        return estimate.plan_text(planned, make_jobs(spec, planned, out, CHECKS), 1).splitlines()
+
+    lines = plan("state_alignment=[True,False]", "seed=[0,1]")
+    at = lines.index("4 runs repeat the pretraining of another: 24 updates, 184 agent steps. To avoid it:")
+    pair = "dmc_walker_walk-to-dmc_walker_downhill"
+    for line, seed in zip(lines[at + 1 : at + 3], (0, 1), strict=True):
+        assert line == (
+            f"  source_from: coworld-{pair}-seed{seed} for coworld-{pair}-state_alignment=False-seed{seed} and 1 more"
+        )
+    assert not any("repeat" in line for line in plan(LEADER))
+    assert not any("repeat" in line for line in plan("pair=cartpole_swingup -> walker_downhill"))  # networks differ
 
 
 def test_a_dataset_that_exists_is_not_collected(tmp_path: Path):
@@ -149,14 +200,14 @@ def test_a_finished_run_lends_its_pretraining(tmp_path: Path):
     (run / "pretrained").mkdir(parents=True)
     for name in ("checkpoint.pt", "pretrained/checkpoint.pt"):
         (run / name).touch()
-    jobs = {job.name: job for job in jobs_of(tmp_path, "method=[dv2_finetune, coworld]")}
+    jobs = {job.name: job for job in jobs_of(tmp_path, "method=[dv2_finetune, coworld]", LEADER)}
     assert PRETRAINING not in {job.kind for job in jobs.values()}
     assert "--source_from" in jobs["dv2_finetune-dmc_walker_walk-to-dmc_walker_downhill-seed0"].command
 
 
 def test_updates_of_the_plan_are_those_of_the_runs(tmp_path: Path):
     """Shared pretraining is counted once. `debug`: 2 + 20/5 alone; 15/5 + 20/5 more online; 4 + 2 * 20/5 offline."""
-    spec, out = read_spec(write_spec(tmp_path), ["method=[coworld, dv2_finetune]"]), tmp_path / "out"
+    spec, out = read_spec(write_spec(tmp_path), ["method=[coworld, dv2_finetune]", LEADER]), tmp_path / "out"
     planned = planned_runs(spec, expand(spec), out, CHECKS)
     found = {job.name: estimate.updates_of(job, planned[0]) for job in make_jobs(spec, planned, out, CHECKS)[1:]}
     assert list(found.values()) == [6, 19, 19]
@@ -210,7 +261,7 @@ def test_a_finished_run_is_done_unless_its_spec_is_longer(tmp_path: Path, precis
         ("resources: {cpus: 0.00001}", "is too small"),
         ("resources: {cpus: -1}", "is not a number, 0 or more"),
         ("retries: x", "is not a whole number"),
-        ("share_pretraining: any", "is not True, False or any_seed"),
+        ("share_pretraining: True", "unknown key 'share_pretraining'"),
         ("{data: x, configs: [dmc, debug], collect: {qualty: random}, grid: {pair: walker_walk -> walker_downhill}}",
          "unknown argument '--qualty'"),
         ("{data: x, configs: [dmc, debug], collect: {policy: checkpoint}, grid: {pair: walker_walk -> walker_run}}",
@@ -254,7 +305,7 @@ def test_a_machine_without_gpus_is_one_line(tmp_path: Path):
 
 
 def test_a_target_without_a_simulator_needs_its_dataset(tmp_path: Path):
-    assert parse_pair("walker_walk -> my_robot") == (("dmc_walker_walk",), "my_robot")
+    assert parse_pair("walker_walk -> my_robot") == ((Task("dmc", "walker_walk"),), Task("", "my_robot"))
     with pytest.raises(BadInput, match="unknown task 'my_robot'"):
         parse_pair("my_robot -> walker_walk")
     text = SPEC.replace("walker_downhill", "my_robot")

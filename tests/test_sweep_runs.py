@@ -26,6 +26,7 @@ data: DATA/{target}
 grid:
   pair: walker_walk -> walker_downhill
   method: [coworld, dv2_finetune]
+  source_from: coworld-{pair}-seed{seed}
 runs:
   - {pair: cheetah_run -> cheetah_uphill, method: offline_dv2}
 resources: {cpus: 1}

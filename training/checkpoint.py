@@ -5,8 +5,10 @@ of the replay's episodes, running episodes), the selector's counts, torch's RNG 
 `Trainer.state_dict` puts them together.
 """
 
+import re
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ import gymnasium
 import torch
 
 from agents.base import BaseAgent
-from config import LENGTHS, RESUMABLE_CHANGES, Config, aligned_steps, task_names
+from config import Config, facts, named_tasks, settings_that_affect, source_tasks, target_task
 from tools import BadInput, one_line, write_atomically
 from training.methods import (
     COLLECTION,
@@ -25,14 +27,16 @@ from training.methods import (
     AgentBuilder,
     Method,
     Phase,
+    PhaseKind,
     find_method,
 )
+from training.resolve import aligned_steps
 from training.used_settings import unused_settings, unused_suite_settings
-from wrappers import simulated_task
+from wrappers import Task
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
-VERSION = 3  # of a checkpoint's contents
+VERSION = 4  # of a checkpoint's contents
 
 
 class DatasetIdentity(NamedTuple):
@@ -57,7 +61,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """The contents of a checkpoint; no code in it is executed.
 
-    Raises BadInput if it is missing, or damaged; the message then ends with ``advice``.
+    Raises BadInput if it is missing, damaged, or of another version; the message then ends with ``advice``.
     """
     if not path.exists():
         raise BadInput(f"no checkpoint at {path}; train first, or give the run's directory")
@@ -68,12 +72,24 @@ def load_checkpoint(
         state = torch.load(path, map_location=device, weights_only=True)
         if not isinstance(state, dict) or not {"config", "agents", "progress"} <= state.keys():
             raise ValueError("it is not a run's")
-        if state.get("version") != VERSION:
-            raise ValueError("another version of this program wrote it")
     except Exception as error:  # damage can surface as almost anything
         reason = one_line(error) or type(error).__name__
         raise BadInput(f"checkpoint {path} cannot be read ({reason}); {advice}") from None
+    if (version := state.get("version")) != VERSION:
+        raise BadInput(
+            f"checkpoint {path} has format {version}, written by {written_by(path)}; this version reads format "
+            f"{VERSION}: use the one that wrote it, or {advice}"
+        )
     return state
+
+
+def written_by(path: Path) -> str:
+    """The version of this program that wrote a checkpoint, by the config.yaml of its run, for messages."""
+    for folder in (path.parent, path.parent.parent):
+        with suppress(OSError, ValueError):
+            if commit := re.search(r"^# commit (\S+)$", (folder / "config.yaml").read_text(), re.MULTILINE):
+                return f"commit {commit[1]} of this program"
+    return "another version of this program"
 
 
 def read_resumable(
@@ -101,16 +117,14 @@ def read_resumable(
     saved = load_checkpoint(logdir / CHECKPOINT)
     if "phases" not in saved:
         raise BadInput(f"{logdir} has the weights of an agent alone, which cannot be resumed; give another --logdir")
-    saved["config"] = {"holdout": 0.0, **saved["config"]}  # an older run held out nothing
     run, phases = Config(**{**vars(config), **saved["config"]}), schedule(config)
     if config.precision == "auto":
         config = config.replace(precision=run.precision)
     if config.threads == "auto":
         config = config.replace(threads=run.threads)
-    config = config.replace(source_from=resumed_source(logdir, saved["config"].get("source_from", ""), config))
-    compared = (saved["config"].keys() & vars(config).keys()) - RESUMABLE_CHANGES
-    tasks = [task for key in ("source_task", "target_task") for task in getattr(config, key).split(",") if task]
-    compared -= unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
+    config = config.replace(source_from=resumed_source(logdir, saved["config"]["source_from"], config))
+    compared = {key for key in saved["config"].keys() & vars(config).keys() if not facts(key).resumable}
+    compared -= unused_settings(config, method).keys() | unused_suite_settings(named_tasks(config)).keys()
     if not saved["progress"]["aligned_steps"]:
         compared -= {"eta_steps"}
     elif config.eta_steps == aligned_steps(phases):
@@ -144,10 +158,10 @@ def resumed_source(logdir: Path, old: str, config: Config) -> str:
 
 
 def check_same_dataset(logdir: Path, saved: dict[str, Any], dataset: DatasetIdentity | None, folder: str) -> None:
-    """Raises BadInput if the data is not that of the checkpoint. Older checkpoints have the figures only."""
-    found = None if dataset is None else dataset.figures
-    differ = "" if saved["dataset"] == found else f"episodes, steps and returns were {saved['dataset']}"
-    if not differ and dataset is not None and saved.get("dataset_digest") not in (None, dataset.digest):
+    """Raises BadInput if the data is not that of the checkpoint."""
+    figures, digest = dataset or (None, None)
+    differ = "" if saved["dataset"] == figures else f"episodes, steps and returns were {saved['dataset']}"
+    if not differ and saved["dataset_digest"] != digest:
         differ = "episodes, steps and returns are equal, but not the images, actions or rewards, or their order"
     if differ:
         raise BadInput(
@@ -172,7 +186,8 @@ def continued_progress(
 
     if found := point(config):
         return {"phase": found[0], "iteration": found[1]}
-    changed = [key for key in LENGTHS if getattr(run, key, None) != getattr(config, key, None)]
+    lengths = settings_that_affect("length")
+    changed = [key for key in lengths if getattr(run, key, None) != getattr(config, key, None)]
     running = f" and {iteration} iterations of {phases[phase].kind}" if iteration else ""
     given = " ".join(f"--{key} {getattr(config, key)}" for key in changed)
     texts = [length_to_give(key, run, config, lambda lengths: point(lengths) is not None) for key in changed]
@@ -235,7 +250,7 @@ def resume_point(
         return None
     if old[same].kind in ONLINE and old[same].source == SELECTED:
         return None  # the selector has begun its next round
-    steps = stride if old[same].kind in ONLINE and old[same].kind != "pretrain_source" else 1
+    steps = stride if old[same].kind in ONLINE and old[same].kind != PhaseKind.PRETRAIN_SOURCE else 1
     return same, -(-old[same].iterations // steps) * steps
 
 
@@ -245,8 +260,10 @@ def same_but_length(one: Phase, other: Phase) -> bool:
 
 def with_full_names(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the full names of their tasks, so that two names of one task are equal."""
-    keys = [key for key in ("source_task", "target_task") if settings[key]]
-    return {**settings, **{key: ",".join(task_names(Config(**settings), key)) for key in keys}}
+    config = Config(**settings)
+    sources = source_tasks(config) if config.source_task else []
+    target = str(target_task(config)) if config.target_task else ""
+    return {**settings, "source_task": ",".join(map(str, sources)), "target_task": target}
 
 
 def model_state(agents: dict[str, BaseAgent]) -> dict[str, Any]:
@@ -276,7 +293,7 @@ def build_agent(saved: dict[str, Any], logdir: Path, domain: str, device: torch.
     return agent, config
 
 
-def check_fits(agent: BaseAgent, env: gymnasium.Env, task: str) -> None:
+def check_fits(agent: BaseAgent, env: gymnasium.Env, task: Task) -> None:
     """Raises BadInput if the agent cannot play ``task``: another action size, or missing observations."""
     actions = env.action_space.shape[0]
     if actions != agent.action_dim:
@@ -296,10 +313,10 @@ def agent_role(config: Config, domain: str) -> str:
     return "source" if config.target_task else "collect"  # a run of collect.py has no target
 
 
-def simulated_agent_task(logdir: Path, config: Config, domain: str) -> str:
+def simulated_agent_task(logdir: Path, config: Config, domain: str) -> Task:
     """`agent_task`. Raises BadInput if the target of the run in ``logdir`` has no simulator."""
     task = agent_task(config, domain)
-    if simulated_task(task) is None:
+    if not task.suite:
         raise BadInput(
             f"{logdir}: its target {task} has no simulator to evaluate it in; its offline figures are in scores.csv "
             f"(evaluate.py takes another --task, or --agent source)"
@@ -307,9 +324,9 @@ def simulated_agent_task(logdir: Path, config: Config, domain: str) -> str:
     return task
 
 
-def agent_task(config: Config, domain: str) -> str:
+def agent_task(config: Config, domain: str) -> Task:
     """The task of ``target``, ``source`` or ``source_1``, ``source_2``, ... in a run with these settings."""
     if domain == "target":
-        return config.target_task
+        return target_task(config)
     _, _, number = domain.partition("_")
-    return config.source_task.split(",")[int(number or 1) - 1]
+    return source_tasks(config)[int(number or 1) - 1]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from config import Config, resolve, run_directory
+from config import Config
 from replay import save_episode
 from tools import BadInput, StopRequest, WorkerCrash, progress_bar
 from training.checkpoint import agent_role, check_fits, load_agent
@@ -17,24 +17,26 @@ from training.device import pick_device, seed_everything, use_threads
 from training.logger import read_scores
 from training.methods import COLLECTION, Phase, PhaseKind
 from training.policies import Policy, agent_policy
+from training.resolve import resolve
+from training.run_names import run_directory
 from training.runs import open_trainer, run_to_completion
 from training.state_expert import train_expert
 from training.trainer import Loop, Trainer
-from wrappers import max_return, parse_task
+from wrappers import Task, max_return
 from wrappers.shared.simulators import check_trained_alike, collection_envs
 
 EXPERT_STEPS = 200_000  # agent steps of an expert's training, at most
 SHARE_OF_MAXIMUM = {"medium-replay": 1 / 3, "medium-expert": 1.0}  # where the paper's collection stops
 
 
-def best_return(task: str, max_score: float | None) -> float:
+def best_return(task: Task, max_score: float | None) -> float:
     """``max_score``, or else the suite's known maximum. Raises BadInput if it is not positive, or not known."""
     if max_score is not None and not 0 < max_score < float("inf"):
         raise BadInput(f"--max_score {max_score}: give a positive return")
-    return max_return(parse_task(task)) if max_score is None else max_score
+    return max_return(task) if max_score is None else max_score
 
 
-def score_to_reach(task: str, quality: str | None, max_score: float | None) -> float:
+def score_to_reach(task: Task, quality: str | None, max_score: float | None) -> float:
     """The evaluation return at which collection stops: infinite without a ``medium-*`` quality."""
     return SHARE_OF_MAXIMUM[quality] * best_return(task, max_score) if quality in SHARE_OF_MAXIMUM else float("inf")
 
@@ -67,9 +69,9 @@ def collect_from_learner(
     """
     kind = args.quality or args.policy
     config = config.replace(
-        source_task=args.task,
+        source_task=str(args.task),
         target_task="",
-        logdir=config.logdir or str(run_directory(config, "collect", str(parse_task(args.task)), kind)),
+        logdir=config.logdir or str(run_directory(config, "collect", str(args.task), kind)),
         episodes=args.episodes,  # the length of the run, so that its checkpoint has it
         replay_size=max(config.replay_size, args.episodes * config.time_limit),
     )

@@ -141,8 +141,7 @@ class Collector:
         self.policy_state = policy_state and {k: v.to(device) for k, v in policy_state.items()}
         self.episodes_begun = state["episodes"]
         restore_generator(self.random_policy.rng, state["rng"])
-        if "noise_rng" in state:  # not in older checkpoints
-            restore_generator(self.noise_rng, state["noise_rng"])
+        restore_generator(self.noise_rng, state["noise_rng"])
         for slot, saved in zip(self.slots, state["slots"], strict=True):
             slot.index, slot.builder = saved["index"], None
             if saved["actions"] is not None:

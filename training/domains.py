@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from agents.base import BaseAgent, Batch
-from config import Config, task_names
+from config import Config, target_task
 from replay import DataMapping, OfflineDataset, OnlineReplay, Prefetcher, SequenceStore, first_image_shape
 from tools import BadInput
 from training.collector import Collector
@@ -19,7 +19,7 @@ from training.evaluator import Evaluator
 from training.logger import Logger
 from training.methods import AgentBuilder, Method, online_tasks
 from training.policies import Policy, agent_policy
-from wrappers import simulated_task
+from wrappers import Task
 from wrappers.shared.simulators import check_recorded_alike, collection_envs
 
 SMALLEST_SIDE = 18  # pixels of the smallest images that every model-free agent's encoder takes
@@ -29,7 +29,7 @@ class Domain:
     """A domain with stored data: the target's dataset. ``rng`` is the RNG of its batches."""
 
     def __init__(
-        self, name: str, task: str, store: SequenceStore, agent: BaseAgent, config: Config, rng: np.random.Generator
+        self, name: str, task: Task, store: SequenceStore, agent: BaseAgent, config: Config, rng: np.random.Generator
     ):
         self.name, self.task, self.store, self.agent, self.config = name, task, store, agent, config
         self._prefetcher = Prefetcher(self._sample, rng)
@@ -82,7 +82,7 @@ class OnlineDomain(Domain):
     store: OnlineReplay
 
     def __init__(
-        self, name: str, task: str, store: OnlineReplay, agent: BaseAgent, config: Config, rng: np.random.Generator,
+        self, name: str, task: Task, store: OnlineReplay, agent: BaseAgent, config: Config, rng: np.random.Generator,
         *, envs: list[Any], seed: int, action_noise: float, logger: Logger,
     ):  # fmt: skip
         super().__init__(name, task, store, agent, config, rng)
@@ -157,15 +157,15 @@ def open_dataset(config: Config, method: Method) -> OfflineDataset:
     )
 
 
-def domain_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
+def domain_tasks(config: Config, method: Method) -> dict[str, tuple[Task, str]]:
     """Name -> (task, role) of every domain of a run, online ones first."""
     tasks = online_tasks(config, method)
-    return tasks | ({"target": (task_names(config, "target_task")[0], "target")} if method.dataset else {})
+    return tasks | ({"target": (target_task(config), "target")} if method.dataset else {})
 
 
-def simulated_tasks(tasks: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+def simulated_tasks(tasks: dict[str, tuple[Task, str]]) -> dict[str, tuple[Task, str]]:
     """Those of `domain_tasks` that have a simulator."""
-    return {name: (task, role) for name, (task, role) in tasks.items() if simulated_task(task)}
+    return {name: (task, role) for name, (task, role) in tasks.items() if task.suite}
 
 
 def hold_out_episodes(config: Config, dataset: OfflineDataset) -> SequenceStore | None:
@@ -214,7 +214,7 @@ def agent_builder(
 def build_domains(
     config: Config,
     agents: dict[str, BaseAgent],
-    tasks: dict[str, tuple[str, str]],
+    tasks: dict[str, tuple[Task, str]],
     envs: dict[str, list[Any]],
     dataset: OfflineDataset | None,
     logger: Logger,

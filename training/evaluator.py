@@ -12,6 +12,7 @@ from config import Config
 from tools import progress_bar
 from training.collector import episode_seed
 from training.policies import Policy, RandomPolicy
+from wrappers import Task
 from wrappers.shared.simulators import evaluation_envs, make_simulator
 from wrappers.shared.vector import SyncEnv
 
@@ -125,7 +126,7 @@ class Evaluator:
         tasks: domain -> (task, role); the roles are those of wrappers/shared/simulators.py.
     """
 
-    def __init__(self, config: Config, tasks: dict[str, tuple[str, str]]):
+    def __init__(self, config: Config, tasks: dict[str, tuple[Task, str]]):
         self.config, self.tasks = config, tasks
         self.simulators: dict[str, gymnasium.Env] = {}  # in this process, by domain
         self.processes: dict[str, list[Any]] = {}  # in processes of their own, by domain

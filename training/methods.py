@@ -1,7 +1,6 @@
 """CoWorld and the methods it is compared with: for each, its agents, its schedule, and what it learns from.
 
-A schedule rearranges the phases of Algorithm 1. A new method is one more entry of `METHODS`. used_settings.py says
-which settings have an effect on it.
+A schedule rearranges the phases of Algorithm 1. A new method is one more entry of `METHODS`.
 """
 
 from collections.abc import Callable
@@ -18,8 +17,9 @@ from agents.coworld import SourceAgent, TargetAgent
 from agents.curl import CURLAgent
 from agents.lompo import LOMPOAgent
 from agents.model_free import BCAgent, CQLAgent, DrQBCAgent
-from config import Config, has_target_simulator, task_names
+from config import Config, has_target_simulator, source_tasks, target_task
 from tools import BadInput, multiples_crossed, nearest
+from wrappers import Task
 
 SELECTED = -1  # as `Phase.source`: the source that the selector chooses
 
@@ -109,9 +109,10 @@ class Method:
         shared_world_model: one world model learns from both domains' batches.
         elastic_weights: the transfer from source to target adds an EWC penalty.
         world_model: whether its agents have one.
-        settings: names, separated by spaces, of settings that have an effect on this and few other methods, which
-            name them too.
-        unused: names of settings that all others use, and this one does not.
+        dreamer_behavior: whether its actor and critic learn as in DreamerV2.
+        critic: whether its agents have one.
+        settings: names, separated by spaces, of settings that only some methods use: those that name them here. What
+            the others depend on is in config/table.py.
     """
 
     agents: Callable[[AgentBuilder], dict[str, BaseAgent]]
@@ -122,8 +123,9 @@ class Method:
     shared_world_model: bool = False
     elastic_weights: bool = False
     world_model: bool = True
+    dreamer_behavior: bool = True
+    critic: bool = True
     settings: str = ""
-    unused: str = ""
 
     @property
     def uses_sources(self) -> bool:
@@ -263,23 +265,14 @@ def source_updates(phases: list[Phase], config: Config) -> int:
     return updates
 
 
-# Settings of model-free agents, and those that they do not use.
-FRAME_STACKS = "transitions frame_stack feature_size q_units"
+FRAME_STACKS = "transitions frame_stack feature_size q_units"  # settings of model-free agents
 DRQ = f"{FRAME_STACKS} nstep random_shift noise_start noise_end noise_steps noise_clip target_tau"
-OF_ACTOR_CRITICS = (
-    "imag_starts discount_lambda actor_grad actor_grad_mix actor_entropy actor_min_std slow_target_update"
-)
-OF_WORLD_MODELS = (
-    f"{OF_ACTOR_CRITICS} compile grad_accum batch_size batch_length dyn_stoch dyn_discrete dyn_deter dyn_hidden "
-    "dyn_min_std cnn_depth state_layers units act reward_layers discount_layers pred_discount kl_scale kl_balance "
-    "kl_free image_scale reward_scale discount_scale imag_horizon actor_layers value_layers model_lr video_every"
-)
 
 
-def model_free(kind: type[BaseAgent], settings: str, without: str = "") -> Method:
-    """A method of agents without a world model, which does not use ``without`` either."""
-    unused = f"{OF_WORLD_MODELS} {without}"
-    return Method(agents_of(kind), model_free_schedule, online="", world_model=False, settings=settings, unused=unused)
+def model_free(kind: type[BaseAgent], settings: str, critic: bool = True) -> Method:
+    """A method of agents without a world model."""
+    traits = {"world_model": False, "dreamer_behavior": False, "critic": critic}
+    return Method(agents_of(kind), model_free_schedule, online="", **traits, settings=settings)
 
 
 METHODS = {
@@ -292,7 +285,7 @@ METHODS = {
     ),
     "multitask_dv2": Method(multitask_agents, multitask_schedule, shared_world_model=True),
     "online_dv2": Method(online_agents, target_online_schedule, online="target", dataset=False),
-    "bc": model_free(BCAgent, DRQ.replace("nstep ", "").replace(" target_tau", ""), "value_lr discount"),
+    "bc": model_free(BCAgent, DRQ.replace("nstep ", "").replace(" target_tau", ""), critic=False),
     "drq_bc": model_free(DrQBCAgent, f"{DRQ} bc_scale"),
     "cql": model_free(CQLAgent, f"{DRQ} conservative_scale conservative_actions"),
     "curl": model_free(CURLAgent, f"{FRAME_STACKS} nstep target_tau key_tau initial_temperature temperature_lr"),
@@ -300,16 +293,11 @@ METHODS = {
         agents_of(LOMPOAgent),
         lompo_schedule,
         online="",
+        dreamer_behavior=False,
         settings="ensemble transitions target_tau uncertainty_scale imagined_noise",
-        unused=OF_ACTOR_CRITICS,
     ),
 }
 COLLECTION = Method(online_agents, online="source", dataset=False)  # collect.py: DreamerV2, for its episodes
-
-
-def evaluates_in_simulator(method: Method, config: Config) -> bool:
-    """Whether a run's evaluations are episodes in a simulator. Without one, it has only its offline figures."""
-    return not method.dataset or has_target_simulator(config)
 
 
 def find_method(name: str) -> Method:
@@ -329,7 +317,7 @@ def check_blocks(names: list[str], method: str = "") -> None:
             )
 
 
-def online_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
+def online_tasks(config: Config, method: Method) -> dict[str, tuple[Task, str]]:
     """Name -> (task, role) of each domain that ``method`` learns in online, its roles as in wrappers' simulators.
 
     Raises BadInput if no source task is given, or more than ``method`` uses.
@@ -338,12 +326,12 @@ def online_tasks(config: Config, method: Method) -> dict[str, tuple[str, str]]:
         if not has_target_simulator(config):
             target = config.target_task or "a dataset"
             raise BadInput(f"--method {config.method} learns in the target's simulator, and {target} has none")
-        return {"target": (task_names(config, "target_task")[0], "target")}
+        return {"target": (target_task(config), "target")}
     if not method.online:
         return {}
     if not config.source_task:
         raise BadInput("--source_task is missing (see --help)")
-    tasks, role = task_names(config, "source_task"), "source" if method.dataset else "collect"
+    tasks, role = source_tasks(config), "source" if method.dataset else "collect"
     if len(tasks) == 1:
         return {"source": (tasks[0], role)}
     if method.online == "source":

@@ -9,8 +9,6 @@ For this, pretraining depends on nothing but what `compared_settings`, the agent
 source agents first, and `runs.open_trainer` seeds torch again once all agents are built.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -22,16 +20,14 @@ from typing import Any
 import torch
 
 from agents.base import BaseAgent
-from config import Config, merge, read_blocks, task_names
+from config import Config, facts, merge, read_blocks, source_tasks
 from replay.stored_episode import StoredEpisode
 from tools import BadInput, directory_when_complete, write_atomically
 from training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from training.device import restore_torch_rng
 from training.methods import (
-    COLLECTION,
     ONLINE,
     SELECTED,
-    AgentBuilder,
     Method,
     Phase,
     PhaseKind,
@@ -41,17 +37,6 @@ from training.trainer import Progress, Trainer
 from training.used_settings import unused_settings, unused_suite_settings
 
 PRETRAINED = "pretrained"  # the snapshot's folder in a run's directory
-WITHOUT_EFFECT = set(  # on pretraining; all other settings are compared, but those that `unused_settings` names
-    # which target, method and data; how the target learns; the ties
-    "method target_task background offline_traindir dataset_format dataset_cache image_key action_key reward_key "
-    "done_key action_range holdout select warmup_rounds warmup_updates warmup_steps rounds target_iterations "
-    "source_iterations ensemble disagreement_scale ewc_scale ewc_batches "
-    "state_alignment state_alignment_scale reward_alignment target_informed_factor eta_start eta_end eta_steps "
-    "value_constraint value_constraint_scale "
-    # names, the machine, evaluations and records; what only collect.py uses
-    "configs logdir source_from device threads compile eval_episodes eval_envs log_every video_every video_size "
-    "checkpoint_minutes action_noise eval_every episodes".split()
-)
 SAVED = "pretraining classes action_dims states domains selector rng".split()  # in a snapshot, beside what all have
 
 
@@ -88,54 +73,25 @@ def find_pretraining(method: Method, phases: Sequence[Phase]) -> range:
     return range(start, start + len(leading)) if alone else range(0)
 
 
-def pretraining_phases(config: Config, method: Method) -> list[Phase]:
-    """The phases of the pretraining of a run with these settings; [] if ``method`` has none.
-
-    They do not depend on what follows them, so the method's schedule is given Algorithm 1 up to their end only.
-    """
-    phases = method.schedule([Phase(PhaseKind.EVALUATE_RANDOM), *source_phases(config)], config)
-    return [phases[i] for i in find_pretraining(method, phases)]
-
-
 def compared_settings(config: Config, method: Method) -> dict[str, Any]:
     """The settings that can influence pretraining, with full names of the source tasks."""
-    tasks = task_names(config, "source_task")
+    tasks = source_tasks(config)
     unused = unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
-    settings = {key: value for key, value in vars(config).items() if key not in WITHOUT_EFFECT | unused}
-    return {**settings, "source_task": ",".join(tasks)}
+    compared = {key for key in vars(config).keys() - unused if "sources" in facts(key).affects.split()}
+    settings = {key: value for key, value in vars(config).items() if key in compared}
+    return {**settings, "source_task": ",".join(map(str, tasks))}
 
 
-def pretraining_identity(
-    config: Config,
-    method: Method,
-    action_dims: Mapping[str, int],
-    states: Mapping[str, dict[str, int]] | None = None,
-) -> str:
-    """A hash that is equal for two runs if and only if each may use the other's pretraining; "" if there is none.
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first of the `compared_settings` in which two pretrainings differ, ``KEY OLD, not NEW``; "" if none does.
 
-    ``precision`` auto is a value of its own here: replace it by `device.pick_precision`'s to compare it with others.
-
-    Args:
-        config: the settings, resolved or as given.
-        action_dims: action size by domain, ``target`` too, as `AgentBuilder` has them.
-        states: with ``source_observation`` state, the observations' sizes by domain, as `AgentBuilder` has them.
-
-    Raises:
-        BadInput: no source task is given, or it is unknown.
+    Their seeds may differ, and ``precision`` auto is any.
     """
-    if not (phases := pretraining_phases(config, method)):
-        return ""
-    small = config.replace(precision="float32", compile="off")
-    with torch.device("meta"):  # shapes without values, and no random numbers
-        agents = method.agents(AgentBuilder(small, torch.device("meta"), dict(action_dims), dict(states or {})))
-    sources = {name: agent for name, agent in agents.items() if name != "target"}
-    described = {
-        "settings": compared_settings(config, method),
-        "phases": describe_phases(phases),
-        "classes": class_names(sources),
-        "shapes": {name: shapes(agent.model_dict()) for name, agent in sources.items()},
-    }
-    return hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16).hexdigest()
+    for key in sorted((old.keys() | new.keys()) - {"seed"}):
+        values = old.get(key), new.get(key)
+        if values[0] != values[1] and not (key == "precision" and "auto" in values):
+            return f"{key} {values[0]}, not {values[1]}"
+    return ""
 
 
 def describe_phases(phases: Iterable[Phase]) -> list[list[Any]]:
@@ -270,8 +226,13 @@ def read_snapshot(config: Config, method: Method, phases: Sequence[Phase]) -> di
     run, where = Path(config.source_from).expanduser(), f"--source_from {config.source_from}"
     if run.resolve() == Path(config.logdir).expanduser().resolve():
         raise BadInput(f"{where}: this is the run's own directory; give another run")
+    if not (run / "config.yaml").exists():
+        raise BadInput(f"{where}: there is no run; give a run's directory")
     if not (run / PRETRAINED / CHECKPOINT).exists():
-        raise BadInput(f"{where}: {why_missing(run)}")
+        raise BadInput(
+            f"{where}: it has no {PRETRAINED}/: its pretraining is not finished, its method has none, or the folder "
+            f"was removed; give another run, or continue this one first"
+        )
     instead = "give another --source_from, or none"
     saved = load_checkpoint(run / PRETRAINED / CHECKPOINT, advice=instead)
     try:
@@ -283,12 +244,8 @@ def read_snapshot(config: Config, method: Method, phases: Sequence[Phase]) -> di
                 StoredEpisode.open(run / PRETRAINED / f"{source}_replay" / name)
     except (BadInput, AttributeError, LookupError, TypeError) as error:
         raise BadInput(f"{where}: its pretraining is damaged ({error}); {instead}") from None
-    new = compared_settings(config, method)
-    if config.precision == "auto":
-        new["precision"] = old["precision"]
-    for key in sorted((old.keys() | new.keys()) - {"seed"}):
-        if old.get(key) != new.get(key):
-            raise BadInput(f"{where}: it was pretrained with {key} {old.get(key)}, not {new.get(key)}; {instead}")
+    if differ := difference(old, compared_settings(config, method)):
+        raise BadInput(f"{where}: it was pretrained with {differ}; {instead}")
     wanted = describe_phases(phases[i] for i in find_pretraining(method, phases))
     if saved["pretraining"] != wanted:
         raise BadInput(f"{where}: it was pretrained in other phases than those of method {config.method}; {instead}")
@@ -314,22 +271,4 @@ def check_networks(config: Config, saved: dict[str, Any], agents: Mapping[str, B
 def run_of(saved: dict[str, Any]) -> tuple[Config, Method]:
     """Settings and method of the run that wrote a checkpoint; settings that it did not have yet have their defaults."""
     config = Config(**{**merge(read_blocks(), [], {}), **saved["config"]})
-    return config, find_method(config.method) if config.target_task else COLLECTION
-
-
-def why_missing(run: Path) -> str:
-    """Why a run's directory has no snapshot, as the end of an error message."""
-    if not (run / CHECKPOINT).exists():
-        begun = (run / "config.yaml").exists()
-        unfinished = "it has not finished its pretraining; continue it first"
-        return unfinished if begun else "there is no run; give a run's directory"
-    saved = load_checkpoint(run / CHECKPOINT)
-    config, method = run_of(saved)
-    phases = pretraining_phases(config, method)
-    if not phases:
-        name = "collect.py" if method is COLLECTION else f"method {config.method}"
-        return f"it is a run of {name}, which has no pretraining; give another run"
-    end, progress = 1 + len(phases), saved["progress"]
-    if progress["phase"] > end or (progress["phase"] == end and progress["iteration"]):
-        return "an earlier version of this program pretrained it and kept no snapshot; give another run"
-    return "it has not finished its pretraining; continue it first"
+    return config, find_method(config.method)

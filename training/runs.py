@@ -70,7 +70,7 @@ def compute_with_threads(config: Config, method: Method, saved: Mapping[str, Any
     it changed, or if the run keeps more than there are cores.
     """
     number, cores = use_threads(config.threads, useful_threads(config, method.world_model)), available_cores()
-    before = saved["config"].get("threads", str(number)) if saved else str(number)
+    before = saved["config"]["threads"] if saved else str(number)
     if before != str(number):
         print(f"note: the run had {before} threads; from here its results are equal up to rounding", file=sys.stderr)
     elif saved and number > cores:
@@ -79,13 +79,18 @@ def compute_with_threads(config: Config, method: Method, saved: Mapping[str, Any
     return config.replace(threads=str(number))
 
 
+def dataset_line(figures: Sequence[float]) -> str:
+    """The line of config.yaml that tells report.py which runs learned from the same dataset."""
+    return "# dataset: {} episodes, {} steps, sum of returns {}\n".format(*figures)
+
+
 @contextmanager
 def open_trainer(
     config: Config, method: Method, schedule: Callable[[Config], Sequence[Phase]], pretrain_only: bool = False
 ) -> Iterator[Trainer]:
     """Build a run, or resume the one in ``config.logdir``; simulators, records and lock are closed at the end.
 
-    ``config`` is that of `config.resolve`; ``schedule`` makes the phases of settings.
+    ``config`` is that of `resolve.resolve`; ``schedule`` makes the phases of settings.
     Raises `pretraining.AlreadyPretrained` before anything changes, if ``pretrain_only`` and pretraining is finished.
     """
     device, auto_threads = pick_device(config.device), given_threads(config.threads) is None
@@ -138,7 +143,8 @@ def open_trainer(
             for source in trainer.sources:
                 source.clear()
         if progress.phase < len(phases):  # else the record of the finished run stays
-            write_text(logdir / "config.yaml", f"{to_yaml(config)}# commit {code_version()}\n")
+            about = f"# commit {code_version()}\n{dataset_line(identity.figures) if identity else ''}"
+            write_text(logdir / "config.yaml", to_yaml(config) + about)
         yield trainer
 
 

@@ -19,6 +19,7 @@ from tools import StopRequest, progress_bar
 from training.device import pick_device
 from training.evaluator import EVALUATION_SEED
 from training.policies import Observation, Policy
+from wrappers import Task
 from wrappers.shared.patches import import_without_gym_notice
 from wrappers.shared.simulators import state_simulator
 
@@ -65,7 +66,7 @@ class Training:
 
 
 def train_expert(
-    config: Config, task: str, steps: int, max_score: float, stop: StopRequest
+    config: Config, task: Task, steps: int, max_score: float, stop: StopRequest
 ) -> tuple[Policy, list[Evaluation]]:
     """Train until an evaluation reaches `ENOUGH` of ``max_score``, or for ``steps`` agent steps, or until ``stop``.
 

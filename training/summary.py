@@ -46,13 +46,13 @@ def summary(trainer: Trainer) -> str:
 
     With several sources, also how often each was selected.
     """
-    tasks = [domain.task for domain in trainer.domains.values()]
+    tasks = [str(domain.task) for domain in trainer.domains.values()]
     rows = [row for row in read_scores(trainer.logdir, evaluated=True) if row["domain"] == "target"]
     labels = row_labels(rows, trainer.config.method)
     width = max(map(len, [*labels, *tasks])) + 10
     named = list(zip(labels, rows, strict=True))
     lines = [
-        *score_lines([(label, row) for label, row in named if row["mean"]], trainer.target.task, width),
+        *score_lines([(label, row) for label, row in named if row["mean"]], str(trainer.target.task), width),
         *offline_lines([(label, row) for label, row in named if offline_figures(row)], trainer, width),
         *selection_lines(trainer, width),
     ]
@@ -87,7 +87,7 @@ def offline_lines(rows: Sequence[tuple[str, Row]], trainer: Trainer, width: int)
     if not rows:
         return []
     headings = " ".join(f"{heading:>12}" for heading in OFFLINE_TABLE.values())
-    lines = [f"{trainer.target.task + ', offline figures':{width}} {headings} {'target updates':>15}"]
+    lines = [f"{f'{trainer.target.task}, offline figures':{width}} {headings} {'target updates':>15}"]
     for label, row in rows:
         found = offline_figures(row)
         texts = (f"{found[name]:.4g}" if name in found else "-" for name in OFFLINE_TABLE)
@@ -102,5 +102,5 @@ def selection_lines(trainer: Trainer, width: int) -> list[str]:
         return []
     lines = [f"{'source':{width}} {'selected':>9} of {sum(counts)} target updates"]
     for source, count in zip(trainer.sources, counts, strict=True):
-        lines.append(f"{source.name + ' ' + source.task:{width}} {count / sum(counts):9.0%}")
+        lines.append(f"{f'{source.name} {source.task}':{width}} {count / sum(counts):9.0%}")
     return lines

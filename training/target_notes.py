@@ -1,9 +1,9 @@
 """Lines on stderr about a run's target, before the run begins."""
 
-from config import Config, has_target_simulator, read_blocks
+from config import Config, has_target_simulator, read_blocks, target_task
 from replay import SequenceStore
 from training.methods import Method
-from wrappers import SUITES, simulated_task
+from wrappers import SUITES, Task
 
 
 def target_notes(config: Config, method: Method, dataset: SequenceStore | None) -> list[str]:
@@ -11,7 +11,7 @@ def target_notes(config: Config, method: Method, dataset: SequenceStore | None) 
 
     ``config`` is resolved; ``dataset`` has the episodes that the target agent learns from.
     """
-    found = [block_warning(config.configs, config.target_task)]
+    found = [block_warning(config.configs, target_task(config))]
     if dataset and method.world_model:  # model-free agents use the stored discounts
         found.append(termination_note(config, dataset))
     notes = [note for note in found if note]
@@ -36,14 +36,14 @@ def termination_note(config: Config, dataset: SequenceStore) -> str | None:
     )
 
 
-def block_warning(names: list[str], target_task: str) -> str | None:
+def block_warning(names: list[str], target: Task) -> str | None:
     """A warning if the last suite's block of ``names``, blocks but `defaults`, does not fit the target, else None.
 
     Every suite's block fits a target without a simulator.
     """
-    if (task := simulated_task(target_task)) is None:
+    if not target.suite:
         return None
-    blocks, suite = read_blocks(), task.suite
+    blocks, suite = read_blocks(), target.suite
     suites = [name for name in names if name in SUITES and name in blocks]
     last = [name for name in names if name in suites or name == "release"][-1:]
     if suite not in blocks or last in ([suite], ["release"]):
@@ -52,4 +52,4 @@ def block_warning(names: list[str], target_task: str) -> str | None:
     if suite not in right and "release" not in right:
         right.insert(0, suite)
     found = f"block {last[0]} is for other targets" if last else f"--configs has no block for {suite} targets"
-    return f"warning: {target_task}: {found}: give --configs {' '.join(['defaults', *right])}"
+    return f"warning: {target}: {found}: give --configs {' '.join(['defaults', *right])}"

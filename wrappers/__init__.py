@@ -14,12 +14,12 @@ from wrappers.shared.suites import (
     all_tasks,
     discover,
     max_return,
+    parse_target,
     parse_task,
     register,
-    simulated_task,
 )
 
-__all__ = ["SUITES", "Suite", "Task", "all_tasks", "make_env", "max_return", "parse_task", "register", "simulated_task"]
+__all__ = ["SUITES", "Suite", "Task", "all_tasks", "make_env", "max_return", "parse_target", "parse_task", "register"]
 
 discover()
 

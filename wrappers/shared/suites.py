@@ -67,7 +67,7 @@ class Suite:
 class Task:
     """A task of a suite; ``str(task)`` is its canonical name, e.g. ``dmc_walker_walk``.
 
-    ``suite`` is empty for a target without a simulator, in reports only.
+    ``suite`` is empty for a target without a simulator (see `parse_target`).
     """
 
     suite: str
@@ -124,9 +124,9 @@ def parse_task(name: str | Task) -> Task:
 
     Raises BadInput if there is no such task; the message names the nearest ones.
     """
-    tasks = all_tasks()
-    if isinstance(name, Task) and name in tasks:
+    if isinstance(name, Task) and name.suite in SUITES:
         return name
+    tasks = all_tasks()
     prefix, _, rest = str(name).strip().partition("_")
     suite = SUITES.get(prefix.lower())
     if suite is not None and suite.find_task is not None:
@@ -169,6 +169,11 @@ def simulated_task(name: str | Task) -> Task | None:
     if not re.fullmatch(r"[\w.+-]+", str(name)):
         raise BadInput(f"{str(name)!r} is no task, and no name for a dataset: use letters, digits, _, -, . and +")
     return None
+
+
+def parse_target(name: str) -> Task:
+    """The task with that name; ``Task("", name)`` if it is a free name. Raises BadInput as `simulated_task` does."""
+    return simulated_task(name) or Task("", name)
 
 
 def max_return(task: Task) -> float:

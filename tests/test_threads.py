@@ -215,21 +215,6 @@ def test_the_number_is_recorded_and_kept_when_the_run_is_resumed(
     assert read_threads(tmp_path) == ("1", "1")
 
 
-def test_a_run_of_an_older_version_chooses_its_number(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    arguments = co_training(dataset, tmp_path, "--size", "32,32", "--envs", 0, "--rounds", 1)
-    program.main(arguments)
-    saved = load_checkpoint(tmp_path / "checkpoint.pt")
-    del saved["config"]["threads"]
-    torch.save(saved, tmp_path / "checkpoint.pt")
-    capsys.readouterr()
-    program.main([*arguments, "--rounds", "2"])
-    printed = capsys.readouterr().err
-    assert "threads: 1 on" in printed and "the run had" not in printed
-    assert read_threads(tmp_path) == ("1", "1")
-
-
-@pytest.mark.parametrize("given", ["0", "-1", "1.5", "many", "", "1025"])
-@pytest.mark.parametrize("name", ["co_training", "collect", "evaluate", "analyse", "export"])
 def test_what_is_no_number_of_threads_is_refused(name: str, given: str):
     needed = {"collect": ["--task", "walker_walk", "--out", "none"], "co_training": []}
     more = {"export": ["--out", "none.pt2"]}.get(name, [])

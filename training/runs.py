@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from config import Config, to_yaml
 from replay import OfflineDataset
 from tools import WorkerCrash, lock_directory, write_text
@@ -63,6 +65,15 @@ def code_version() -> str:
         return "unknown"
 
 
+def choose_precision(config: Config, snapshot: Mapping[str, Any] | None, device: torch.device) -> Config:
+    """The settings with the precision that ``auto`` is: of the ``snapshot`` that a run continues, or the device's."""
+    if config.precision != "auto":
+        return config
+    config = config.replace(precision=snapshot["config"]["precision"] if snapshot else pick_precision("auto", device))
+    print(f"precision: {config.precision} on {device}", file=sys.stderr)
+    return config
+
+
 def compute_with_threads(config: Config, method: Method, saved: Mapping[str, Any] | None) -> Config:
     """Compute with the threads of ``config``, of `read_resumable`, and record their number.
 
@@ -108,11 +119,7 @@ def open_trainer(
         if pretrain_only:
             check_pretrain_only(config, method, phases, progress)
         snapshot = read_snapshot(config, method, phases) if awaits_snapshot(config, method, phases, progress) else None
-        if config.precision == "auto":
-            precision = snapshot["config"]["precision"] if snapshot else pick_precision("auto", device)
-            config = config.replace(precision=precision)
-            print(f"precision: {config.precision} on {device}", file=sys.stderr)
-        config = compute_with_threads(config, method, saved)
+        config = compute_with_threads(choose_precision(config, snapshot, device), method, saved)
         held_out = hold_out_episodes(config, dataset) if dataset else None
         seed_everything(config.seed)
         evaluator = Evaluator(config, simulated_tasks(tasks))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
-import dots as dots_suite
+import page_suite
 import pytest
 import torch
 from filelock import FileLock
@@ -148,9 +148,9 @@ def finished_copy(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def dots() -> Iterator[None]:
     """The suite of docs/extending.md is known while a module's tests run."""
-    wrappers.register(dots_suite.SUITE)
+    wrappers.register(page_suite.SUITE)
     yield
-    del wrappers.SUITES[dots_suite.SUITE.name]
+    del wrappers.SUITES[page_suite.SUITE.name]
 
 
 @pytest.fixture(scope="module")

@@ -360,8 +360,8 @@ def alive(process: int) -> bool:
 WITH_DOTS = """
 import sys, co_training, wrappers
 sys.path.append("tests")
-import dots
-wrappers.register(dots.SUITE)
+import page_suite
+wrappers.register(page_suite.SUITE)
 """  # the start of a program
 
 

@@ -83,15 +83,13 @@ def test_a_function_that_compiles_is_used_compiled(capfd: pytest.CaptureFixture)
     assert compiled.compiled is not None and capfd.readouterr().err == ""
 
 
-def test_if_compiling_fails_the_function_runs_eagerly_with_one_note(
-    capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+def test_if_compiling_fails_the_function_runs_eagerly_with_one_note(capfd: pytest.CaptureFixture):
     line = Line()
     fallen_back = Compiled(line.loss, line.parameters, graphs=False)
-    for _ in range(2):
-        assert gradients(line, fallen_back) == EXPECTED
+    no_compiler = {"cpp.cxx": (None, "no-such-compiler"), "fx_graph_cache": False, "fx_graph_remote_cache": False}
+    with torch._inductor.config.patch(no_compiler), torch._functorch.config.patch(enable_autograd_cache=False):
+        for _ in range(2):
+            assert gradients(line, fallen_back) == EXPECTED
     lines = capfd.readouterr().err.splitlines()
     assert [text.startswith("note: not compiled, so training is slower (") for text in lines] == [True]
 

@@ -124,9 +124,9 @@ def parse_task(name: str | Task) -> Task:
 
     Raises BadInput if there is no such task; the message names the nearest ones.
     """
-    if isinstance(name, Task) and name.suite in SUITES:
-        return name
     tasks = all_tasks()
+    if isinstance(name, Task) and name in tasks:
+        return name
     prefix, _, rest = str(name).strip().partition("_")
     suite = SUITES.get(prefix.lower())
     if suite is not None and suite.find_task is not None:

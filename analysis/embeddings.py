@@ -58,7 +58,7 @@ def embed_images(
         agent, _ = load_agent(logdir, name, device, file=file)
         chunks = torch.from_numpy(images).split(CHUNK)
         embed = torch.cat([agent.embed({"image": chunk.to(device)}).float().cpu() for chunk in chunks])
-        found.append(AgentEmbeddings(f"{name.replace('_', ' ')}: {agent_task(config, name)}", embed))
+        found.append(AgentEmbeddings(f"{name.replace('_', ' ')}: {agent_task(config, name).name}", embed))
     for source in found[1:]:
         source.kl = float(models.state_alignment(source.embed, found[0].embed))
     return found

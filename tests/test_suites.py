@@ -1,15 +1,16 @@
 """The commands on every suite at `debug` size, and the paper's harder setups as settings."""
 
+import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command
 from PIL import Image
 
 import co_training
 import collect
+import evaluate
 from training.checkpoint import load_checkpoint
 from training.logger import read_scores
 from training.policies import noisy
@@ -59,7 +60,7 @@ def test_source_and_target_of_different_suites(source: str, target: str, sizes: 
     assert weights == [max(sizes)] * 2
 
 
-def test_a_source_on_low_dimensional_states(datasets: dict, tmp_path: Path):
+def test_a_source_on_low_dimensional_states(datasets: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
     logdir = trained("metaworld_button-press", ROBODESK, datasets[ROBODESK], tmp_path, "--source_observation", "state")
     points = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
     models, ties = (
@@ -68,8 +69,8 @@ def test_a_source_on_low_dimensional_states(datasets: dict, tmp_path: Path):
     )
     for key in (*models, *ties, "source/ties/reward_alignment"):
         assert any(key in point for point in points), key
-    result = command("evaluate.py", "--logdir", logdir, "--agent", "source", "--episodes", 1)
-    assert result.returncode == 0 and "metaworld_button-press" in result.stdout
+    evaluate.main(["--logdir", str(logdir), "--agent", "source", "--episodes", "1"])
+    assert "metaworld_button-press" in capsys.readouterr().out
 
 
 def test_the_replay_has_the_sparse_source_reward(datasets: dict, tmp_path: Path):
@@ -123,6 +124,9 @@ def test_a_moving_background_behind_the_target(dataset: Path, tmp_path: Path):
     trained("walker_walk", "walker_downhill", data, tmp_path / "run", "--background", clips, suite="dmc")
 
 
-def test_help_of_every_command_works():
-    for name in ("co_training.py", "collect.py", "evaluate.py", "dataset.py", "report.py", "analyse.py"):
-        assert "--help" in command(name, "--help").stdout
+def test_help_of_every_command_works(capsys: pytest.CaptureFixture):
+    for name in ("co_training", "collect", "evaluate", "dataset", "report", "analyse", "export", "sweep"):
+        with pytest.raises(SystemExit):
+            importlib.import_module(name).main(["--help"])
+        printed = capsys.readouterr().out
+        assert printed.startswith("usage: ") and "--help" in printed, name

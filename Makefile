@@ -23,7 +23,7 @@ demo: setup
 
 # One process a core; the tests of one file stay together, so that its fixtures are made once. At the end: the reason of
 # every skipped test, and the 25 tests that took longest.
-PYTEST := $(BIN)/python -m pytest -q -rs --durations=25 -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q -rfEs --durations=25 -n auto --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) -m "not slow"

@@ -31,7 +31,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if PRECISION := os.environ.get("COWORLD_TEST_PRECISION"):  # what `precision: auto` is then, whatever the device
     bfloat16 = {"float32": False, "bfloat16": True}[PRECISION]
-    torch.cpu.get_capabilities = lambda: {"avx512_bf16": bfloat16}
+    found = {**torch.cpu.get_capabilities(), "amx_bf16": False, "avx512_bf16": bfloat16}
+    torch.cpu.get_capabilities = lambda: found
     torch.cuda.get_device_capability = lambda device=None: (8, 0) if bfloat16 else (7, 5)
 
 torch.set_num_threads(1)  # of tests that call agents directly; commands choose for themselves

@@ -112,7 +112,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(outside: Path, logdir: Path) -> list[str]:
     tasks = ["--source_task", "gym_cart_package:Cart-v0", "--target_task", "my_cart"]
     folders = ["--offline_traindir", str(outside / "data"), "--logdir", str(logdir)]
-    blocks = ["--configs", "defaults", "debug", "--checkpoint_minutes", "0.001"]
+    blocks = ["--configs", "defaults", "debug", "--checkpoint_minutes", "0.001", "--precision", "float32"]
     return ["co_training.py", *tasks, *folders, *NAMES, *blocks]
 
 

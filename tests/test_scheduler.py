@@ -31,7 +31,6 @@ SPEC = """
 configs: [dmc, debug]
 data: DATA/{target}
 collect: {quality: random, episodes: 2}
-share_pretraining: False
 grid: {pair: walker_walk -> walker_downhill, method: [coworld, dv2_finetune, offline_dv2]}
 """
 PAIR = "dmc_walker_walk-to-dmc_walker_downhill-seed0"

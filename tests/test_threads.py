@@ -215,6 +215,8 @@ def test_the_number_is_recorded_and_kept_when_the_run_is_resumed(
     assert read_threads(tmp_path) == ("1", "1")
 
 
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "many", "", "1025"])
+@pytest.mark.parametrize("name", ["co_training", "collect", "evaluate", "analyse", "export"])
 def test_what_is_no_number_of_threads_is_refused(name: str, given: str):
     needed = {"collect": ["--task", "walker_walk", "--out", "none"], "co_training": []}
     more = {"export": ["--out", "none.pt2"]}.get(name, [])

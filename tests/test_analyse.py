@@ -259,7 +259,7 @@ def test_every_source_is_compared_with_the_target(dots_dataset: Path, tmp_path: 
     analyse_runs(tmp_path / "two")
     shown = capsys.readouterr()
     assert (tmp_path / "two" / "analysis" / "embeddings.png").exists() and "no embeddings" not in shown.err
-    for source in ("source 1: dots_to_left", "source 2: dots_to_right"):
+    for source in ("source 1: to_left", "source 2: to_right"):
         line = rf"two: KL of the target's embeddings to {source}: (\S+) before alignment, (\S+) after alignment\n"
         before, after = re.search(line, shown.out).groups()
         assert 0 < float(before) != float(after) > 0

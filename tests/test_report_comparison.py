@@ -52,7 +52,7 @@ def test_the_share_above_is_mann_and_whitneys_u():
 
 
 def test_a_run_in_two_columns_is_resampled_once_for_both():
-    """Resampled twice, chance would cancel out between the two tasks, and the interval would be too narrow."""
+    """Resampled twice, the differences would cancel out between the two tasks, and the interval would be too narrow."""
     rng = np.random.default_rng(0)
     first, second = [rng.normal(0.2, 1, 6)], [np.zeros(6) + 0.1] * 2
     one = probability_of_improvement(first, second[:1], [(0, 0)])

@@ -216,7 +216,7 @@ def length_to_give(key: str, run: Config, config: Config, resumes: Callable[[Con
             return False
 
     own = getattr(run, key)
-    low, high = min(getattr(config, key), own) - 1, own  # low is refused, high is accepted
+    low, high = min(getattr(config, key), own) - 1, own  # low raises BadInput, high is accepted
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if accepted(middle) else (middle, high)
@@ -229,7 +229,7 @@ def resume_point(
     """Where the phases ``new`` continue a run of the phases ``old``: (finished phases, iterations of the next one).
 
     None if a finished phase would be another one, or the running one shorter than what is done. The last training
-    phase that is finished may have become longer, and evaluations after it may be others: they are repeated.
+    phase that is finished may have become longer. Evaluations after it are then repeated.
 
     Args:
         phase, iteration: finished phases of the run, and iterations of the running one.

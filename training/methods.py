@@ -98,7 +98,7 @@ def algorithm_1_schedule(phases: list[Phase], config: Config) -> list[Phase]:
 class Method:
     """How a run learns.
 
-    All methods have one budget (docs/methods.md, "Budgets"): the target's world model gets as many updates in each.
+    All methods have one budget (docs/budgets.md): the target's world model gets the same number of updates in each.
 
     Attributes:
         agents: builds them, by domain: ``target``, and ``source`` or ``source_1``, ``source_2``, ...
@@ -177,7 +177,7 @@ def offline_schedule(phases: list[Phase], config: Config) -> list[Phase]:
 
 
 def model_free_schedule(phases: list[Phase], config: Config) -> list[Phase]:
-    """`offline_schedule` with as many updates of the agent; those of the warm-up come before the first evaluation."""
+    """`offline_schedule` with the same number of agent updates. Those of the warm-up come before the first evaluation."""
     found = []
     for phase in offline_schedule(phases, config):
         if phase.kind == PhaseKind.WARM_UP_TARGET:
@@ -206,7 +206,7 @@ def warm_start_schedule(phases: list[Phase], config: Config) -> list[Phase]:
 
 
 def multitask_schedule(phases: list[Phase], config: Config) -> list[Phase]:
-    """Algorithm 1 for one world model, which gets as many updates as CoWorld's target model.
+    """Algorithm 1 for one world model, with the same number of updates as CoWorld's target model gets.
 
     Before the first round, the source's updates train the world model too, on data of both domains. They replace
     updates of the warm-up: as many as it has, or all of the source's if they are fewer. In the rounds, the source's
@@ -229,9 +229,9 @@ def multitask_schedule(phases: list[Phase], config: Config) -> list[Phase]:
 
 
 def target_online_schedule(phases: list[Phase], config: Config) -> list[Phase]:
-    """The target's phases as online phases in its own simulator, with as many updates as CoWorld's target model gets.
+    """The target's phases as online phases in its own simulator.
 
-    The warm-up's updates become updates without steps, ``pretrain`` of them, and the agent steps for all others.
+    The agent gets the same number of updates as CoWorld's target model. The warm-up's updates become updates without steps, ``pretrain`` of them, and the agent steps for all others.
     """
     warm_up = warm_up_updates(phases)
     pretrain = min(config.pretrain, warm_up)

@@ -177,7 +177,7 @@ def offline_schedule(phases: list[Phase], config: Config) -> list[Phase]:
 
 
 def model_free_schedule(phases: list[Phase], config: Config) -> list[Phase]:
-    """`offline_schedule` with the same number of agent updates. Those of the warm-up come before the first evaluation."""
+    """`offline_schedule` with the same number of updates. Those of the warm-up come before the first evaluation."""
     found = []
     for phase in offline_schedule(phases, config):
         if phase.kind == PhaseKind.WARM_UP_TARGET:
@@ -231,7 +231,8 @@ def multitask_schedule(phases: list[Phase], config: Config) -> list[Phase]:
 def target_online_schedule(phases: list[Phase], config: Config) -> list[Phase]:
     """The target's phases as online phases in its own simulator.
 
-    The agent gets the same number of updates as CoWorld's target model. The warm-up's updates become updates without steps, ``pretrain`` of them, and the agent steps for all others.
+    The agent gets the same number of updates as CoWorld's target model. Of those of the warm-up, ``pretrain`` become
+    updates without steps. For the others the agent also steps in the simulator.
     """
     warm_up = warm_up_updates(phases)
     pretrain = min(config.pretrain, warm_up)

@@ -88,6 +88,7 @@ def test_the_meta_device_gives_shapes():
     assert result.shape == (3, 5, UNITS) and linear.weight.grad.shape == linear.weight.shape
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_values_and_gradients_equal_those_of_a_linear_layer(dtype: torch.dtype):

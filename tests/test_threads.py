@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import co_training, command, tiny
+from conftest import DOTS, SMALL, co_training, command, tiny
 from ruamel.yaml import YAML
 
 import analyse
@@ -191,9 +191,13 @@ def read_threads(logdir: Path) -> tuple[object, object]:
 
 
 def test_the_number_is_recorded_and_kept_when_the_run_is_resumed(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    dots_dataset: Path,
+    no_pictures: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ):
-    arguments = co_training(dataset, tmp_path, "--size", "32,32", "--envs", 0, "--rounds", 1)
+    arguments = co_training(dots_dataset, tmp_path, *DOTS, *SMALL, "--rounds", 1)
     monkeypatch.setattr(runs, "useful_threads", lambda config, world_model: 2)
     monkeypatch.setattr(threads, "free_cores", lambda: 4)
     program.main(arguments)
@@ -301,11 +305,15 @@ def test_waits_are_long_if_they_are_more_than_a_third_of_an_interval(monkeypatch
 
 @pytest.mark.parametrize("given", [False, True])
 def test_a_run_whose_threads_wait_goes_on_with_one_unless_their_number_is_given(
-    given: bool, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    given: bool,
+    dots_dataset: Path,
+    no_pictures: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ):
     """It saves the change, so a run that is killed at once and resumed does the same."""
-    flags = ["--size", "32,32", "--envs", 0, "--rounds", 1, *["--threads", 2] * given]
-    arguments = co_training(dataset, tmp_path, *flags)
+    arguments = co_training(dots_dataset, tmp_path, *DOTS, *SMALL, "--rounds", 1, *["--threads", 2] * given)
     monkeypatch.setattr(runs, "useful_threads", lambda config, world_model: 2)
     monkeypatch.setattr(threads, "free_cores", lambda: 4)
     monkeypatch.setattr(threads, "INTERVAL", 0.0)

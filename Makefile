@@ -28,7 +28,7 @@ PYTEST := $(BIN)/python -m pytest -q -rfEs --durations=25 -n auto --dist loadfil
 test: setup
 	$(PYTEST) -m "not slow"
 
-# The tests marked `slow`: sweeps on Ray, the notebook, compiling, an expert's training.
+# The tests marked `slow`: sweeps on Ray, the notebook, compiling, exports of every method.
 test-slow: setup
 	$(PYTEST) -m slow
 

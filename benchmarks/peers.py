@@ -24,32 +24,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("bfloat16", "float32", "plain")
 FILES = {"release": "co_training.py", "dreamerv3_torch": "dreamer.py", "r2dreamer": "dreamer.py"}
 ACTIONS, PIXELS = 6, 64
-SPACES = SimpleNamespace(spaces={"image": np.zeros((PIXELS, PIXELS, 3), np.uint8)}), np.zeros(ACTIONS, np.float32)
+SPACES = SimpleNamespace(spaces={"image": np.zeros((PIXELS, PIXELS, 3))}), np.zeros(ACTIONS)  # only their shapes count
 Work = tuple[Callable[[], object], int, Callable[[float], float] | None]  # update, weights, share of the product's rate
 
 
 def random_data(args: argparse.Namespace) -> dict[str, np.ndarray]:
     """A batch (B, T, ...) in the format of the Dreamer repositories, of the middle of episodes."""
     rng, shape = np.random.default_rng(0), (args.batch_size, args.batch_length)
-    zeros = np.zeros(shape, np.float32)
-    return {
-        "image": rng.integers(0, 256, (*shape, PIXELS, PIXELS, 3), np.uint8),
-        "action": rng.uniform(-1, 1, (*shape, ACTIONS)).astype(np.float32),
-        "reward": rng.uniform(0, 1, shape).astype(np.float32),
-        "is_first": zeros, "is_last": zeros, "is_terminal": zeros,
-    }  # fmt: skip
+    data = {key: np.zeros(shape, np.float32) for key in ("is_first", "is_last", "is_terminal")}
+    data["image"] = rng.integers(0, 256, (*shape, PIXELS, PIXELS, 3), np.uint8)
+    data["action"] = rng.uniform(-1, 1, (*shape, ACTIONS)).astype(np.float32)
+    return data | {"reward": rng.uniform(0, 1, shape).astype(np.float32)}
 
 
 def weights(*modules: Any) -> int:
@@ -59,8 +57,6 @@ def weights(*modules: Any) -> int:
 
 def read_settings(path: Path, blocks: list[str]) -> dict[str, Any]:
     """The blocks of a file of settings, merged in order, with lists as tuples."""
-    from ruamel.yaml import YAML
-
     values: dict[str, Any] = {}
     for block in blocks:
         for key, value in YAML(typ="safe").load(path)[block].items():
@@ -68,12 +64,8 @@ def read_settings(path: Path, blocks: list[str]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-# One function for each repository. It runs in a process of its own, because modules of theirs have the same names.
-
-
 def ours(name: str, args: argparse.Namespace) -> Work:
     """The target's update of this code, or of its plain reference."""
-    sys.path.insert(0, str(ROOT))
     import torch
 
     import config as settings
@@ -158,14 +150,10 @@ MAKE = {
 }
 
 
-# The processes and the table
-
-
 def compute(args: argparse.Namespace) -> None:
     """Answer every number of threads on stdin with the seconds of an update, the weights and the share, as JSON."""
     answers, sys.stdout = sys.stdout, None  # their code prints too
-    folder = getattr(args, args.name.split(",")[0], None)
-    sys.path[0] = str(folder or ROOT)
+    sys.path[0] = str(getattr(args, args.name.split(",")[0], ROOT))
     import torch
 
     torch.manual_seed(0)
@@ -175,8 +163,8 @@ def compute(args: argparse.Namespace) -> None:
         start = time.perf_counter()
         update()
         seconds = time.perf_counter() - start
-        share = share_of(seconds) if share_of else None
-        print(json.dumps({"seconds": seconds, "weights": trained, "share": share}), file=answers, flush=True)
+        answer = {"seconds": seconds, "weights": trained, "share": share_of(seconds) if share_of else None}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 class Peer:
@@ -189,10 +177,9 @@ class Peer:
 
     def update(self, threads: int) -> dict[str, float]:
         """Seconds, weights and share of one update. Raises BadInput if the process ended; it has printed why."""
-        from tools import BadInput
-
-        self.process.stdin.write(f"{threads}\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{threads}\n")
+            self.process.stdin.flush()
         if line := self.process.stdout.readline():
             return json.loads(line)
         raise BadInput(f"{self.name} ended: its error is above")
@@ -212,7 +199,7 @@ class Peer:
 
 def table(args: argparse.Namespace) -> Iterator[str]:
     """The table's lines, when all rounds are done."""
-    peers = [Peer(name) for name in MAKE if name in OURS or getattr(args, name.split(",")[0])]
+    peers = [Peer(name) for name in args.rows if name in OURS or getattr(args, name.split(",")[0])]
     try:
         for peer in peers:
             peer.update(max(args.threads))  # not counted
@@ -224,7 +211,7 @@ def table(args: argparse.Namespace) -> Iterator[str]:
         for peer in peers:
             peer.process.kill()
             peer.process.wait()
-    heads = [f"s, {number} thread{'s' * (number > 1)} | times bfloat16 | share" for number in args.threads]
+    heads = [f"s, {number} thread{'s' * (number > 1)} | times the first | share" for number in args.threads]
     yield f"| | million weights | {' | '.join(heads)} |"
     yield "|---|---" + "|---|---|---" * len(args.threads) + "|"
     yield from (peer.row(args.threads, peers[0]) for peer in peers)
@@ -233,6 +220,7 @@ def table(args: argparse.Namespace) -> Iterator[str]:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     for name, file in FILES.items():
         parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=f"a checkout, with its {file}")
+    parser.add_argument("--rows", nargs="+", choices=MAKE, default=list(MAKE), help="of the table (default: all)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=16)
@@ -242,17 +230,13 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def main() -> None:
-    from tools import BadInput, Parser
-
     args = parse(Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
     for name, file in FILES.items():
         if (folder := getattr(args, name)) and not (folder / file).is_file():
             raise BadInput(f"--{name} {folder}: no {file} there")
-    for number in (*args.threads, args.rounds, args.batch_size, args.batch_length):
-        if number < 1:
-            raise BadInput("numbers of threads, rounds, sequences and steps are at least 1")
-    for line in table(args):
-        print(line)
+    if min(*args.threads, args.rounds, args.batch_size, args.batch_length) < 1:
+        raise BadInput("numbers of threads, rounds, sequences and steps are at least 1")
+    print("\n".join(table(args)))
 
 
 if __name__ == "__main__":
@@ -260,6 +244,6 @@ if __name__ == "__main__":
         compute(parse(argparse.ArgumentParser()))
     else:
         sys.path.insert(0, str(ROOT))  # to run this file from anywhere
-        from tools import exit_on_bad_input
+        from tools import BadInput, Parser, exit_on_bad_input
 
         exit_on_bad_input(main)

@@ -14,7 +14,7 @@ r2dreamer's autocast to float16 is switched off.
 
 Each is a process of its own. They take turns of one update, so other work on the machine affects all alike. The first
 update of each is not counted. The table has medians, the number of weights that an update trains, and for this code the
-share of the rate of a large matrix product (benchmarks/update.py).
+share of a large matrix product's rate (benchmarks/update.py). Beside other programs: --threads 1 --clock processor.
 """
 
 import argparse
@@ -36,18 +36,18 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("bfloat16", "float32", "plain")
 FILES = {"release": "co_training.py", "dreamerv3_torch": "dreamer.py", "r2dreamer": "dreamer.py"}
-ACTIONS, PIXELS = 6, 64
-SPACES = SimpleNamespace(spaces={"image": np.zeros((PIXELS, PIXELS, 3))}), np.zeros(ACTIONS)  # only their shapes count
+ACTIONS, IMAGE = 6, (64, 64, 3)
+SPACES = SimpleNamespace(spaces={"image": np.zeros(IMAGE)}), np.zeros(ACTIONS)  # only their shapes count
 Work = tuple[Callable[[], object], int, Callable[[float], float] | None]  # update, weights, share of the product's rate
 
 
 def random_data(args: argparse.Namespace) -> dict[str, np.ndarray]:
     """A batch (B, T, ...) in the format of the Dreamer repositories, of the middle of episodes."""
     rng, shape = np.random.default_rng(0), (args.batch_size, args.batch_length)
-    data = {key: np.zeros(shape, np.float32) for key in ("is_first", "is_last", "is_terminal")}
-    data["image"] = rng.integers(0, 256, (*shape, PIXELS, PIXELS, 3), np.uint8)
-    data["action"] = rng.uniform(-1, 1, (*shape, ACTIONS)).astype(np.float32)
-    return data | {"reward": rng.uniform(0, 1, shape).astype(np.float32)}
+    data = {key: np.zeros(shape) for key in ("is_first", "is_last", "is_terminal")}
+    data |= {"image": rng.integers(0, 256, shape + IMAGE), "action": rng.uniform(-1, 1, (*shape, ACTIONS))}
+    data["reward"] = rng.uniform(0, 1, shape)
+    return {key: value.astype(np.uint8 if key == "image" else np.float32) for key, value in data.items()}
 
 
 def weights(*modules: Any) -> int:
@@ -76,8 +76,7 @@ def ours(name: str, args: argparse.Namespace) -> Work:
     flags = {"batch_size": str(args.batch_size), "batch_length": str(args.batch_length), "compile": "off"}
     flags |= {"precision": "bfloat16" if name == "bfloat16" else "float32", "eta_steps": "1"}
     config = settings.Config(**settings.merge(settings.read_blocks(), ["dmc"], flags), configs=[])
-    device = torch.device("cpu")
-    source, target = agents(config, device)
+    source, target = agents(config, device := torch.device("cpu"))
     batch, trained = target.random_batch(), weights(target.world, target.behavior.actor, target.behavior.critic)
     if name == "plain":
         return partial(PlainTrainer(target).update, batch, source), trained, None
@@ -127,8 +126,15 @@ def r2dreamer(args: argparse.Namespace, loss: str) -> Work:
     from hydra import compose, initialize_config_dir
     from tensordict import TensorDict
 
-    sizes = {"deter": 600, "hidden": 600, "units": 400, "discrete": 32, "depth": 32}
-    values = {**sizes, "rep_loss": loss, "compile": False}
+    values = {
+        "deter": 600,
+        "hidden": 600,
+        "units": 400,
+        "discrete": 32,
+        "depth": 32,
+        "rep_loss": loss,
+        "compile": False,
+    }
     with initialize_config_dir(str((args.r2dreamer / "configs").resolve()), version_base=None):
         config = compose("configs", ["device=cpu", *(f"model.{key}={value}" for key, value in values.items())])
     dreamer.autocast = lambda **_: nullcontext()
@@ -160,10 +166,10 @@ def compute(args: argparse.Namespace) -> None:
     update, trained, share_of = MAKE[args.name](args)
     for line in sys.stdin:
         torch.set_num_threads(int(line))
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         update()
-        seconds = time.perf_counter() - start
-        answer = {"seconds": seconds, "weights": trained, "share": share_of(seconds) if share_of else None}
+        answer = {"seconds": time.perf_counter() - start[0], "processor": time.process_time() - start[1]}
+        answer |= {"weights": trained, "share": share_of(answer["seconds"]) if share_of else None}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -176,7 +182,7 @@ class Peer:
         self.name, self.turns = name, {}  # turns: what `update` returned, by number of threads
 
     def update(self, threads: int) -> dict[str, float]:
-        """Seconds, weights and share of one update. Raises BadInput if the process ended; it has printed why."""
+        """Answer of `compute` for one update. Raises BadInput if the process ended; it has printed why."""
         with suppress(BrokenPipeError):
             self.process.stdin.write(f"{threads}\n")
             self.process.stdin.flush()
@@ -187,13 +193,13 @@ class Peer:
     def median(self, threads: int, key: str) -> float:
         return statistics.median(turn[key] for turn in self.turns[threads])
 
-    def row(self, threads: list[int], fastest: "Peer") -> str:
+    def row(self, threads: list[int], clock: str, fastest: "Peer") -> str:
         """A line of the table."""
         cells = [f"`{self.name}`", f"{self.median(threads[0], 'weights') / 1e6:.1f}"]
         for number in threads:
-            seconds = self.median(number, "seconds")
-            share = f"{self.median(number, 'share'):.0%}" if self.name in OURS[:2] else ""
-            cells += [f"{seconds:.2f}", f"{seconds / fastest.median(number, 'seconds'):.1f}", share]
+            seconds = self.median(number, clock)
+            share = f"{self.median(number, 'share'):.0%}" if self.name in OURS[:2] and clock == "seconds" else ""
+            cells += [f"{seconds:.2f}", f"{seconds / fastest.median(number, clock):.1f}", share]
         return f"| {' | '.join(cells)} |"
 
 
@@ -207,6 +213,7 @@ def table(args: argparse.Namespace) -> Iterator[str]:
             for number in args.threads:
                 for peer in peers:
                     peer.turns.setdefault(number, []).append(peer.update(number))
+                    print(f"{peer.name}, {number} threads: {peer.turns[number][-1]}", file=sys.stderr, flush=True)
     finally:
         for peer in peers:
             peer.process.kill()
@@ -214,7 +221,7 @@ def table(args: argparse.Namespace) -> Iterator[str]:
     heads = [f"s, {number} thread{'s' * (number > 1)} | times the first | share" for number in args.threads]
     yield f"| | million weights | {' | '.join(heads)} |"
     yield "|---|---" + "|---|---|---" * len(args.threads) + "|"
-    yield from (peer.row(args.threads, peers[0]) for peer in peers)
+    yield from (peer.row(args.threads, args.clock, peers[0]) for peer in peers)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -222,6 +229,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=f"a checkout, with its {file}")
     parser.add_argument("--rows", nargs="+", choices=MAKE, default=list(MAKE), help="of the table (default: all)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--clock", choices=("seconds", "processor"), default="seconds", help="processor: its seconds")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--batch_length", type=int, default=50)

@@ -126,15 +126,8 @@ def r2dreamer(args: argparse.Namespace, loss: str) -> Work:
     from hydra import compose, initialize_config_dir
     from tensordict import TensorDict
 
-    values = {
-        "deter": 600,
-        "hidden": 600,
-        "units": 400,
-        "discrete": 32,
-        "depth": 32,
-        "rep_loss": loss,
-        "compile": False,
-    }
+    values = {"deter": 600, "hidden": 600, "units": 400, "discrete": 32, "depth": 32}
+    values |= {"rep_loss": loss, "compile": False}
     with initialize_config_dir(str((args.r2dreamer / "configs").resolve()), version_base=None):
         config = compose("configs", ["device=cpu", *(f"model.{key}={value}" for key, value in values.items())])
     dreamer.autocast = lambda **_: nullcontext()
@@ -218,8 +211,7 @@ def table(args: argparse.Namespace) -> Iterator[str]:
         for peer in peers:
             peer.process.kill()
             peer.process.wait()
-    heads = [f"s, {number} thread{'s' * (number > 1)} | times the first | share" for number in args.threads]
-    yield f"| | million weights | {' | '.join(heads)} |"
+    yield f"| | million weights |{''.join(f' s, threads: {n} | times the first | share |' for n in args.threads)}"
     yield "|---|---" + "|---|---|---" * len(args.threads) + "|"
     yield from (peer.row(args.threads, args.clock, peers[0]) for peer in peers)
 

@@ -206,7 +206,7 @@ def table(args: argparse.Namespace) -> Iterator[str]:
             for number in args.threads:
                 for peer in peers:
                     peer.turns.setdefault(number, []).append(peer.update(number))
-                    print(f"{peer.name}, {number} threads: {peer.turns[number][-1]}", file=sys.stderr, flush=True)
+                    print(f"{peer.name}, threads {number}: {peer.turns[number][-1]}", file=sys.stderr, flush=True)
     finally:
         for peer in peers:
             peer.process.kill()

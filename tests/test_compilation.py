@@ -74,6 +74,7 @@ def gradients(line: Line, function: Callable) -> list[float]:
 EXPECTED = [3 * 1 + 7 * 3, 3 + 7]
 
 
+@pytest.mark.slow
 @needs_a_compiler
 def test_a_function_that_compiles_is_used_compiled(capfd: pytest.CaptureFixture):
     line = Line()

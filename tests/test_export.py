@@ -70,7 +70,7 @@ def test_the_example_of_the_page_runs_without_this_repository(tmp_path: Path):
     assert expected[:, 1].min() > 1 and np.std(expected, 0).min() > 0.1  # in the user's units, and not constant
 
 
-OWN_POLICIES = ("coworld", "offline_dv2", "bc", "curl", "lompo")  # other methods' agents act by the same code
+OWN_POLICIES = ("coworld", "bc", "curl", "lompo")  # other methods' agents act by the same code
 
 
 @pytest.mark.parametrize(

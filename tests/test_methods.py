@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import OFFLINE_METHODS, co_training, tiny
+from conftest import DOTS, OFFLINE_METHODS, co_training, tiny
 from test_agents import CPU, batch, changed, weights
 from test_co_training import assert_same_results, scores, train
 from torch import Tensor, nn
@@ -314,18 +314,19 @@ def test_the_multitask_actor_critics_are_separate_and_share_the_world_model():
 
 
 @pytest.fixture(scope="module")
-def whole_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a method's run without interruption, made once."""
+def whole_run(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a method's run without interruption, made once, on the suite that numpy draws."""
 
     @cache
     def run(method: str) -> Path:
         logdir = tmp_path_factory.mktemp(method) / "whole"
-        train(dataset, logdir, "--method", method)
+        train(dots_dataset, logdir, "--method", method, *DOTS)
         return logdir
 
     return run
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("method", BASELINES)
 def test_every_method_runs(method: str, whole_run: Callable[[str], Path]):
     rows = [row for row in scores(whole_run(method)) if row["domain"] == "target"]
@@ -340,14 +341,14 @@ def test_every_method_runs(method: str, whole_run: Callable[[str], Path]):
     ("method", "stop_at", "phase"), [("dv2_finetune_ewc", 97, "train_target"), ("curl", 27, "train_offline")]
 )
 def test_a_run_stops_and_resumes(
-    method: str, stop_at: int, phase: str, whole_run: Callable[[str], Path], dataset: Path, tmp_path: Path
+    method: str, stop_at: int, phase: str, whole_run: Callable[[str], Path], dots_dataset: Path, tmp_path: Path
 ):
     """Finetuning stops after the transfer. test_restored_agents.py restores the agents of every method."""
     with pytest.raises(SystemExit):
-        train(dataset, tmp_path, "--method", method, stop_at=stop_at)
+        train(dots_dataset, tmp_path, "--method", method, *DOTS, stop_at=stop_at)
     stopped = load_checkpoint(tmp_path / "checkpoint.pt")
     assert stopped["phases"][-1] == phase and stopped["progress"]["iteration"] > 0
-    train(dataset, tmp_path, "--method", method)
+    train(dots_dataset, tmp_path, "--method", method, *DOTS)
     assert_same_results(whole_run(method), tmp_path)
 
 

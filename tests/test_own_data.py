@@ -162,6 +162,7 @@ def test_a_killed_run_resumes_bit_for_bit(outside: Path, finished: Path, tmp_pat
     assert_same_results(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_exported_program_acts_as_the_policy_does(outside: Path, finished: Path, tmp_path: Path):
     page = (ROOT / "docs" / "deployment.md").read_text()
     (outside / "robot.py").write_text(re.search(r"`robot.py`:\n\n```python\n(.*?)```", page, re.DOTALL).group(1))

@@ -358,6 +358,7 @@ def test_the_heat_map_shows_a_ratio_where_the_baseline_is_complete(runs: Path, t
     assert "no run of offline_dv2 or dv2_finetune" in line
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_real_runs(dataset: Path, tmp_path: Path):
     """The command reads what the program writes."""
     root = tmp_path / "runs"

@@ -39,8 +39,7 @@ torch.set_num_threads(1)  # of tests that call agents directly; commands choose 
 
 
 SLOW_FIRST = (
-    "test_sweep_runs",
-    "test_gpu_check",
+    "test_scheduler",
     "test_extending",
     "test_co_training",
     "test_source_from",

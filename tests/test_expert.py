@@ -93,6 +93,7 @@ def test_a_task_of_images_only_has_no_expert():
         state_simulator(tiny(size="32,32"), "gym_ImagesOnly-v0")
 
 
+@pytest.mark.slow
 def test_messages_of_other_packages_do_not_appear(tmp_path: Path):
     done = command("collect.py", "--task", "cartpole_balance", "--out", tmp_path / "a", *EXPERT, "--expert_steps", 30)
     assert done.returncode == 0, done.stderr

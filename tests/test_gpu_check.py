@@ -5,17 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
 
 import config as settings
 from benchmarks import gpu_check
 from config import Config
+from tools import exit_on_bad_input
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path):
-    done = command("benchmarks/gpu_check.py", "--out", tmp_path / "report.md")
-    assert done.returncode == 2 and done.stderr.startswith("error: no GPU") and len(done.stderr.splitlines()) == 1
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_bad_input(lambda: gpu_check.main(["--out", str(tmp_path / "report.md")]))
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 2 and errors.startswith("error: no GPU") and len(errors.splitlines()) == 1
     assert not (tmp_path / "report.md").exists()
 
 

@@ -236,9 +236,9 @@ def test_random_actions_need_no_threads(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     logdir = tmp_path_factory.mktemp("run")
-    program.main(co_training(dataset, logdir, "--size", "32,32", "--envs", 0, "--rounds", 1))
+    program.main(co_training(dots_dataset, logdir, *DOTS, *SMALL, "--rounds", 1))
     return logdir
 
 
@@ -255,7 +255,16 @@ def test_other_commands_compute_with_one_thread_or_as_many_as_asked_for(
     monkeypatch.setattr(analyse, "use_threads", calls.append)
     analyse.main(["--logdir", str(run), "--episodes", "1", "--threads", "2"])
     assert calls == ["2"]
-    arguments = ["--task", "walker_walk", "--out", str(tmp_path / "data"), "--policy", "checkpoint", "--episodes", "1"]
+    arguments = [
+        "--task",
+        "dots_to_right",
+        "--out",
+        str(tmp_path / "data"),
+        "--policy",
+        "checkpoint",
+        "--episodes",
+        "1",
+    ]
     collect.main([*arguments, "--checkpoint", str(run), "--threads", "2", "--configs", "defaults", "dmc", "debug"])
     assert torch.get_num_threads() == 2
 
@@ -277,8 +286,9 @@ print(torch.get_num_threads(), len(os.listdir("/proc/self/task")))
 
 def test_simulators_and_readers_get_one_thread(monkeypatch: pytest.MonkeyPatch):
     from replay import reader_process
-    from wrappers.shared import vector
+    from wrappers.shared import backend, vector
 
+    backend.choose_backend()  # starts a process of its own, once
     started = []
 
     def record(command: list[str], **options: object):

@@ -7,7 +7,8 @@ Offline phases train the target agent, online phases the source agent. Three tie
     stage A, state alignment (Eq. 3): the target's world model uses the source encoder's embedding of its images;
     stage B, reward alignment (Eq. 4, 5): the source's world model uses target batches with relabelled rewards;
     stage C, min-max value constraint (Eq. 6): the target's critic uses the source's critic.
-`algorithm_1` lists the phases, `LOOPS` has the loop of each. A and B are in agents/coworld.py, C in agents/agent.py.
+`algorithm_1` lists the phases, `LOOPS` has the loop of each. A and B are in agents/coworld.py, C in
+agents/agent.py; the equations of all three are in models.py.
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.

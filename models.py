@@ -96,7 +96,7 @@ def relabel_reward(source_reward: Tensor, target_reward: Tensor, k: float) -> Te
     return (1 - k) * source_reward.detach() + k * target_reward
 
 
-def reward_alignment(source_nll: Tensor, target_nll: Tensor, eta: float) -> Tensor:
+def reward_alignment(source_nll: Tensor, target_nll: Tensor, eta: Tensor | float) -> Tensor:
     """Eq. 5: eta * NLL on source data + (1 - eta) * NLL on target data with relabelled rewards. Scalars."""
     return eta * source_nll + (1 - eta) * target_nll
 

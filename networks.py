@@ -156,10 +156,10 @@ def recurrent_step(
         x_t = act(W_z z_{t-1} + W_a a_t)
         [r, c, u] = LayerNorm(W_g [x_t, h_{t-1}])
         h_t = (1 - sigmoid(u - 1)) h_{t-1} + sigmoid(u - 1) tanh(sigmoid(r) c)
-        z_t ~ the latent with statistics W_s act(W_h h_t + W_e e_t)
+        z_t ~ the latent with statistics W_s act(W_h h_t + W_e e_t) + b_s
 
     Args:
-        a: W_a a_t with its bias, (N, X).
+        a: W_a a_t with its bias, (N, X). a_t is the action that led to step t, the paper's a_{t-1}.
         e: W_e e_t with its bias, (N, U); for the prior the bias alone, (U,).
         noise: random numbers of the latent, (N, S).
         state: z_{t-1} (N, S * K) and h_{t-1} (N, D).
@@ -190,7 +190,7 @@ def recurrent_step(
 
 
 class RSSM(nn.Module):
-    """Recurrent state-space model: h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), posterior q(z_t | h_t, e_t), prior p(z_t | h_t).
+    """Recurrent state-space model: h_t = f(h_{t-1}, z_{t-1}, a_t), posterior q(z_t | h_t, e_t), prior p(z_t | h_t).
 
     ``discrete`` classes make the latent categorical (the paper: 32 x 32); 0 makes it Gaussian (the release).
     Only the recurrent part runs step by step. The projections of embeddings and actions before the scan and the prior

@@ -146,7 +146,7 @@ class Agent(BaseAgent):
     def descend_model_loss(self, batch: Batch, noise: Tensor, *ties: Tree) -> tuple[State, Metrics]:
         """One step of the world model's optimiser on `world_model_loss`, whose arguments these are.
 
-        The gradient is the sum over ``grad_accum`` micro-batches.
+        The gradient is the mean over ``grad_accum`` micro-batches, each weighted by its share of the rows.
         Returns the posterior states stoch and deter (B, T, ...), without history, and the metrics.
         """
         posts, metrics = [], {}

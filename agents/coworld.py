@@ -43,8 +43,8 @@ class SourceAgent(Agent):
         if target_batch is None:
             return self.descend_model_loss(batch, noise)
         target_noise = self.noise(target_batch)
-        share = torch.tensor(eta, device=self.device)  # a tensor: compiled code does not depend on its value
-        return self.descend_model_loss(batch, noise, target_batch, target_noise, share, target_embed)
+        eta = torch.tensor(eta, device=self.device)  # a tensor: compiled code does not depend on its value
+        return self.descend_model_loss(batch, noise, target_batch, target_noise, eta, target_embed)
 
     def world_model_loss(
         self,
@@ -69,7 +69,8 @@ class SourceAgent(Agent):
 
 
 class TargetAgent(Agent):
-    """The offline agent of the dataset: phi, psi, xi. Stage A trains its world model, stage C its critic."""
+    """The offline agent of the dataset: phi, psi, xi. Stage A trains its world model, stage C its critic
+    (`Agent.behavior_loss`)."""
 
     def __init__(self, *arguments: Any, **options: Any):
         """The arguments are `Agent`'s."""

@@ -71,6 +71,7 @@ class LocalProcesses:
         self.program, self.acts = program, acts
         self.pool, self.arrived = ThreadPoolExecutor(places), queue.SimpleQueue()
         self.started: list[str] = []
+        self.cancelled = 0
         self.waiting: dict[object, Future] = {}
 
     def start(self, command: tuple[str, ...], log: Path, stop_file: Path) -> object:
@@ -96,6 +97,7 @@ class LocalProcesses:
 
     def cancel(self, task: object) -> None:
         assert self.waiting[task].cancel()
+        self.cancelled += 1
 
 
 @pytest.fixture
@@ -231,7 +233,7 @@ def test_ctrl_c_stops_what_runs_and_starts_nothing(number: int, tmp_path: Path, 
     thread.join()
     assert states(tmp_path) == {COWORLD: ("stopped", 1), FINETUNE: ("stopped", 0), OFFLINE: ("stopped", 0)}
     assert (tmp_path / "out" / COWORLD / "saved").exists() and not began(tmp_path, FINETUNE)
-    assert len(local.started) == 3 and not list((tmp_path / "out").glob(".stop*"))
+    assert len(local.started) == 3 and local.cancelled == 2 and not list((tmp_path / "out").glob(".stop*"))
     output, errors = capsys.readouterr()
     assert output == "" and f"stopped; the same command continues {tmp_path / 'out'}" in errors
     with FileLock(tmp_path / "out" / COWORLD / ".lock", timeout=0):  # nothing runs on

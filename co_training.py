@@ -22,11 +22,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import config as settings
 import models
 from agents.base import Batch, Metrics
+from agents.coworld import SourceAgent
 from config import Config
 from training.checkpoint import BEFORE_ALIGNMENT
 from training.domains import OnlineDomain
@@ -140,26 +141,24 @@ def train_target(trainer: Trainer, phase: Phase) -> None:
 
 def update_target(trainer: Trainer, phase: Phase, behavior: bool = True) -> None:
     """One update of the target's world model (Eq. 3), then of its critic (Eq. 6) and actor (Eq. 7) if ``behavior``."""
-    target, batch, source_critic = trainer.target, trainer.target.next_batch(), None
+    target, batch, config, bound = trainer.target, trainer.target.next_batch(), trainer.config, None
     if trainer.method.aligned_with_sources:
-        source_embed, source_critic = select_source(trainer, phase, batch)
-        post, metrics = target.agent.update_world_model(batch, source_embed)
+        source, source_embed = select_source(trainer, phase, batch)
+        if behavior and config.value_constraint != "off":
+            bound = source.value_bound(batch, source_embed)
+        post, metrics = target.agent.update_world_model(batch, source_embed if config.state_alignment else None)
     elif trainer.method.shared_world_model:
         post, metrics = target.agent.update_world_model(batch, trainer.sources[0].next_batch())
     else:
         post, metrics = target.agent.update_world_model(batch)
     if behavior:
-        metrics |= target.agent.update_behavior(post, source_critic)
+        metrics |= target.agent.update_behavior(post, bound)
     trainer.progress.target_updates += 1
     trainer.logger.add(target.name, metrics)
 
 
-def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Tensor | None, nn.Module | None]:
-    """Select the source of an update: its embedding of the batch, for stage A, and its critic, for stage C.
-
-    Each is None if its tie is switched off.
-    """
-    config = trainer.config
+def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[SourceAgent, Tensor | None]:
+    """Select the source of an update, and its embedding of the batch, for stage A; None if nothing needs it."""
     if trainer.progress.target_updates == 0:
         trainer.save_models(BEFORE_ALIGNMENT)  # analyse.py compares embeddings before and after
     agents, source_batches = [source.agent for source in trainer.sources], None
@@ -167,9 +166,7 @@ def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[Tensor 
         source_batches = [source.next_batch() for source in trainer.sources]
     selection = trainer.selector.select(trainer.target.agent, agents, batch, source_batches)
     trainer.log_selection(selection, phase)
-    source_embed = selection.embed if config.state_alignment else None
-    source_critic = agents[selection.index].frozen_critic if config.value_constraint != "off" else None
-    return source_embed, source_critic
+    return agents[selection.index], selection.embed
 
 
 # Baselines

@@ -118,12 +118,24 @@ def lambda_return(reward: Tensor, next_value: Tensor, discount: Tensor, lambda_:
     return torch.stack(returns[:0:-1])
 
 
-def value_constraint(value: Tensor, source_value: Tensor, mode: str) -> Tensor:
-    """alpha's term of Eq. 6, elementwise: max(v_xi(z), sg v_xi'(z)) (``minmax``), or v_xi(z) (``brute``, w/o Max).
+def value_bound(source_value: Tensor, mode: str) -> Tensor:
+    """What v_xi(z) is compared with in Eq. 6: sg v_xi'(z) (``minmax``), its mean (``constant``, a control), or nothing
+    (``brute``, w/o Max)."""
+    if mode == "brute":
+        return torch.full_like(source_value, -math.inf)
+    bound = source_value.detach()
+    return bound.mean().expand_as(bound) if mode == "constant" else bound
 
-    If the source critic's value is the larger, the term has no gradient.
-    """
-    return value if mode == "brute" else torch.maximum(value, source_value.detach())
+
+def value_constraint(value: Tensor, bound: Tensor) -> Tensor:
+    """alpha's term of Eq. 6, elementwise: max(v_xi(z), `value_bound`). Where the bound is larger it has no gradient."""
+    return torch.maximum(value, bound)
+
+
+def alpha(source_value: Tensor, config: Config) -> Tensor | float:
+    """Eq. 6's alpha, in units of the return; ``value_constraint_relative``: a share of the mean source value."""
+    share = source_value.mean().abs() if config.value_constraint_relative else 1.0
+    return config.value_constraint_scale * share
 
 
 def weighted_sum(losses: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
@@ -175,16 +187,9 @@ class WorldModel(nn.Module):
             width, embed = sum(self.state.values()), self.encoder.embed
             self.encoder = StateEncoder(width, embed, layers=config.state_layers, units=config.units, act=act)
         self.rssm = self.make_rssm(
-            config,
-            self.encoder.embed,
-            action_dim,
-            stoch=config.dyn_stoch,
-            deter=config.dyn_deter,
-            hidden=config.dyn_hidden,
-            discrete=config.dyn_discrete,
-            min_std=config.dyn_min_std,
-            act=act,
-        )
+            config, self.encoder.embed, action_dim, stoch=config.dyn_stoch, deter=config.dyn_deter, act=act,
+            hidden=config.dyn_hidden, discrete=config.dyn_discrete, min_std=config.dyn_min_std,
+        )  # fmt: skip
         feat = self.rssm.feat_size
         if self.state:
             self.decoder = mlp(feat, width, config.state_layers, config.units, act)
@@ -300,6 +305,7 @@ class ImaginedTrajectory:
     """
 
     feat: Tensor
+    action: Tensor  # (H, N, A), without gradient
     log_prob: Tensor
     entropy: Tensor
 
@@ -310,15 +316,8 @@ class ActorCritic(nn.Module):
     def __init__(self, config: Config, feat: int, action_dim: int, actor_dim: int | None = None):
         super().__init__()
         act, units = config.act, config.units
-        self.actor = Actor(
-            feat,
-            action_dim,
-            layers=config.actor_layers,
-            units=units,
-            act=act,
-            min_std=config.actor_min_std,
-            outputs=actor_dim,
-        )
+        sizes = {"layers": config.actor_layers, "units": units, "outputs": actor_dim}
+        self.actor = Actor(feat, action_dim, act=act, min_std=config.actor_min_std, **sizes)
         self.critic = ScalarHead(feat, layers=config.value_layers, units=units, act=act)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
@@ -345,10 +344,10 @@ class ActorCritic(nn.Module):
             state = world.rssm.imagine_step(state, pad_action(action, world.action_dim), latent, member)
             feats.append(world.rssm.feat(state))
             means.append(policy.loc), stds.append(policy.scale), actions.append(action.detach())
-        policy = TruncatedNormal(torch.stack(means), torch.stack(stds))
+        policy, action = TruncatedNormal(torch.stack(means), torch.stack(stds)), torch.stack(actions)
         entropy = policy.entropy().sum(-1)
-        log_probs = policy.log_prob(torch.stack(actions)).sum(-1) if log_prob else torch.zeros_like(entropy)
-        return ImaginedTrajectory(torch.stack(feats), log_probs, entropy)
+        log_probs = policy.log_prob(action).sum(-1) if log_prob else torch.zeros_like(entropy)
+        return ImaginedTrajectory(torch.stack(feats), action, log_probs, entropy)
 
     def actor_loss(
         self, trajectory: ImaginedTrajectory, returns: Tensor, baseline: Tensor, weight: Tensor, config: Config
@@ -368,30 +367,33 @@ class ActorCritic(nn.Module):
         return -(weight[:-1] * objective).mean()
 
     def critic_loss(
-        self, feat: Features, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str, alpha: float
+        self, feat: Features, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str, alpha: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 11; with the source critic's values of the same states, Eq. 6: adds alpha * `value_constraint`.
 
-        feat (H, N, F), returns, weight and source_value (H, N) -> the loss, a scalar, and metrics of the constraint.
+        feat (H, N, F), returns, weight and source_value (H, N), alpha a number or a scalar -> the loss, a scalar, and
+        metrics of the constraint.
         """
         value = self.critic(feat.detach())
         nll = scalar_nll(value, returns.detach())
         if source_value is None:
             return (weight * nll).mean(), {}
-        extra = value_constraint(value, source_value, mode)
-        active = (value >= source_value) | (mode == "brute")  # elsewhere the term has no gradient
-        metrics = {"value_constraint": extra.detach().mean(), "constraint_active": active.float().mean()}
+        bound = value_bound(source_value, mode)
+        extra = value_constraint(value, bound)
+        metrics = {"value_constraint": extra.detach().mean(), "constraint_active": (value >= bound).float().mean()}
+        centred = ((v.detach() - v.detach().mean()).flatten() for v in (value, source_value))
+        metrics |= {"source_value": source_value.mean(), "source_value_correlation": F.cosine_similarity(*centred, 0)}
         return (weight * (nll + alpha * extra)).mean(), metrics
 
 
-def start_states(post: State, count: int = 0) -> State:
-    """Posterior states of a batch as start states, without their history: (B, T, ...) -> (N, ...).
+def start_states(posts: Sequence[State], count: int = 0) -> list[State]:
+    """Posterior states of a batch, by one or more models, as start states: (B, T, ...) -> (N, ...), without history.
 
-    N is B * T, or ``count`` of them drawn at random without replacement.
+    N is B * T, or ``count`` of them drawn at random without replacement, the same of each model.
     """
-    flat = {k: v.detach().flatten(0, 1) for k, v in post.items()}
-    deter = flat["deter"]
+    flat = [{k: v.detach().flatten(0, 1) for k, v in post.items()} for post in posts]
+    deter = flat[0]["deter"]
     if not 0 < count < len(deter):
         return flat
     chosen = torch.randperm(len(deter), device=deter.device)[:count]
-    return {k: v[chosen] for k, v in flat.items()}
+    return [{k: v[chosen] for k, v in states.items()} for states in flat]

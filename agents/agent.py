@@ -1,5 +1,7 @@
 """DreamerV2: a world model (phi), and an actor (psi) and a critic (xi) that learn from imagined trajectories."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 import models
 from agents.base import BaseAgent, Batch, Metrics, Store
 from agents.optim import Optimizer, Tree, add_metrics, cast_weights, frozen, micro_batches
+from agents.value_bound import ValueBound
 from config import Config
 from models import ActorCritic, RolloutNoise, WorldModel
 from networks import State, pad_action
@@ -102,10 +105,15 @@ class Agent(BaseAgent):
             return self.world.embed(batch)
 
     @torch.no_grad()
-    def infer_posterior(self, batch: Batch) -> State:
-        """The posterior states stoch and deter (B, T, ...) of a batch, without gradient."""
+    def infer_posterior(self, batch: Batch, embed: Tensor | None = None) -> State:
+        """The posterior states stoch and deter (B, T, ...) of a batch, without gradient.
+
+        ``embed``: (B, T, E), this agent's `embed` of the batch, if it is known.
+        """
         with self.autocast():
-            return self.world.observe(batch, self.noise(batch)).latent
+            if embed is None:
+                return self.world.observe(batch, self.noise(batch)).latent
+            return self.world.rollout_posterior(embed, batch["action"], noise=self.noise(batch)).latent
 
     # Learning
 
@@ -170,8 +178,8 @@ class Agent(BaseAgent):
         total = models.weighted_sum(losses, {**self.scales, **scales})
         return total, {**{f"{name}_loss": loss for name, loss in losses.items()}, "model_loss": total, "kl": plain_kl}
 
-    def update_behavior(self, post: State, source_critic: nn.Module | None = None) -> Metrics:
-        """One update of the critic (Eq. 11, or Eq. 6 with ``source_critic``) and the actor (Eq. 7, 10).
+    def update_behavior(self, post: State, bound: ValueBound | None = None) -> Metrics:
+        """One update of the critic (Eq. 11, or Eq. 6 with the source's ``bound``) and the actor (Eq. 7, 10).
 
         They learn from trajectories that start in the posterior states ``post`` (B, T, ...).
         """
@@ -179,28 +187,43 @@ class Agent(BaseAgent):
         if self.behavior_updates % config.slow_target_update == 0:
             behavior.slow_critic.load_state_dict(behavior.critic.state_dict())
         self.behavior_updates += 1
-        start, noise = self.start_imagination(post)
-        for share, part in micro_batches(config.grad_accum, start, noise, source_critic):
+        source_posts = [bound.post] if bound is not None and bound.post is not None else []
+        (start, *source_start), noise = self.start_imagination(post, *source_posts)
+        source_noise = bound.noise(len(start["deter"]), config.imag_horizon) if source_start else None
+        for share, part in micro_batches(config.grad_accum, start, noise, bound, source_start, source_noise):
             with self.autocast():
                 loss, values = self._behavior_loss(*part)
             self.backward(loss, share, self.actor_opt, self.critic_opt)
             metrics = add_metrics(metrics, share, values)
         return {**metrics, "actor_grad_norm": self.actor_opt.step(), "critic_grad_norm": self.critic_opt.step()}
 
-    def start_imagination(self, post: State) -> tuple[State, RolloutNoise]:
-        """The start states (N, ...) of imagination, and the random numbers of the rollouts from them.
+    def start_imagination(self, *posts: State) -> tuple[list[State], RolloutNoise]:
+        """The start states (N, ...) of imagination in each model of ``posts``, and the rollouts' random numbers.
 
         Also brings the frozen world model's cast weights up to date.
         """
+        self.refresh_cast_weights()
+        starts = models.start_states(posts, self.config.imag_starts)
+        return starts, self.behavior.noise(self.world, len(starts[0]["deter"]), self.config.imag_horizon)
+
+    def refresh_cast_weights(self) -> None:
+        """Copy the world model's weights into the frozen world model's cast ones."""
         for cast, original in self.cast_weights:
             cast.copy_(original)
-        start = models.start_states(post, self.config.imag_starts)
-        return start, self.behavior.noise(self.world, len(start["deter"]), self.config.imag_horizon)
 
     def behavior_loss(
-        self, start: State, noise: RolloutNoise, source_critic: nn.Module | None
+        self,
+        start: State,
+        noise: RolloutNoise,
+        bound: ValueBound | None = None,
+        source_start: Sequence[State] = (),
+        source_noise: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
-        """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...)."""
+        """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...).
+
+        ``source_start``: the same states in the source's model, if the ``bound`` of Eq. 6 rolls them out, with
+        ``source_noise``.
+        """
         config, behavior, world = self.config, self.behavior, self.frozen_world
         trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
         feat = world.rssm.sampled(trajectory.feat)
@@ -213,12 +236,12 @@ class Agent(BaseAgent):
         ones = torch.ones_like(discount[:1])
         weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
         actor_loss = behavior.actor_loss(trajectory, returns, slow_value[:-1], weight, config)
-        visited, source_value = feat[:-1].detach(), None
-        if source_critic is not None:
-            with torch.no_grad():
-                source_value = source_critic(visited)
+        visited, source_value, alpha = feat[:-1].detach(), None, 0.0
+        if bound is not None:
+            source_value = bound.values(visited, trajectory, *(source_start or [None]), source_noise)
+            alpha = models.alpha(source_value, config)
         critic_loss, constraint_metrics = behavior.critic_loss(
-            visited, returns, weight, source_value, config.value_constraint, config.value_constraint_scale
+            visited, returns, weight, source_value, config.value_constraint, alpha
         )
         metrics = {
             "actor_loss": actor_loss,
@@ -244,9 +267,10 @@ class Agent(BaseAgent):
         with self.autocast():
             loss, _, post = self.world_model_loss(batch, self.noise(batch))
         self.backward(loss, 1.0, self.model_opt)
-        for share, part in micro_batches(self.config.grad_accum, *self.start_imagination(post)):
+        (start,), noise = self.start_imagination(post)
+        for share, part in micro_batches(self.config.grad_accum, start, noise):
             with self.autocast():
-                loss, _ = self.behavior_loss(*part, None)
+                loss, _ = self.behavior_loss(*part)
             self.backward(loss, share, self.actor_opt, self.critic_opt)
         found = {}
         for name in self.OPTIMIZERS:

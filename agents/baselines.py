@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.agent import Agent
 from agents.base import Batch, Metrics
 from agents.coworld import TargetAgent
 from agents.optim import Optimizer, select_rows
+from agents.value_bound import ValueBound
 from config import Config
 from models import WorldModel
 from networks import EnsembleRSSM, State
@@ -102,8 +103,8 @@ class FinetunedAgent(TargetAgent):
         post, metrics = super().update_world_model(batch, source_embed)
         return post, {**metrics, **self._penalties()}
 
-    def update_behavior(self, post: State, source_critic: nn.Module | None = None) -> Metrics:
-        return {**super().update_behavior(post, source_critic), **self._penalties()}
+    def update_behavior(self, post: State, bound: ValueBound | None = None) -> Metrics:
+        return {**super().update_behavior(post, bound), **self._penalties()}
 
     def _penalties(self) -> Metrics:
         anchored: list[Optimizer] = [o for o in (getattr(self, n) for n in self.OPTIMIZERS) if o.anchor]

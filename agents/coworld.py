@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import models
 from agents.agent import Agent
 from agents.base import Batch, Metrics
+from agents.value_bound import ValueBound
 from networks import State
 
 
@@ -46,6 +47,16 @@ class SourceAgent(Agent):
         eta = torch.tensor(eta, device=self.device)  # a tensor: compiled code does not depend on its value
         return self.descend_model_loss(batch, noise, target_batch, target_noise, eta, target_embed)
 
+    def value_bound(self, batch: Batch, embed: Tensor | None = None) -> ValueBound:
+        """The bound of Eq. 6 for an update of the target on ``batch``, by ``constraint_latents``.
+
+        embed: (B, T, E), this agent's embedding of the batch, if it is known.
+        """
+        if self.config.constraint_latents == "target":
+            return ValueBound(self.frozen_critic)
+        self.refresh_cast_weights()  # of a model that was loaded, or whose behavior did not learn since
+        return ValueBound(self.frozen_critic, self.frozen_world, self.infer_posterior(batch, embed))
+
     def world_model_loss(
         self,
         batch: Batch,
@@ -78,17 +89,15 @@ class TargetAgent(Agent):
         same_images = self.config.source_observation == "image"
         self.alignment = models.state_alignment if same_images else models.distribution_alignment
 
-    def update(
-        self, batch: Batch, source_embed: Tensor | None = None, source_critic: nn.Module | None = None
-    ) -> Metrics:
+    def update(self, batch: Batch, source_embed: Tensor | None = None, bound: ValueBound | None = None) -> Metrics:
         """One update of the world model (Eq. 2, or Eq. 3), then of the critic (Eq. 11, or Eq. 6) and the actor (Eq. 7).
 
         Args:
             source_embed: (B, T, E), the source encoder's embedding of ``batch``, for state alignment (Eq. 3).
-            source_critic: evaluates this agent's features, a constant, for the value constraint (Eq. 6).
+            bound: the source's side of the value constraint (Eq. 6), `SourceAgent.value_bound`.
         """
         post, metrics = self.update_world_model(batch, source_embed)
-        return {**metrics, **self.update_behavior(post, source_critic)}
+        return {**metrics, **self.update_behavior(post, bound)}
 
     def update_world_model(self, batch: Batch, source_embed: Tensor | None = None) -> tuple[State, Metrics]:
         """Eq. 2; with the source encoder's embedding of the batch Eq. 3."""

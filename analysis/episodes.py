@@ -67,10 +67,12 @@ def valuing_policy(agent: BaseAgent, critics: list[Critic], estimates: list[list
 def bounding_critic(logdir: Path, config: Config, target: BaseAgent, device: torch.device) -> Critic | None:
     """The source critic of Eq. 6 on the target's states.
 
-    None without the value constraint, with several sources, or if the checkpoint has the target agent alone.
+    None without the value constraint, with several sources, if it reads the source's own states, or if the checkpoint
+    has the target agent alone.
     """
     sources = source_names(config)
-    if not find_method(config.method).aligned_with_sources or config.value_constraint == "off" or len(sources) > 1:
+    bounded = find_method(config.method).aligned_with_sources and config.value_constraint != "off"
+    if not bounded or config.constraint_latents == "source" or len(sources) > 1:
         return None
     saved = load_checkpoint(logdir / CHECKPOINT)
     if sources[0] not in saved["agents"]:

@@ -69,7 +69,7 @@ def work_of(args: argparse.Namespace, stack: ExitStack) -> tuple[Callable[[], No
         for step in range(config.train_every):
             collector.start(policy)
             if step == 0:
-                source.update(batch, batch, step=0)
+                source.update(batch, batch)
             collector.finish()
 
     return lambda: update_target(source, target, batch), online

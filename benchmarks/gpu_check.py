@@ -82,7 +82,7 @@ def update(config: Config, method: str, device: torch.device) -> dict[str, float
     target, source = agents["target"], agents.get("source")
     batch, ties = target.random_batch(), []
     if METHODS[method].aligned_with_sources:
-        ties = [source.embed(batch), source.frozen_critic]
+        ties = [source.embed(batch), source.value_bound(batch)]
     elif METHODS[method].shared_world_model:
         ties = [source.random_batch()]
     torch.manual_seed(1)

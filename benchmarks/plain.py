@@ -146,17 +146,31 @@ def act(behavior: ActorCritic, feat: Tensor, uniform: Tensor) -> tuple[Tensor, T
 
 
 def behavior_losses(
-    agent: SourceAgent | TargetAgent, start: Latent, noise: tuple[Tensor, Tensor], source_critic: nn.Module | None
+    agent: SourceAgent | TargetAgent,
+    start: Latent,
+    noise: tuple[Tensor, Tensor],
+    source_critic: nn.Module | None,
+    source: tuple[WorldModel, Latent, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The actor's loss (Eq. 7 with rho = 1) and the critic's (Eq. 11, Eq. 6), from starts of (N, ...)."""
+    """The actor's loss (Eq. 7 with rho = 1) and the critic's (Eq. 11, Eq. 6), from starts of (N, ...).
+
+    With ``source``, its world model, start states and random numbers, its critic values the states that its own model
+    imagines with the same actions (``constraint_latents: source``), else those of the agent.
+    """
     world, behavior, config = agent.world, agent.behavior, agent.config
     stoch, deter = (x.detach() for x in start)
-    feats, entropies = [torch.cat([stoch, deter], -1)], []
+    feats, entropies, source_feats = [torch.cat([stoch, deter], -1)], [], []
+    source_stoch, source_deter = source[1] if source else start
     for t in range(config.imag_horizon):
+        source_feats.append(torch.cat([source_stoch, source_deter], -1))
         action, entropy = act(behavior, feats[-1].detach(), noise[1][:, t])
         deter = recur(world, stoch, deter, F.pad(action, (0, world.action_dim - action.shape[-1])))
         stoch = sample(world, prior_of(world, deter), noise[0][:, t])
         feats.append(torch.cat([stoch, deter], -1)), entropies.append(entropy)
+        if source and t < config.imag_horizon - 1:
+            padded = F.pad(action.detach(), (0, source[0].action_dim - action.shape[-1]))
+            source_deter = recur(source[0], source_stoch, source_deter, padded)
+            source_stoch = sample(source[0], prior_of(source[0], source_deter), source[2][:, t])
     returns = [head(behavior.slow_critic.layers, feats[-1])[:, 0]]
     for feat, following in zip(feats[-2::-1], feats[:0:-1], strict=True):
         value = head(behavior.slow_critic.layers, following)[:, 0]
@@ -171,7 +185,7 @@ def behavior_losses(
         loss = 0.5 * (value - returns[t].detach()) ** 2
         if source_critic is not None:
             with torch.no_grad():
-                theirs = head(source_critic.layers, feat)[:, 0]
+                theirs = head(source_critic.layers, source_feats[t] if source else feat)[:, 0]
             loss = loss + config.value_constraint_scale * torch.maximum(value, theirs)
         critic_loss.append(weight * loss)
     return torch.stack(actor_loss).mean(), torch.stack(critic_loss).mean()

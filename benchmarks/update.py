@@ -109,7 +109,8 @@ def agents(config: Config, device: torch.device) -> tuple[SourceAgent, TargetAge
 
 def update_target(source: SourceAgent, target: TargetAgent, batch: Batch) -> None:
     """Eq. 3, 6 and 7, with the embedding and the critic of ``source``, as in co_training.py."""
-    target.update(batch, source.embed(batch), source.frozen_critic)
+    embed = source.embed(batch)
+    target.update(batch, embed, source.value_bound(batch, embed))
 
 
 def work_of(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], object]]:

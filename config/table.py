@@ -55,6 +55,10 @@ SECOND_ROUND = Condition(lambda method, config: config.rounds > 1, "a second rou
 STATE_ALIGNMENT = Condition(lambda method, config: config.state_alignment, "state_alignment")
 REWARD_ALIGNMENT = Condition(lambda method, config: config.reward_alignment, "reward_alignment")
 CONSTRAINT = Condition(lambda method, config: config.value_constraint != "off", "value_constraint")
+SOURCE_VALUE = Condition(
+    lambda method, config: config.value_constraint in ("minmax", "constant") or config.value_constraint_relative,
+    "a bound by the source's values",
+)
 STATES = Condition(lambda method, config: config.source_observation == "state", "source_observation state")
 GAUSSIAN = Condition(lambda method, config: config.dyn_discrete == 0, "dyn_discrete 0")
 PRED_DISCOUNT = Condition(lambda method, config: config.pred_discount, "pred_discount True")
@@ -213,8 +217,17 @@ SETTINGS = {
     "eta_start": Setting(maximum=1, used_if=(TIES, REWARD_ALIGNMENT), **TIE),
     "eta_end": Setting(maximum=1, used_if=(TIES, REWARD_ALIGNMENT), **TIE),
     "eta_steps": Setting(used_if=(TIES, REWARD_ALIGNMENT), **TIE),
-    "value_constraint": Setting(**one_of("minmax", "brute", "off"), used_if=(TIES,), report="ablation", **TIE),
+    "value_constraint": Setting(
+        **one_of("minmax", "brute", "constant", "off"), used_if=(TIES,), report="ablation", **TIE
+    ),
     "value_constraint_scale": Setting(used_if=(TIES, CONSTRAINT), **TIE),
+    "value_constraint_relative": Setting(used_if=(TIES, CONSTRAINT), report="ablation", **TIE),
+    "constraint_latents": Setting(
+        **one_of("target", "source"),
+        used_if=(TIES, CONSTRAINT, SOURCE_VALUE),
+        report="ablation",
+        affects="target cost",
+    ),
     "select": Setting(
         **one_of("nearest", "relative", "first", "round_robin"),
         used_if=(ALL_SOURCES,),

@@ -36,7 +36,7 @@ def update_target(target: TargetAgent, source: SourceAgent, data: dict[str, Tens
     """An update of ``target`` with the ties to ``source`` that its settings switch on."""
     config = target.config
     source_embed = source.embed(data) if config.state_alignment else None
-    return target.update(data, source_embed, source.frozen_critic if config.value_constraint != "off" else None)
+    return target.update(data, source_embed, source.value_bound(data) if config.value_constraint != "off" else None)
 
 
 def warm_up(target: TargetAgent, source: SourceAgent, data: dict[str, Tensor]) -> Metrics:
@@ -178,7 +178,7 @@ def test_the_value_constraint_lowers_only_values_above_the_source_critics(higher
             agent.behavior.critic.layers[-1].bias.fill_(value)
     feat = torch.randn(4, 5, target.world.rssm.feat_size)
     value, source_value = target.behavior.critic(feat), source.frozen_critic(feat)
-    models.value_constraint(value, source_value, "minmax").mean().backward()
+    models.value_constraint(value, models.value_bound(source_value, "minmax")).mean().backward()
     bias = target.behavior.critic.layers[-1].bias
     assert bias.grad.item() == pytest.approx(0.0 if higher == "source" else 1.0)
     assert all(p.grad is None for p in source.behavior.critic.parameters())
@@ -292,8 +292,9 @@ def test_restored_moments_have_the_memory_layout_of_their_weights():
 def test_imagination_can_start_from_a_subset_of_states():
     source, _ = agents(imag_starts=5)
     post = source.world.observe(batch()).post
-    assert models.start_states(post, 5)["deter"].shape == (5, source.config.dyn_deter)
-    assert models.start_states(post)["deter"].shape == (24, source.config.dyn_deter)
+    (few,), (same, again) = models.start_states([post], 5), models.start_states([post, post], 5)
+    assert few["deter"].shape == (5, source.config.dyn_deter) and torch.equal(same["stoch"], again["stoch"])
+    assert models.start_states([post])[0]["deter"].shape == (24, source.config.dyn_deter)
     source.update_behavior(post)
 
 
@@ -314,7 +315,7 @@ def test_a_source_on_states_co_trains_with_a_target_on_images():
     assert metrics["reward_alignment"] > 0 and metrics["state_loss"] > 0
     assert not changed(before, target.world)
     before = weights(source.world)
-    metrics = target.update(other, source.embed(own), source.frozen_critic)
+    metrics = target.update(other, source.embed(own), source.value_bound(other))
     assert metrics["state_alignment"] > 0
     assert not changed(before, source.world)
     action, _ = source.act({"position": torch.zeros(1, 3).numpy(), "velocity": torch.zeros(1, 2).numpy()}, None,

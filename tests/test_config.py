@@ -110,7 +110,7 @@ def test_flags_have_the_type_of_the_default():
         (["--size", "64", "64"], "lists are written with commas"),
         (["--seed", "1e30"], "is not between 0 and 2147483647"),
         (["--size", "64,32"], "two equal numbers"),
-        (["--value_constraint", "maxmin"], "is not one of minmax, brute, off"),
+        (["--value_constraint", "maxmin"], "is not one of minmax, brute, constant, off"),
         (["--seed"], "expected one argument"),
     ],
 )

@@ -116,7 +116,7 @@ def test_relabelled_reward_and_reward_alignment_by_hand():
 def test_value_constraint_has_no_gradient_where_the_source_critic_is_larger():
     value = torch.tensor([1.0, 5.0], requires_grad=True)
     source = torch.tensor([3.0, 3.0], requires_grad=True)
-    constraint = models.value_constraint(value, source, "minmax")
+    constraint = models.value_constraint(value, models.value_bound(source, "minmax"))
     assert constraint.tolist() == [3.0, 5.0]
     constraint.sum().backward()
     assert value.grad.tolist() == [0.0, 1.0]
@@ -125,8 +125,23 @@ def test_value_constraint_has_no_gradient_where_the_source_critic_is_larger():
 
 def test_value_constraint_without_max_has_a_gradient_everywhere():
     value = torch.tensor([1.0, 5.0], requires_grad=True)
-    models.value_constraint(value, torch.tensor([3.0, 3.0]), "brute").sum().backward()
+    models.value_constraint(value, models.value_bound(torch.tensor([3.0, 3.0]), "brute")).sum().backward()
     assert value.grad.tolist() == [1.0, 1.0]
+
+
+def test_the_constant_value_constraint_compares_with_the_mean_source_value():
+    value = torch.tensor([1.0, 4.0, 5.0], requires_grad=True)
+    constraint = models.value_constraint(value, models.value_bound(torch.tensor([0.0, 9.0, 0.0]), "constant"))
+    assert constraint.tolist() == [3.0, 4.0, 5.0]
+    constraint.sum().backward()
+    assert value.grad.tolist() == [0.0, 1.0, 1.0]
+
+
+def test_alpha_may_be_a_share_of_the_mean_source_value():
+    source_value = torch.tensor([-6.0, 2.0])
+    assert models.alpha(source_value, tiny(value_constraint_scale=0.5)) == 0.5
+    relative = tiny(value_constraint_scale=0.5, value_constraint_relative=True)
+    assert models.alpha(source_value, relative).item() == 1.0
 
 
 def test_weighted_sum_raises_key_error_if_losses_and_scales_differ():
@@ -162,7 +177,7 @@ def test_actor_loss_by_hand(grad: str, rho: float):
     config = tiny(actor_grad=grad, actor_grad_mix=0.25, actor_entropy=0.1)
     behavior = models.ActorCritic(config, feat=3, action_dim=2)
     imagined = models.ImaginedTrajectory(
-        torch.zeros(3, 1, 3), torch.tensor([[-1.0], [-2.0]]), torch.tensor([[0.5], [0.7]])
+        torch.zeros(3, 1, 3), torch.zeros(2, 1, 1), torch.tensor([[-1.0], [-2.0]]), torch.tensor([[0.5], [0.7]])
     )
     returns, baseline, weight = (
         torch.tensor([[9.0], [4.0]]),

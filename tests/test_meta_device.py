@@ -42,6 +42,12 @@ def test_updates_of_every_method_read_nothing_from_the_device(method: str, setti
     read_nothing(method, **settings)
 
 
+@pytest.mark.parametrize(("discrete", "parts"), [(4, 2), (0, 1)])
+def test_a_bound_in_the_sources_latents_reads_nothing_from_the_device(discrete: int, parts: int):
+    settings = {"constraint_latents": "source", "value_constraint": "constant", "value_constraint_relative": True}
+    read_nothing("coworld", dyn_discrete=discrete, grad_accum=parts, **settings)
+
+
 @pytest.mark.parametrize(("discrete", "parts"), [(4, 1), (0, 2)])
 def test_updates_by_reinforce_read_nothing_from_the_device(discrete: int, parts: int):
     read_nothing("coworld", dyn_discrete=discrete, grad_accum=parts, actor_grad="reinforce")
@@ -62,7 +68,7 @@ def test_distances_to_several_sources_are_measured_on_the_device(select: str):
     embeds = [source.embed(batch) for source in sources]
     distances = SourceSelector(config, ["a", "b", "c"]).measure(target, embeds, batch)
     assert distances.shape == (3,) and distances.device == META
-    target.update(batch, embeds[1], sources[1].frozen_critic)
+    target.update(batch, embeds[1], sources[1].value_bound(batch))
 
 
 def test_the_meta_device_notices_a_read():

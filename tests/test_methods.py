@@ -63,7 +63,7 @@ def test_after_a_warm_start_the_source_critic_bounds_the_targets():
     _, metrics = target.update_world_model(data, embed)
     assert metrics["state_alignment"].item() == pytest.approx(0, abs=1e-6)
     post = target.infer_posterior(data)
-    metrics = target.update_behavior(post, source.frozen_critic)
+    metrics = target.update_behavior(post, source.value_bound(data))
     assert 0 < metrics["constraint_active"].item() <= 1
 
 

@@ -133,7 +133,7 @@ def test_following_one_of_several_sources_equals_following_a_single_source():
     torch.manual_seed(7)
     selection = made.select(copied, [other, source], batch())
     assert selection.index == 1
-    copied.update(batch(), selection.embed, source.frozen_critic)
+    copied.update(batch(), selection.embed, source.value_bound(batch()))
     one, several = ({**weights(a.world), **weights(a.behavior)} for a in (target, copied))
     assert all(torch.equal(several[key], value) for key, value in one.items())
 

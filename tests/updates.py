@@ -44,7 +44,7 @@ def update_all(method: str, agents: dict[str, BaseAgent]) -> Metrics:
         return target.update(batch)
     if METHODS[method].aligned_with_sources:
         selection = SourceSelector(target.config, ["source"]).select(target, [source], batch)
-        return target.update(batch, selection.embed, source.frozen_critic)
+        return target.update(batch, selection.embed, source.value_bound(batch))
     if METHODS[method].shared_world_model:
         return target.update(batch, source.random_batch())
     return target.update(batch)

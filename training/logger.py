@@ -58,6 +58,8 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "reward_alignment": "Loss of the source's reward head on relabelled target rewards (Eq. 4, 5).",
         "eta": "Share of source data in the source's reward loss (Eq. 5).",
         "value_constraint": "Mean of max(target value, source value) on imagined states (Eq. 6).",
+        "source_value": "Mean value of imagined states by the source's critic, which bounds the target's (Eq. 6).",
+        "source_value_correlation": "Correlation of the source critic's values of imagined states with the target's.",
         "constraint_active": "Share of imagined states at which the value constraint has a gradient.",
         "distance_source": "Alignment KL to this source, on the batches of the target's updates.",
         "follows_source": "Share of the target's updates that selected this source.",
@@ -93,7 +95,7 @@ CHARTS = {  # category of the tab "Custom Scalars" -> title of a chart -> metric
     "Ties": {
         "state alignment": ("state_alignment",),
         "reward alignment": ("reward_alignment",),
-        "value constraint": ("value_constraint", "value"),
+        "value constraint": ("value_constraint", "value", "source_value"),
         "share of states with a gradient of the value constraint": ("constraint_active",),
     },
 }

@@ -59,6 +59,11 @@ def check_against_each_other(config: Config, method: Method) -> None:
             f"--source_observation state: method {config.method} shares weights between source and target, which "
             f"need the same observations; give image"
         )
+    if config.source_observation == "state" and method.aligned_with_sources and config.constraint_latents == "source":
+        raise BadInput(
+            "--constraint_latents source: with --source_observation state the source's model cannot infer states from "
+            "the dataset's images; give target"
+        )
     if config.holdout == 1:
         raise BadInput("holdout 1 leaves no episode to learn from; give a share under 1, like 0.1")
     if config.grad_accum > config.batch_size:

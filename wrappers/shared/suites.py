@@ -104,7 +104,7 @@ def discover() -> None:
     folder = Path(__file__).resolve().parent.parent
     names = [module.name for module in pkgutil.iter_modules([str(folder)]) if not module.ispkg]
     for name in sorted(names, key=lambda name: (name not in _FIRST, name)):
-        register(importlib.import_module(f"wrappers.{name}").SUITE)
+        register(importlib.import_module(f"..{name}", __package__).SUITE)
 
 
 def all_tasks() -> list[Task]:

@@ -24,14 +24,17 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 
-def _quiet_interrupt(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+def _one_line_errors(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+    elif issubclass(kind, BadInput):  # raised outside `exit_on_bad_input`: while a module is imported
+        print(_error_line(value), file=sys.stderr)
+        sys.exit(2)
     else:
         sys.__excepthook__(kind, value, trace)
 
 
-sys.excepthook = _quiet_interrupt  # before all slow imports, so that Ctrl-C during them prints one line too
+sys.excepthook = _one_line_errors  # before all slow imports, so that Ctrl-C during them prints one line too
 
 import numpy as np  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
@@ -78,6 +81,10 @@ def one_line(error: object) -> str:
     return str(error).strip().split("\n")[0].split(". ")[0][:120]
 
 
+def _error_line(error: object) -> str:
+    return f"error: {' '.join(str(error).split())}"
+
+
 def require(package: str, part: str, what: object) -> None:
     """Raises BadInput if ``package``, which ``what`` needs and ``requirements/{part}.txt`` has, is not installed."""
     if importlib.util.find_spec(package) is None:
@@ -101,7 +108,7 @@ def exit_on_bad_input(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(_error_line(error), file=sys.stderr)
         sys.exit(2)
     except WorkerCrash as crash:
         sys.exit(f"error: {crash}")

@@ -61,7 +61,7 @@ advice() { # names a Python that will do, or says how to get one
         fi
         number=$((number - 1))
     done
-    echo "Install one (README, \"Set-up\"), then: make PYTHON=/path/to/python3.$NEWEST"
+    echo "Install one (docs/troubleshooting.md, \"Set-up\"), then: make PYTHON=/path/to/python3.$NEWEST"
 }
 
 make_venv() { # a new .venv by the interpreter $1, in place of one that cannot be used
@@ -101,7 +101,7 @@ echo "installing$missing into .venv, with Python $(version .venv/bin/python): th
 set --
 for file in $missing; do set -- "$@" -r "$file"; done
 [ -f .venv/installed/requirements.txt ] || [ -e /dev/nvidiactl ] || [ -n "${PIP_EXTRA_INDEX_URL:-}" ] ||
-    echo "note: this machine has no GPU; README, \"Set-up\", says how to get the smaller PyTorch for processors" >&2
+    echo "note: no GPU here; docs/troubleshooting.md, \"Set-up\", says how to get the smaller PyTorch for processors" >&2
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile "$@" ||
     fail "pip could not install$missing (see above); .venv is not complete. The same command tries again"
 for file in $missing; do cp "$file" .venv/installed/; done

@@ -30,7 +30,7 @@ supported() {
 }
 
 why_replace() { # why the .venv that exists cannot be used; nothing if it can
-    [ -f .venv/installed/requirements.txt ] || { echo "it was not finished" && return; }
+    [ -f .venv/installed/requirements.txt ] || { echo "it was not finished, or is of an earlier version" && return; }
     there=$(version .venv/bin/python)
     made_by=$(cat .venv/installed/python 2>/dev/null) || made_by=
     [ "$(minor "$there")" = "$made_by" ] || { echo "Python $made_by, which made it, is gone" && return; }
@@ -69,7 +69,7 @@ make_venv() { # a new .venv by the interpreter $1, in place of one that cannot b
     base=$("$1" -c 'import os, sys; print(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))')
     number=$(minor "$(version "$1")")
     "$base" -c 'import ensurepip, venv' 2>/dev/null ||
-        fail "$base has no module ensurepip; install it (Debian, Ubuntu: apt-get install python$number-venv), then again"
+        fail "$base has no module ensurepip; install it (Debian, Ubuntu: apt-get install python$number-venv) and run make again"
     replaced=
     if [ -e .venv ] || [ -L .venv ]; then
         user=$(grep -ls "$(pwd -P)/.venv/" /proc/[0-9]*/maps 2>/dev/null | cut -d / -f 3 | head -n 1) || user=

@@ -58,7 +58,7 @@ class PixelEnv(gymnasium.Env):
         self.action_space = Box(-1.0, 1.0, low.shape, np.float32)
         size = description["size"]
         spaces = {"image": Box(0, 255, (size, size, 3), np.uint8)}
-        for name, value in self._state().items():
+        for name, value in self._checked_low_dimensional().items():
             spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)
         self.observation_space = Dict(spaces)
 
@@ -129,14 +129,14 @@ class PixelEnv(gymnasium.Env):
         return np.array(image[::-1] if self.description["flip"] else image, order="C")
 
     def _observation(self) -> dict[str, np.ndarray]:
-        low = {name: np.array(value, np.float32).ravel() for name, value in self._state().items()}
+        low = {name: np.array(value, np.float32).ravel() for name, value in self._checked_low_dimensional().items()}
         return {"image": self.render(), **low} if "image" in self.observation_space.spaces else low
 
-    def _state(self) -> dict[str, np.ndarray]:
-        state = self._low_dimensional()
-        if not isinstance(state, dict):
-            raise self._wrong("_low_dimensional", state, "a dict of arrays")
-        return state
+    def _checked_low_dimensional(self) -> dict[str, np.ndarray]:
+        values = self._low_dimensional()
+        if not isinstance(values, dict):
+            raise self._wrong("_low_dimensional", values, "a dict of arrays")
+        return values
 
     def _wrong(self, method: str, result: object, wanted: str) -> BadInput:
         """The error of a method of the suite that returned ``result``."""

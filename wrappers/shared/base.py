@@ -58,7 +58,7 @@ class PixelEnv(gymnasium.Env):
         self.action_space = Box(-1.0, 1.0, low.shape, np.float32)
         size = description["size"]
         spaces = {"image": Box(0, 255, (size, size, 3), np.uint8)}
-        for name, value in self._checked_low_dimensional().items():
+        for name, value in _low_dimensional_of(self).items():
             spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)
         self.observation_space = Dict(spaces)
 
@@ -106,7 +106,7 @@ class PixelEnv(gymnasium.Env):
         for _ in range(self.description["action_repeat"]):
             result = self._step_simulator(action)
             if not isinstance(result, SimulatorStep):
-                raise self._wrong("_step_simulator", result, "a SimulatorStep")
+                raise _wrong(self, "_step_simulator", result, "a SimulatorStep")
             reward += float(result.reward)
             discount *= float(result.discount)
             truncated = bool(result.truncated)
@@ -124,25 +124,30 @@ class PixelEnv(gymnasium.Env):
         """The current frame, (size, size, 3) uint8, as in the observation."""
         image, size = self._draw(), self.description["size"]
         if getattr(image, "shape", None) != (size, size, 3) or image.dtype != np.uint8:
-            raise self._wrong("_draw", image, f"uint8 ({size}, {size}, 3)")
+            raise _wrong(self, "_draw", image, f"uint8 ({size}, {size}, 3)")
         # Copied: some renderers return views of their own buffers, read-only or with negative strides.
         return np.array(image[::-1] if self.description["flip"] else image, order="C")
 
     def _observation(self) -> dict[str, np.ndarray]:
-        low = {name: np.array(value, np.float32).ravel() for name, value in self._checked_low_dimensional().items()}
+        low = {name: np.array(value, np.float32).ravel() for name, value in _low_dimensional_of(self).items()}
         return {"image": self.render(), **low} if "image" in self.observation_space.spaces else low
 
-    def _checked_low_dimensional(self) -> dict[str, np.ndarray]:
-        values = self._low_dimensional()
-        if not isinstance(values, dict):
-            raise self._wrong("_low_dimensional", values, "a dict of arrays")
-        return values
 
-    def _wrong(self, method: str, result: object, wanted: str) -> BadInput:
-        """The error of a method of the suite that returned ``result``."""
-        found = f"{result.dtype} {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
-        where = f"{source_file(type(self))}: {method} of class {type(self).__name__}"
-        return BadInput(f"{where} returned {found}; it must return {wanted}")
+# Functions, not methods, which a suite's class could have under the same name.
+
+
+def _low_dimensional_of(env: PixelEnv) -> dict[str, np.ndarray]:
+    values = env._low_dimensional()
+    if not isinstance(values, dict):
+        raise _wrong(env, "_low_dimensional", values, "a dict of arrays")
+    return values
+
+
+def _wrong(env: PixelEnv, method: str, result: object, wanted: str) -> BadInput:
+    """The error of a method of a suite that returned ``result``."""
+    found = f"{result.dtype} {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
+    where = f"{source_file(type(env))}: {method} of class {type(env).__name__}"
+    return BadInput(f"{where} returned {found}; it must return {wanted}")
 
 
 def source_file(kind: type) -> str:

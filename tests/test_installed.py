@@ -21,7 +21,8 @@ import numpy as np
 from coworld import load_policy
 import models, policy, tools
 assert (models.A, policy.B, tools.C) == (1, 2, 3) and sys.excepthook is hook
-np.save("actions.npy", [load_policy("run")(image) for image in np.load("frames.npy")])
+act = load_policy("run")
+np.save("actions.npy", [act(image) for image in np.load("frames.npy")])
 try:
     import networks
 except ModuleNotFoundError:

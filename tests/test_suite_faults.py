@@ -21,7 +21,6 @@ from tools import BadInput
 from wrappers import Suite, make_env, register
 from wrappers.shared.base import PixelEnv
 from wrappers.shared.suites import discover
-from wrappers.shared.vector import make_envs
 
 METHODS = ("_draw", "_low_dimensional", "_reset_simulator", "_step_simulator")
 
@@ -86,12 +85,6 @@ def test_a_faulty_class_is_named_with_its_file(faulty: None, make: Any, message:
         env.step(np.zeros(2))
     assert "\n" not in str(caught.value)
     assert Path(__file__).name in str(caught.value) or "NoneType" in message
-
-
-def test_it_is_the_same_in_a_process_of_its_own(faulty: None):
-    register(suite(NoDraw))
-    with pytest.raises(BadInput, match=r"test_suite_faults.py: class NoDraw lacks the method _draw "):
-        make_envs("faulty_to_left", 1, size=16)
 
 
 def test_a_suite_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

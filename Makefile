@@ -1,19 +1,25 @@
-# `make demo` and `make test` do everything. Each sets up .venv when it is missing.
+# `make demo` and `make test` do everything. Each sets up .venv first if it is missing, not finished, of another Python or
+# of older requirements. `make PYTHON=python3.12 demo` uses that Python.
 
-PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
 RUN := runs/demo
+TEST_REQUIREMENTS := $(filter-out requirements/wandb.txt,$(wildcard requirements/*.txt))
 
-.PHONY: setup demo test test-slow test-all test-precision gpu-check lint clean
+# The last step of a set-up: can frames be drawn?
+READY = test -f .venv/ready || { $(BIN)/python -c "import tools, wrappers.shared.backend as b; \
+	tools.exit_on_bad_input(lambda: b.choose_backend() and None)" && touch .venv/ready; }
 
-setup: $(VENV)/ready
+.PHONY: setup setup-tests demo test test-slow test-all test-precision gpu-check lint clean
+.NOTPARALLEL:
 
-$(VENV)/ready: requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -c "import tools, wrappers.shared.backend as b; tools.exit_on_bad_input(lambda: b.choose_backend() and None)"
-	touch $@
+setup:
+	@sh requirements/venv.sh
+	@$(READY)
+
+# What the tests, all options of the commands and `make lint` need.
+setup-tests:
+	@sh requirements/venv.sh $(TEST_REQUIREMENTS)
+	@$(READY)
 
 # Co-trains on the dataset in examples/: pretraining, warm-up and two rounds on real simulators.
 demo: setup
@@ -25,19 +31,19 @@ demo: setup
 # every skipped test, and the 25 tests that took longest.
 PYTEST := $(BIN)/python -m pytest -q -rfEs --durations=25 -n auto --dist loadfile --no-loadscope-reorder
 
-test: setup
+test: setup-tests
 	$(PYTEST) -m "not slow"
 
 # The tests marked `slow`: sweeps on Ray, the notebook, compiling, exports of every method.
-test-slow: setup
+test-slow: setup-tests
 	$(PYTEST) -m slow
 
-test-all: setup
+test-all: setup-tests
 	$(PYTEST)
 
 # `--precision auto` depends on the processor. What depends on it in turn, with both answers, on any processor.
 PRECISION_TESTS := $(patsubst %,tests/test_%.py,agents model_free policy export methods co_training)
-test-precision: setup
+test-precision: setup-tests
 	COWORLD_TEST_PRECISION=float32 $(PYTEST) -m "not slow" $(PRECISION_TESTS)
 	COWORLD_TEST_PRECISION=bfloat16 $(PYTEST) -m "not slow" $(PRECISION_TESTS)
 
@@ -45,9 +51,9 @@ test-precision: setup
 gpu-check: setup
 	$(BIN)/python benchmarks/gpu_check.py
 
-lint: setup
+lint: setup-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(RUN)
+	rm -rf .venv $(RUN)

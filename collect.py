@@ -6,7 +6,7 @@ python collect.py --task walker_downhill --out data/walker_downhill --quality me
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, StopRequest, directory_when_complete, exit_on_bad_input, write_text, user_path  # isort: skip
+from tools import BadInput, StopRequest, directory_when_complete, exit_on_bad_input, require, write_text, user_path  # isort: skip
 import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
@@ -73,6 +73,8 @@ def check(config: Config, args: argparse.Namespace) -> None:
     check_blocks(config.configs)
     if args.policy == "checkpoint" and args.checkpoint is None:
         raise BadInput("--checkpoint is missing: give the run directory of the agent")
+    if args.policy == "sac":
+        require("stable_baselines3", "expert", "--policy sac" if policy else f"--quality {args.quality}")
     if args.expert_steps is not None and args.expert_steps < 1:
         raise BadInput(f"--expert_steps {args.expert_steps}: give 1 or more")
     if args.max_score is not None and args.policy != "sac" and args.quality not in SHARE_OF_MAXIMUM:

@@ -9,9 +9,11 @@ import training.threads  # isort: skip  # noqa: F401 (before torch: it says how 
 
 import argparse
 import re
+import sys
 
 from policy import load_policy
 from policy.program import describe, export_program, largest_difference, to_bytes
+from training.checkpoint import check_suites
 from training.device import add_threads, use_threads
 
 TOLERANCE = 1e-5  # of actions in [-1, 1], between the program and the policy in Python
@@ -47,6 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise BadInput(f"--out {args.out}: give the name of a file that ends in .pt2")
     size = image_size(args.image_size) if args.image_size else None
     policy = load_policy(args.logdir, args.agent, precision=args.precision)
+    try:
+        check_suites(args.logdir, (args.agent,))
+    except BadInput as error:
+        print(f"note: {error}. The policy itself needs no simulator", file=sys.stderr)
     use_threads(args.threads)
     shape = (*(size or policy.image_shape[:2]), policy.image_shape[2])
     file = to_bytes(export_program(policy, shape), describe(policy, shape))

@@ -9,6 +9,7 @@ import csv
 import difflib
 import errno
 import hashlib
+import importlib.util
 import io
 import os
 import re
@@ -23,14 +24,17 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 
-def _quiet_interrupt(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+def _one_line_errors(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+    elif issubclass(kind, BadInput):  # raised outside `exit_on_bad_input`: while a module is imported
+        print(_error_line(value), file=sys.stderr)
+        sys.exit(2)
     else:
         sys.__excepthook__(kind, value, trace)
 
 
-sys.excepthook = _quiet_interrupt  # before all slow imports, so that Ctrl-C during them prints one line too
+sys.excepthook = _one_line_errors  # before all slow imports, so that Ctrl-C during them prints one line too
 
 import numpy as np  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402
@@ -77,6 +81,18 @@ def one_line(error: object) -> str:
     return str(error).strip().split("\n")[0].split(". ")[0][:120]
 
 
+def _error_line(error: object) -> str:
+    return f"error: {' '.join(str(error).split())}"
+
+
+def require(package: str, part: str, what: object) -> None:
+    """Raises BadInput if ``package``, which ``what`` needs and ``requirements/{part}.txt`` has, is not installed."""
+    if importlib.util.find_spec(package) is None:
+        file = Path(__file__).parent / "requirements" / f"{part}.txt"
+        file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        raise BadInput(f"{what} needs {package.replace('_', '-')}: pip install -r {file}")
+
+
 def exit_on_bad_input(main: Callable[[], object]) -> None:
     """Run ``main`` and exit. `BadInput` becomes one line on stderr and status 2, Ctrl-C one line and status 130.
 
@@ -92,7 +108,7 @@ def exit_on_bad_input(main: Callable[[], object]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BadInput as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(_error_line(error), file=sys.stderr)
         sys.exit(2)
     except WorkerCrash as crash:
         sys.exit(f"error: {crash}")

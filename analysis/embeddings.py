@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 import models
 from config import Config
 from tools import BadInput
-from training.checkpoint import BEFORE_ALIGNMENT, CHECKPOINT, agent_task, load_agent
+from training.checkpoint import BEFORE_ALIGNMENT, CHECKPOINT, agent_task, check_suites, load_agent
 from training.domains import open_dataset
 from training.evaluator import EVALUATION_SEED
 from training.methods import find_method, online_tasks
@@ -69,6 +69,7 @@ def compute_panels(logdir: Path, config: Config, count: int, device: torch.devic
 
     Raises BadInput if the run has no source agent with images, or if its dataset or a checkpoint cannot be read.
     """
+    check_suites(logdir)
     if not source_names(config):
         raise BadInput("it has no source agent")
     if config.source_observation == "state":

@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.run_settings import read_data_figures, read_settings
 from tools import BadInput
+from training.checkpoint import check_suites
 from training.logger import read_scores, read_status
 from training.methods import METHODS, Method, PhaseKind
 from training.summary import offline_figures
@@ -176,6 +177,7 @@ def read_run(folder: Path) -> RunResult | None:
         target = parse_target(values["target_task"])
         sources = tuple(sorted(map(parse_task, filter(None, values["source_task"].split(","))), key=task_order))
     except BadInput as error:
+        check_suites(folder)
         raise BadInput(f"{folder / 'config.yaml'}: {error}") from None
     evaluations = read_evaluations(folder)
     check_simulator(folder, target, [score for _, score in evaluations])
@@ -187,6 +189,7 @@ def read_run(folder: Path) -> RunResult | None:
 def check_simulator(folder: Path, target: Task, scores: list[Score]) -> None:
     """Raises BadInput if a target with a simulator has an evaluation without a return, or one without has returns."""
     if not target.suite and any(score.mean is not None for score in scores):
+        check_suites(folder)
         parse_task(str(target))  # raises: its suite is of another program, or was removed
     if target.suite and any(score.mean is None for score in scores):
         raise BadInput(f"{folder / 'scores.csv'} is damaged: {target} has a simulator, but a line has no mean")

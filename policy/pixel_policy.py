@@ -10,7 +10,7 @@ from agents.base import BaseAgent
 from networks import State, pad_action
 from policy.actions import ActionMap
 from tools import DIVERGED, BadInput, resize_images
-from training.checkpoint import CHECKPOINT, agent_task, build_agent, load_checkpoint
+from training.checkpoint import CHECKPOINT, build_agent, load_checkpoint, task_label
 from training.device import pick_device
 
 
@@ -213,4 +213,4 @@ def load_policy(
         saved = {**saved, "config": {**saved["config"], "precision": precision}}
     built, config = build_agent(saved, Path(logdir), agent, pick_device(device))
     data = saved.get("data") if agent == "target" else None
-    return PixelPolicy(built, agent, str(agent_task(config, agent)), data, sample=sample, seed=seed)
+    return PixelPolicy(built, agent, task_label(config, agent), data, sample=sample, seed=seed)

@@ -4,15 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tools import BadInput
+from tools import require
 
 
 def require_pyarrow(where: object) -> None:
     """Raises BadInput if pyarrow is not installed."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise BadInput(f"{where}: reading it needs pyarrow; run: pip install pyarrow") from error
+    require("pyarrow", "formats", where)
 
 
 def column_array(column) -> np.ndarray:

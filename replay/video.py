@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from replay.safe_read import MAX_EPISODE_BYTES
-from tools import BadInput, resize_images
+from tools import BadInput, require, resize_images
 
 MAX_SIDE = 4096  # pixels; no camera's frames are larger
 
@@ -57,9 +57,10 @@ def read_video(path: Path, start: float, fps: float, count: int, size: int | Non
         size: see `Frames`.
 
     Raises:
-        BadInput: the video's frames per second are others.
+        BadInput: the video's frames per second are others, or PyAV is not installed.
         ValueError: the file is damaged, its codec is unknown, or it has not all of the frames.
     """
+    require("av", "formats", path)
     import av
 
     frames, rate = Frames(count, size), None

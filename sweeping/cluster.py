@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools import BadInput, one_line
+from tools import BadInput, one_line, require
 from training.threads import available_cores
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
@@ -23,8 +23,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a task witho
 if (Path.home() / ".ray" / "auth_token").exists():  # without this, Ray uses it only on the machine of a cluster's head
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
+with contextlib.suppress(ModuleNotFoundError):  # without it, `connect` refuses
+    import ray
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_TO_CONNECT = 5
@@ -42,7 +43,7 @@ class Result:
     line: str = ""
 
 
-Task = ray.ObjectRefGenerator
+Task = Any  # ray.ObjectRefGenerator
 News = dict[str, Any] | Result  # what `execute` yields
 
 
@@ -78,8 +79,9 @@ class Cluster:
 def connect(address: str | None, resources: dict[str, float]) -> Cluster:
     """Connect to the cluster at ``address``, or start Ray on this machine.
 
-    Raises BadInput if there is none, or if no machine of it has the resources of a run.
+    Raises BadInput if there is none, if no machine of it has the resources of a run, or if Ray is not installed.
     """
+    require("ray", "ray", "sweep.py")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:
         options |= {
@@ -190,7 +192,7 @@ def last_line(log: Path) -> str:
     return (errors or lines or [""])[-1].removeprefix("error: ")
 
 
-def died(error: RayError) -> str:
+def died(error: "RayError") -> str:
     """Why a task ended without a result."""
     kinds = {
         OutOfMemoryError: "its machine ran out of memory",

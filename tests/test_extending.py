@@ -38,7 +38,15 @@ def as_printed():
 def registered():
     exit_on_bad_input(importlib.import_module(sys.argv.pop(1)).main)
 
-for number, line in enumerate(sys.argv[1:]):
+lines, sys.argv[1:] = sys.argv[1:], []
+try:
+    as_printed()
+except SystemExit as end:
+    print("without a command:", end.code)
+import replay.formats
+del replay.formats.FORMATS["structured"]  # for the second time that it is registered
+
+for number, line in enumerate(lines):
     sys.argv[1:] = line.split()
     try:
         registered() if number else as_printed()
@@ -79,6 +87,12 @@ def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path, done: sub
         with (folder / "scores.csv").open() as file:
             last = list(csv.DictReader(file))[-1]
         assert (last["target_updates"], last["success"] != "") == ("12", True)
+
+
+def test_the_script_without_a_command_prints_its_usage(done: subprocess.CompletedProcess):
+    usage = done.stdout.split("exit status")[0]
+    assert usage.startswith("without a command: python my_project.py COMMAND ...: a command of the clone")
+    assert "COMMAND is co_training, collect, " in usage
 
 
 def test_misspelt_names_of_extensions_are_answered_with_the_nearest(done: subprocess.CompletedProcess):

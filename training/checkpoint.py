@@ -7,7 +7,7 @@ of the replay's episodes, running episodes), the selector's counts, torch's RNG 
 
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from training.methods import (
 )
 from training.resolve import aligned_steps
 from training.used_settings import unused_settings, unused_suite_settings
-from wrappers import Task
+from wrappers import SUITES, Task
 
 CHECKPOINT = "checkpoint.pt"
 BEFORE_ALIGNMENT = "before_alignment.pt"  # the agents before the first update of the target, for analyse.py
@@ -92,6 +92,21 @@ def written_by(path: Path) -> str:
     return "another version of this program"
 
 
+def check_suites(logdir: Path, domains: Container[str] | None = None) -> None:
+    """Raises BadInput if the suite of one of a run's ``domains`` (None: of any) is not registered.
+
+    config.yaml names the suites; of older runs, which do not have that line, nothing is known.
+    """
+    with suppress(OSError, ValueError):
+        line = re.search(r"^# suites: (.+)$", (logdir / "config.yaml").read_text(), re.MULTILINE)
+        for name, suite in (item.split(" ") for item in line[1].split(", ")) if line else ():
+            if suite not in SUITES and (domains is None or name in domains):
+                raise BadInput(
+                    f"{logdir}: the task of its {name} is of suite {suite}, which is not registered: put the suite's "
+                    f"file into wrappers/, or use the script that registers it (docs/extending.md)"
+                )
+
+
 def read_resumable(
     logdir: Path,
     config: Config,
@@ -114,6 +129,7 @@ def read_resumable(
     """
     if not (logdir / CHECKPOINT).exists():
         return config, None
+    check_suites(logdir)
     saved = load_checkpoint(logdir / CHECKPOINT)
     if "phases" not in saved:
         raise BadInput(f"{logdir} has the weights of an agent alone, which cannot be resumed; give another --logdir")
@@ -314,7 +330,8 @@ def agent_role(config: Config, domain: str) -> str:
 
 
 def simulated_agent_task(logdir: Path, config: Config, domain: str) -> Task:
-    """`agent_task`. Raises BadInput if the target of the run in ``logdir`` has no simulator."""
+    """`agent_task`. Raises BadInput if the task in the run in ``logdir`` has no simulator, or not any more."""
+    check_suites(logdir, (domain,))
     task = agent_task(config, domain)
     if not task.suite:
         raise BadInput(
@@ -322,6 +339,15 @@ def simulated_agent_task(logdir: Path, config: Config, domain: str) -> Task:
             f"(evaluate.py takes another --task, or --agent source)"
         )
     return task
+
+
+def task_label(config: Config, domain: str) -> str:
+    """`agent_task` as text, also if its suite is not registered: then the name as it was given."""
+    try:
+        return str(agent_task(config, domain))
+    except BadInput:
+        names = [config.target_task] if domain == "target" else config.source_task.split(",")
+        return names[int(domain.partition("_")[2] or 1) - 1].strip()
 
 
 def agent_task(config: Config, domain: str) -> Task:

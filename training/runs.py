@@ -95,6 +95,15 @@ def dataset_line(figures: Sequence[float]) -> str:
     return "# dataset: {} episodes, {} steps, sum of returns {}\n".format(*figures)
 
 
+def suites_line(tasks: Mapping[str, tuple[Any, str]]) -> str:
+    """The line of config.yaml with the suite of each domain that has one, for `checkpoint.check_suites`.
+
+    ``tasks`` are those of `domain_tasks`.
+    """
+    suites = [f"{name} {task.suite}" for name, (task, _) in tasks.items() if task.suite]
+    return f"# suites: {', '.join(suites)}\n" if suites else ""
+
+
 @contextmanager
 def open_trainer(
     config: Config, method: Method, schedule: Callable[[Config], Sequence[Phase]], pretrain_only: bool = False
@@ -151,7 +160,7 @@ def open_trainer(
                 source.clear()
         if progress.phase < len(phases):  # else the record of the finished run stays
             about = f"# commit {code_version()}\n{dataset_line(identity.figures) if identity else ''}"
-            write_text(logdir / "config.yaml", to_yaml(config) + about)
+            write_text(logdir / "config.yaml", to_yaml(config) + about + suites_line(tasks))
         yield trainer
 
 

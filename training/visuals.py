@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from tools import BadInput, write_atomically
+from tools import BadInput, require, write_atomically
 
 matplotlib.use("Agg")
 
@@ -40,9 +40,14 @@ VIDEO_ENCODERS = {".gif": encode_gif, ".mp4": encode_mp4}  # uint8 (T, H, W, 3) 
 
 
 def check_video_path(path: Path) -> None:
-    """Raises BadInput if the extension is not that of a known video format, or if the file cannot be written."""
+    """Raises BadInput if the extension is not that of a known video format, or if the file cannot be written.
+
+    An mp4 also needs PyAV.
+    """
     if path.suffix not in VIDEO_ENCODERS:
         raise BadInput(f"video {path}: give a name that ends in {' or '.join(VIDEO_ENCODERS)}")
+    if path.suffix == ".mp4":
+        require("av", "formats", f"video {path}")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         wrong = f"{path} is a folder" if path.is_dir() else f"{folder} is not a folder that can be written"

@@ -6,6 +6,7 @@ A new suite is a module here that defines ``SUITE`` (see `Suite`), or a module e
 import gymnasium
 
 from tools import BadInput, nearest
+from wrappers.shared.base import source_file
 from wrappers.shared.sparse import SparseReward
 from wrappers.shared.suites import (
     SUITES,
@@ -69,7 +70,8 @@ def make_env(
         above with their final values. ``reset(seed=s)`` determines the whole episode, in any process.
 
     Raises:
-        BadInput: an unknown task or camera, a setting out of range, or no OpenGL library that works.
+        BadInput: an unknown task or camera, a setting out of range, no OpenGL library that works, or a suite whose
+            environment is not complete.
     """
     task = parse_task(task)
     if render not in ("full", "fast"):
@@ -93,6 +95,11 @@ def make_env(
         "background": None if background is None else str(background),
     }
     env = suite.make(task.name, description)
+    if not hasattr(env, "observation_space"):
+        raise BadInput(
+            f"suite {suite.name}: make returned {type(env).__name__} ({source_file(type(env))}) without spaces; "
+            f"it must return a PixelEnv whose __init__ calls super().__init__(description, low=..., high=...)"
+        )
     if sparse_reward:
         env = SparseReward(env)
     return gymnasium.wrappers.TimeLimit(gymnasium.wrappers.OrderEnforcing(env), time_limit)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import imageio.v3
 import numpy as np
-from av import FFmpegError
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from tools import BadInput
+from tools import BadInput, require
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}  # read by Pillow, animated or not
 _VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg"}  # read by PyAV
@@ -18,7 +17,13 @@ _MAX_FRAMES = 2000  # of one clip: 25 MB at 64 pixels
 
 def _frames(path: Path) -> Iterator[Image.Image]:
     if path.suffix.lower() in _VIDEOS:
-        yield from map(Image.fromarray, imageio.v3.imiter(path, plugin="pyav"))
+        require("av", "formats", path)
+        from av import FFmpegError
+
+        try:
+            yield from map(Image.fromarray, imageio.v3.imiter(path, plugin="pyav"))
+        except FFmpegError as error:
+            raise ValueError(str(error)) from error
         return
     with Image.open(path) as image:
         yield from ImageSequence.Iterator(image)
@@ -30,7 +35,7 @@ def _read(path: Path, size: int) -> np.ndarray:
         frames = islice(_frames(path), _MAX_FRAMES)
         square = [ImageOps.fit(frame.convert("RGB"), (size, size)) for frame in frames]
     except (
-        UnidentifiedImageError, Image.DecompressionBombError, FFmpegError, OSError, ValueError, SyntaxError, LookupError
+        UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, LookupError
     ) as error:  # fmt: skip
         what = "a video" if path.suffix.lower() in _VIDEOS else "a picture"
         raise BadInput(f"{path}: cannot be read as {what}: remove or replace it ({error})") from error

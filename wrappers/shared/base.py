@@ -1,12 +1,14 @@
 """`PixelEnv`, the base class of all suites' environments: frames, action range, action repeat, seeds, info."""
 
+import inspect
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
+from tools import BadInput
 from wrappers.shared.suites import SUITES
 
 
@@ -28,11 +30,21 @@ class PixelEnv(gymnasium.Env):
     that define success it is always there.
 
     A suite implements the four abstract methods. Its constructor makes the simulator, in a state that
-    `_low_dimensional` can read, before it calls this one.
+    `_low_dimensional` can read, before it calls this one. Raises BadInput, with the file, class and method, if one of
+    the four is missing or returns something else.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
     render_mode = "rgb_array"
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        missing = [n for n, method in inspect.getmembers(cls) if getattr(method, "__isabstractmethod__", False)]
+        if missing:
+            methods = "method" if len(missing) == 1 else "methods"
+            raise BadInput(
+                f"{source_file(cls)}: class {cls.__name__} lacks the {methods} {', '.join(missing)} (docs/extending.md)"
+            )
+        return super().__new__(cls)
 
     def __init__(self, description: dict[str, Any], low: np.ndarray, high: np.ndarray):
         """Set the spaces.
@@ -46,7 +58,7 @@ class PixelEnv(gymnasium.Env):
         self.action_space = Box(-1.0, 1.0, low.shape, np.float32)
         size = description["size"]
         spaces = {"image": Box(0, 255, (size, size, 3), np.uint8)}
-        for name, value in self._low_dimensional().items():
+        for name, value in _low_dimensional_of(self).items():
             spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)
         self.observation_space = Dict(spaces)
 
@@ -93,6 +105,8 @@ class PixelEnv(gymnasium.Env):
         reward, discount, truncated, success = 0.0, 1.0, False, None
         for _ in range(self.description["action_repeat"]):
             result = self._step_simulator(action)
+            if not isinstance(result, SimulatorStep):
+                raise _wrong(self, "_step_simulator", result, "a SimulatorStep")
             reward += float(result.reward)
             discount *= float(result.discount)
             truncated = bool(result.truncated)
@@ -108,10 +122,37 @@ class PixelEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """The current frame, (size, size, 3) uint8, as in the observation."""
-        image = self._draw()
+        image, size = self._draw(), self.description["size"]
+        if getattr(image, "shape", None) != (size, size, 3) or image.dtype != np.uint8:
+            raise _wrong(self, "_draw", image, f"uint8 ({size}, {size}, 3)")
         # Copied: some renderers return views of their own buffers, read-only or with negative strides.
         return np.array(image[::-1] if self.description["flip"] else image, order="C")
 
     def _observation(self) -> dict[str, np.ndarray]:
-        low = {name: np.array(value, np.float32).ravel() for name, value in self._low_dimensional().items()}
+        low = {name: np.array(value, np.float32).ravel() for name, value in _low_dimensional_of(self).items()}
         return {"image": self.render(), **low} if "image" in self.observation_space.spaces else low
+
+
+# Functions, not methods, which a suite's class could have under the same name.
+
+
+def _low_dimensional_of(env: PixelEnv) -> dict[str, np.ndarray]:
+    values = env._low_dimensional()
+    if not isinstance(values, dict):
+        raise _wrong(env, "_low_dimensional", values, "a dict of arrays")
+    return values
+
+
+def _wrong(env: PixelEnv, method: str, result: object, wanted: str) -> BadInput:
+    """The error of a method of a suite that returned ``result``."""
+    found = f"{result.dtype} {result.shape}" if isinstance(result, np.ndarray) else type(result).__name__
+    where = f"{source_file(type(env))}: {method} of class {type(env).__name__}"
+    return BadInput(f"{where} returned {found}; it must return {wanted}")
+
+
+def source_file(kind: type) -> str:
+    """The file that defines a class, for messages."""
+    try:
+        return inspect.getfile(kind)
+    except (TypeError, OSError):  # it was typed in, or is built in
+        return f"module {kind.__module__}"

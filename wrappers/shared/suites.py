@@ -83,12 +83,17 @@ SUITES: dict[str, Suite] = {}
 def register(suite: Suite) -> None:
     """Add a suite. Suite files in ``wrappers/`` are added by `discover`; other modules call this themselves.
 
-    Raises BadInput if the name is taken by another suite, is no identifier, or if a setting is unknown.
+    Raises BadInput if the name is taken by another suite or is no identifier, if ``tasks`` is one text, or if a setting
+    is unknown.
     """
+    if not isinstance(suite, Suite):
+        raise BadInput(f"{suite!r:.80} is no suite: give a Suite (docs/extending.md)")
     if not suite.name.isidentifier():
         raise BadInput(f"suite {suite.name!r}: give a name of letters, digits and underscores")
     if SUITES.get(suite.name, suite) != suite:
         raise BadInput(f"suite {suite.name}: there is already a suite of that name; choose another one")
+    if isinstance(suite.tasks, str):
+        raise BadInput(f"suite {suite.name}: tasks is the text {suite.tasks!r}; give a tuple of names")
     for key in suite.settings:
         if key not in SETTINGS_HELP:
             raise BadInput(f"suite {suite.name}: unknown setting {key!r}; {nearest(key, SETTINGS_HELP)}")
@@ -100,11 +105,16 @@ def discover() -> None:
 
     The paper's suites come first, then the others by name: the order in which readers see them, and the
     suite that a task name without a prefix means if two suites share it.
+
+    Raises BadInput if a module has no suite.
     """
     folder = Path(__file__).resolve().parent.parent
     names = [module.name for module in pkgutil.iter_modules([str(folder)]) if not module.ispkg]
     for name in sorted(names, key=lambda name: (name not in _FIRST, name)):
-        register(importlib.import_module(f"wrappers.{name}").SUITE)
+        module = importlib.import_module(f"..{name}", __package__)
+        if not isinstance(getattr(module, "SUITE", None), Suite):
+            raise BadInput(f"{module.__file__} defines no SUITE = Suite(...) (docs/extending.md); move it elsewhere")
+        register(module.SUITE)
 
 
 def all_tasks() -> list[Task]:

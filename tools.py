@@ -9,6 +9,7 @@ import csv
 import difflib
 import errno
 import hashlib
+import importlib.util
 import io
 import os
 import re
@@ -75,6 +76,14 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> str:
 def one_line(error: object) -> str:
     """The first sentence of an error's or another object's text, at most 120 characters."""
     return str(error).strip().split("\n")[0].split(". ")[0][:120]
+
+
+def require(package: str, part: str, what: object) -> None:
+    """Raises BadInput if ``package``, which ``what`` needs and ``requirements/{part}.txt`` has, is not installed."""
+    if importlib.util.find_spec(package) is None:
+        file = Path(__file__).parent / "requirements" / f"{part}.txt"
+        file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        raise BadInput(f"{what} needs {package.replace('_', '-')}: pip install -r {file}")
 
 
 def exit_on_bad_input(main: Callable[[], object]) -> None:

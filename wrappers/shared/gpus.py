@@ -1,7 +1,7 @@
 """The GPU on which EGL draws: that on which the process computes.
 
 EGL numbers all GPUs of the machine in an order of its own and knows nothing of ``CUDA_VISIBLE_DEVICES``. Without a
-choice every process draws on its first one. So EGL's devices are compared with CUDA's by their addresses on the PCI bus.
+choice every process draws on its first one. So EGL's devices are compared with CUDA's by their PCI addresses.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"  # read by MuJoCo and dm_control: a number in EGL's order
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _CHOSEN_FOR = "COWORLD_EGL_DEVICE_FOR"  # the CUDA_VISIBLE_DEVICES for which `choose_gpu` has chosen the device
-# CUDA's numbers of EGL's devices (null: not CUDA's), by EGL_NV_device_cuda; and addresses of CUDA's devices in its order.
+# Prints CUDA's numbers of EGL's devices (null: not CUDA's), by EGL_NV_device_cuda, and addresses of CUDA's devices.
 _DEVICES = """
 import ctypes, json
 from ctypes import byref, c_char_p, c_int, c_ssize_t, c_uint, c_void_p, POINTER

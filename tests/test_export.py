@@ -128,7 +128,7 @@ def test_a_policy_on_another_device_is_exported_there():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_program_for_a_gpu_needs_one(tmp_path: Path):
     save_run(tmp_path)
-    with pytest.raises(BadInput, match="device cuda: .* finds no GPU here; use --device cpu"):
+    with pytest.raises(BadInput, match=r"device cuda: .* finds no GPU here; use --device cpu"):
         exported(tmp_path, "--device", "cuda")
 
 

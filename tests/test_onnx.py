@@ -55,7 +55,7 @@ def test_a_model_of_every_method_has_the_actions_of_load_policy(method: str, set
 def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """Of a run in bfloat16; the number of images may differ from call to call."""
     save_run(tmp_path, {"action_map": BOUNDS, "image_shape": (96, 72, 3)}, precision="bfloat16")
-    file = exported(tmp_path)
+    exported(tmp_path)
     assert "3 actions, float32; actions are those of load_policy(..., precision='float32')" in capsys.readouterr().out
     page = (ROOT / "docs" / "deployment.md").read_text()
     example = re.search(r"## As ONNX.*?```python\n(.*?)```", page, re.DOTALL)[1]

@@ -63,11 +63,11 @@ def export_program(policy: PixelPolicy, image_shape: tuple[int, int, int] | None
 
 def remove_assertions(program: ExportedProgram) -> None:
     """Remove the assertions that tensors have the type and the device that they had during the export."""
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+    for module in filter(lambda module: isinstance(module, GraphModule), program.graph_module.modules()):
+        for node in module.graph.nodes:
             if node.target is torch.ops.aten._assert_tensor_metadata.default:
                 module.graph.erase_node(node)
-    program.graph_module.recompile()
+        module.recompile()
     program.validate()
 
 

@@ -115,7 +115,7 @@ def test_a_program_can_be_moved_to_another_device(discrete: int, precision: str,
 
 def test_a_policy_on_another_device_is_exported_there():
     """As with --device cuda. `meta` has no values to compare."""
-    config, meta = tiny(size="32,32", precision="bfloat16"), torch.device("meta")
+    config, meta = tiny(size="32,32"), torch.device("meta")
     agent = METHODS["coworld"].agents(AgentBuilder(config, meta, {"source": 2, "target": ACTIONS}, {}))["target"]
     policy = PixelPolicy.__new__(PixelPolicy)
     vars(policy).update(agent=agent, name="target", task="", data={}, size=32, action_dim=ACTIONS)

@@ -271,6 +271,7 @@ SETTINGS = {
     "video_every": Setting(used_if=(WORLD_MODEL,), **RECORD),
     "video_size": Setting(used_if=(TARGET_SIMULATOR,), **RECORD),
     "checkpoint_minutes": Setting(**RECORD),
+    "wandb": Setting(**RECORD),
 }
 NO_FLAGS = {  # values of a `Config` that configs.yaml does not have
     "configs": Setting(**RECORD, in_sweep="configs, outside the grid"),  # the names of its blocks

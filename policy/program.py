@@ -3,11 +3,13 @@
 import io
 import json
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from agents.base import BaseAgent
 from networks import State
@@ -42,22 +44,39 @@ class PolicyStep(nn.Module):
 def export_program(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = None) -> ExportedProgram:
     """`PolicyStep` for images of ``image_shape`` (H, W, C), by default the dataset's; N may be any number.
 
-    The policy's agent must be on the CPU.
+    The program is for the device of the policy's agent, and can be moved to another (docs/deployment.md): it has the
+    casts of autocast as operations, and no assertions about devices.
     """
     shape = image_shape or policy.image_shape
-    module = PolicyStep(policy.agent, BoxResize(*shape[:2], policy.size), policy.action_map).eval()
+    module = PolicyStep(policy.agent, BoxResize(*shape[:2], policy.size), policy.action_map)
+    module = module.to(policy.agent.device).eval()
     n = Dim("n", min=1)
     inputs = example_inputs(policy, shape, 2)
     rows = {0: n}
     shapes = rows, dict.fromkeys(inputs[1], rows), rows, rows
     with torch.no_grad():
-        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        program = program.run_decompositions({})  # without it, autocast is a region for one kind of device
+    remove_assertions(program)
+    return program
+
+
+def remove_assertions(program: ExportedProgram) -> None:
+    """Remove the assertions that tensors have the type and the device that they had during the export."""
+    for module in filter(lambda module: isinstance(module, GraphModule), program.graph_module.modules()):
+        for node in module.graph.nodes:
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                module.graph.erase_node(node)
+        module.recompile()
+    program.validate()
 
 
 def example_inputs(policy: PixelPolicy, shape: tuple[int, int, int], n: int) -> tuple[Tensor, State, Tensor, Tensor]:
-    """Inputs of a first step for N black images."""
+    """Inputs of a first step for N black images, on the policy's device."""
+    device = policy.agent.device
     state, noise = policy.agent.initial_state(n), torch.zeros_like(policy.agent.latent_noise(n)[:, 0])
-    return torch.zeros(n, *shape, dtype=torch.uint8), state, torch.ones(n, dtype=torch.bool), noise
+    image, first = torch.zeros(n, *shape, dtype=torch.uint8, device=device), torch.ones(n, dtype=torch.bool)
+    return image, state, first.to(device), noise
 
 
 def describe(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = None) -> dict[str, Any]:
@@ -72,6 +91,7 @@ def describe(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = Non
         "agent": policy.name,
         "method": policy.agent.config.method,
         "precision": policy.agent.config.precision,
+        "device": str(policy.agent.device),
         "image": {"shape": list(shape), "dtype": "uint8", "model_size": policy.size},
         "action": {"names": list(names), "low": actions.low.tolist(), "high": actions.high.tolist()},
         "state": {key: list(value.shape[1:]) for key, value in state.items()},
@@ -88,26 +108,36 @@ def to_bytes(program: ExportedProgram, description: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def largest_difference(file: bytes, policy: PixelPolicy, steps: int = 5, seed: int = 0) -> float:
-    """The largest difference of the actions of `to_bytes`'s program to those of ``policy``, as actions in [-1, 1].
+Step = Callable[[Tensor, State, Tensor, Tensor], tuple[Tensor, State]]  # the inputs and outputs of `PolicyStep`
+
+
+def largest_difference(file: bytes, policy: PixelPolicy) -> float:
+    """`compare` for the program of `to_bytes`."""
+    program = torch.export.load(io.BytesIO(file))
+    return compare(program.module(), program.example_inputs[0], policy)
+
+
+def compare(step: Step, inputs: tuple[Tensor, State, Tensor, Tensor], policy: PixelPolicy, steps: int = 5) -> float:
+    """The largest difference of the actions of ``step`` to those of ``policy``, as actions in [-1, 1].
 
     On ``steps`` random images for each of two episodes; the second one begins anew half way.
+    ``inputs`` are those of a first step for two images.
     """
-    program = torch.export.load(io.BytesIO(file))
+    device, seed = policy.agent.device, 0
     policy = PixelPolicy(policy.agent, policy.name, policy.task, policy.data, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    image, state, first, _ = program.example_inputs[0]
-    scale = torch.where(policy.action_map.scale > 0, policy.action_map.scale, 1.0)
-    step, worst = program.module(), 0.0
-    noise = torch.Generator().manual_seed(seed)
+    image, state, first, _ = inputs
+    scale = torch.where(policy.action_map.scale > 0, policy.action_map.scale, 1.0).cpu()
+    worst = 0.0
+    noise = torch.Generator(device).manual_seed(seed)
     for t in range(steps):
         image = torch.randint(0, 256, image.shape, dtype=torch.uint8, generator=generator)
         if t == steps // 2:
-            first = torch.tensor([False, True])
+            first = torch.tensor([False, True], device=device)
             policy.reset([1])
         with torch.no_grad():
-            actions, state = step(image, state, first, policy.agent.latent_noise(2, noise)[:, 0])
+            actions, state = step(image.to(device), state, first, policy.agent.latent_noise(2, noise)[:, 0])
         expected = torch.as_tensor(policy(image.numpy(), sample=False))
-        worst = max(worst, float(((actions - expected).abs() / scale).max()))
-        first = torch.zeros(2, dtype=torch.bool)
+        worst = max(worst, float(((actions.cpu() - expected).abs() / scale).max()))
+        first = torch.zeros(2, dtype=torch.bool, device=device)
     return worst

@@ -1,15 +1,19 @@
 """Jobs as tasks of Ray: on this machine, or on a cluster that is running already."""
 
+import atexit
 import contextlib
 import ctypes
 import logging
 import os
 import platform
+import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +37,9 @@ OBJECT_STORE = 80 * 2**20  # bytes; Ray's minimum is 75 MiB, and jobs exchange f
 STOPPED = "stopped"
 LOST = "lost"  # the status of a task of which Ray has lost the process
 PR_SET_PDEATHSIG = 1  # prctl(2)
+# Ray makes sockets in FOLDER/session_DATE_TIME_PID/sockets/NAME. Linux allows a socket's path 107 bytes.
+LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.123456")
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def connect(address: str | None, resources: dict[str, float]) -> Cluster:
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE,
             "num_cpus": available_cores(),
+            "_temp_dir": session_folder(),
         }
     else:
         check_reachable(address)
@@ -104,6 +112,49 @@ def connect(address: str | None, resources: dict[str, float]) -> Cluster:
         ) from None
     check_resources(resources)
     return Cluster(resources)
+
+
+def session_folder() -> str:
+    """The folder below which Ray makes those of its sessions: its own choice, or a short one that is deleted at exit.
+
+    Raises BadInput if there is none in which it can make its sockets.
+    """
+    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    if is_usable(usual):
+        return str(usual)
+    for parent in SHORT_FOLDERS:
+        with contextlib.suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="ray-", dir=parent)
+            atexit.register(end_session, folder)
+            return folder
+    raise BadInput(
+        f"Ray cannot make its sockets in {usual}, nor in {', '.join(SHORT_FOLDERS)}: set RAY_TMPDIR to a folder that "
+        f"can be written, with a path of at most {LONGEST_FOLDER - len('/ray')} characters"
+    )
+
+
+def end_session(folder: str) -> None:
+    """End Ray, and delete the folder of its sessions."""
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_usable(folder: Path) -> bool:
+    """Whether Ray can make its sockets in ``folder``, which is made if it is missing.
+
+    Ray puts the path into command lines as text, so it may have no spaces and no other special characters.
+    """
+    if not folder.is_absolute() or not re.fullmatch(rf"[\w./+-]{{1,{LONGEST_FOLDER}}}", str(folder), re.ASCII):
+        return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        socket_folder = tempfile.mkdtemp(dir=folder)
+        with socket.socket(socket.AF_UNIX) as probe:  # some file systems have no sockets
+            probe.bind(f"{socket_folder}/s")
+    except OSError:
+        return False
+    shutil.rmtree(socket_folder, ignore_errors=True)
+    return True
 
 
 def check_reachable(address: str) -> None:

@@ -47,7 +47,7 @@ def in_worker(function: Callable, *arguments) -> Any:
 
 def run_python(code: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     """Run ``code`` in a new Python process that inherits no choice of an OpenGL library."""
-    chosen = ("MUJOCO_GL", "COWORLD_GL_CHECKED", "PYOPENGL_PLATFORM")
+    chosen = ("MUJOCO_GL", "COWORLD_GL_CHECKED", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "COWORLD_EGL_DEVICE_FOR")
     kept = {name: value for name, value in os.environ.items() if name not in chosen}
     command = [sys.executable, "-c", code]
     environment = {**kept, **environment}

@@ -7,7 +7,6 @@ from rollouts import assert_same, check_with_gymnasium, in_worker, rollout, run_
 
 from tools import BadInput
 from wrappers import Task, dmc, make_env, parse_task
-from wrappers.shared import backend
 
 TASKS = (
     *("walker_walk", "walker_downhill", "walker_uphill", "walker_nofoot"),
@@ -256,31 +255,6 @@ def test_video_as_a_background(tmp_path):
         (tmp_path / "clip.mp4").write_bytes(damaged)
         with pytest.raises(BadInput, match=r"clip.mp4: cannot be read as a video"):
             make_env("walker_walk", background=str(tmp_path))
-
-
-def test_without_a_working_library_the_error_names_the_packages(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL")
-    monkeypatch.setattr(backend, "_works", lambda name: False)
-    with pytest.raises(BadInput, match=r"libegl1.*libosmesa6"):
-        backend.choose_backend()
-
-
-def test_osmesa_is_next_when_egl_fails(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL")
-    monkeypatch.setattr(backend, "_works", lambda name: name == "osmesa")
-    chosen = []
-    monkeypatch.setattr(backend, "_set_backend", chosen.append)
-    assert backend.choose_backend() == "osmesa" and chosen == ["osmesa"]
-
-
-def test_a_chosen_library_that_does_not_work_gives_a_one_line_error():
-    code = "from tools import exit_on_bad_input; from wrappers import make_env\n"
-    code += "exit_on_bad_input(lambda: make_env('walker_walk'))"
-    # Without the list of vendors, the EGL loader finds no driver.
-    done = run_python(code, MUJOCO_GL="egl", __EGL_VENDOR_LIBRARY_DIRS="/nowhere")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: MUJOCO_GL=egl cannot draw here") and "libegl1" in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_the_exit_with_open_environments_prints_nothing():

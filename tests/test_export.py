@@ -12,9 +12,12 @@ import pytest
 import torch
 from conftest import OFFLINE_METHODS, ROOT, tiny
 from test_policy import ACTIONS, BOUNDS, frames, save_run
+from torch.export.passes import move_to_device_pass
+from torch.utils._pytree import tree_map
 
 import export
 from policy import PixelPolicy, load_policy
+from policy.actions import ActionMap
 from policy.images import BoxResize
 from policy.program import describe, export_program, largest_difference, to_bytes
 from tools import BadInput, exit_on_bad_input, resize_images
@@ -93,6 +96,42 @@ def test_a_program_of_every_method_has_the_actions_of_load_policy(method: str, p
         assert largest_difference(file, policy) > export.TOLERANCE
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_a_program_can_be_moved_to_another_device(discrete: int, precision: str, tmp_path: Path):
+    """By torch's pass, and by ``to``. On `meta` an operation on tensors of two devices raises."""
+    save_run(tmp_path, {"action_map": BOUNDS, "image_shape": (40, 30, 3)}, dyn_discrete=discrete, precision=precision)
+    out = exported(tmp_path, "--device", "cpu")
+    inputs = torch.export.load(out).example_inputs[0]
+    targets = {str(node.target) for node in torch.export.load(out).graph.nodes}
+    assert not [target for target in targets if "_assert_tensor_metadata" in target or "autocast" in target]
+    moved = move_to_device_pass(torch.export.load(out), "meta").module()
+    for step in (moved, torch.export.load(out).module().to("meta")):
+        action, state = step(*tree_map(lambda tensor: tensor.to("meta"), inputs))
+        assert action.shape == (2, ACTIONS) and {t.device.type for t in (action, *state.values())} == {"meta"}
+    with pytest.raises((RuntimeError, NotImplementedError)):  # the test can fail
+        moved(*inputs)
+
+
+def test_a_policy_on_another_device_is_exported_there():
+    """As with --device cuda. `meta` has no values to compare."""
+    config, meta = tiny(size="32,32"), torch.device("meta")
+    agent = METHODS["coworld"].agents(AgentBuilder(config, meta, {"source": 2, "target": ACTIONS}, {}))["target"]
+    policy = PixelPolicy.__new__(PixelPolicy)
+    vars(policy).update(agent=agent, name="target", task="", data={}, size=32, action_dim=ACTIONS)
+    policy.image_shape, policy.action_map = (40, 30, 3), ActionMap(None, ACTIONS).to(meta)
+    program = export_program(policy)
+    action, state = program.module()(*program.example_inputs[0])
+    assert {tensor.device for tensor in (action, *state.values())} == {meta}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_program_for_a_gpu_needs_one(tmp_path: Path):
+    save_run(tmp_path)
+    with pytest.raises(BadInput, match=r"device cuda: .* finds no GPU here; use --device cpu"):
+        exported(tmp_path, "--device", "cuda")
+
+
 @pytest.mark.parametrize(("flag", "precision"), [(None, "bfloat16"), ("float32", "float32")])
 def test_the_precision_of_a_program_is_the_runs_or_the_one_asked_for(
     flag: str | None, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -129,7 +168,8 @@ def test_the_number_of_images_may_change_and_the_file_says_what_it_needs(tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--out", "x.pt"], "--out x.pt: give the name of a file that ends in .pt2"),
+        (["--out", "x.pt"], "--out x.pt: give the name of a file that ends in .pt2 or .onnx"),
+        (["--device", "tpu"], "device 'tpu' is not known; give auto, cpu or cuda"),
         (["--image_size", "96"], "--image_size 96: give height x width in pixels"),
         (["--image_size", "0x64"], "--image_size 0x64: give height x width"),
         (["--agent", "sorce"], "has no sorce agent, only source, target"),

@@ -7,6 +7,7 @@ import csv
 import os
 import queue
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -277,3 +278,34 @@ def test_resources_that_no_machine_has(monkeypatch: pytest.MonkeyPatch):
     cluster.check_resources({"cpus": 4, "gpus": 1})
     with pytest.raises(BadInput, match=r"a run needs 2 gpus, the largest machine has 1: .*--set resources.gpus=1\)"):
         cluster.check_resources({"cpus": 4, "gpus": 2})
+
+
+@pytest.mark.parametrize("name", ["a" * 120, "with space", "it's", "file/below"])
+def test_a_tmpdir_that_ray_cannot_use_gives_a_short_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ended: list[tuple] = []
+    monkeypatch.setattr(cluster.atexit, "register", lambda *call: ended.append(call))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+    folder = cluster.session_folder()
+    assert len(folder) <= cluster.LONGEST_FOLDER and Path(folder).is_dir() and str(tmp_path) not in folder
+    ((end, *arguments),) = ended
+    end(*arguments)
+    assert not Path(folder).exists()
+
+
+def test_a_tmpdir_that_ray_can_use_is_used(monkeypatch: pytest.MonkeyPatch):
+    """RAY_TMPDIR first, as Ray does. Nothing of the test of the folder stays."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with tempfile.TemporaryDirectory(dir="/tmp") as first, tempfile.TemporaryDirectory(dir="/tmp") as second:
+        monkeypatch.setenv("TMPDIR", first)
+        assert cluster.session_folder() == f"{first}/ray" and not list(Path(first, "ray").iterdir())
+        monkeypatch.setenv("RAY_TMPDIR", second)
+        assert cluster.session_folder() == f"{second}/ray"
+
+
+def test_without_a_folder_for_its_sockets_ray_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("a" * 120)))
+    monkeypatch.setattr(cluster, "SHORT_FOLDERS", (str(tmp_path / "missing"),))
+    with pytest.raises(BadInput, match=r"Ray cannot make its sockets in .*: set RAY_TMPDIR to a folder"):
+        cluster.session_folder()

@@ -130,3 +130,34 @@ def test_nothing_is_left_to_do(folder: Path):
     done = command("sweep.py", spec, "--out", folder / "out", "--set", "runs=[]")
     assert done.returncode == 0 and "nothing to do, all 2 runs are done" in done.stdout
     assert (folder / "out" / COWORLD / "log.txt").read_text() == before
+
+
+ASK = """
+import os, sys, tempfile
+from pathlib import Path
+from sweeping import cluster
+connected = cluster.connect(None, {"cpus": 1, "gpus": 0})
+work = Path(sys.argv[1])
+print(int(cluster.ray.cluster_resources()["CPU"]))
+print(cluster.ray._private.worker._global_node.get_temp_dir_path())
+task = connected.start(("tools.py",), work / "log.txt", work / "stop")
+results = []
+while not results or isinstance(results[-1], dict):
+    results += [news for _, news in connected.news([task], 5.0)]
+print(results[-1].status)
+"""
+
+
+@pytest.mark.parametrize("name", ["a" * 120, "with space, and 'quotes'"])
+def test_ray_starts_with_any_tmpdir_and_on_the_cores_of_the_process(name: str, tmp_path: Path):
+    """A long path, one with spaces: its sockets are then in a short folder, which is deleted at the end."""
+    (tmp_path / name).mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / name), "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_TMPDIR", None)
+    one_core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
+    arguments = [*one_core, sys.executable, "-c", ASK, str(tmp_path)]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    cores, session, status = done.stdout.splitlines()
+    assert cores == "1" and status == "0" and str(tmp_path) not in session
+    assert len(session) < 30 and not Path(session).exists()

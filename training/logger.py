@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tools import DIVERGED, BadInput, write_atomically, write_text
 from training.visuals import encode_gif
+from training.wandb_mirror import WandbMirror
 
 SCORES = "step domain phase round source_steps target_updates mean std success episodes".split()
 HORIZONS = range(5, 50, 5)  # steps after the context at which the error of open-loop predictions is recorded
@@ -129,11 +130,17 @@ class Logger:
     """
 
     def __init__(
-        self, directory: Path, sizes: dict[str, int] | None = None, step: int | None = None, offline: bool = False
+        self,
+        directory: Path,
+        sizes: dict[str, int] | None = None,
+        step: int | None = None,
+        offline: bool = False,
+        mirror: WandbMirror | None = None,
     ):
         """``sizes`` and ``step`` of a checkpoint's `state` remove what a killed run wrote after the checkpoint.
 
         ``offline``: the run has offline figures, so scores.csv has their columns.
+        ``mirror``: gets every curve and video too.
         """
         self.metrics_file, self.scores_file = directory / "metrics.jsonl", directory / "scores.csv"
         self.choices_file = directory / "choices.csv"  # only with several sources
@@ -149,6 +156,7 @@ class Logger:
         if not self.scores_file.stat().st_size:
             self._append(self.scores_file, ",".join(self.columns) + "\n")
         self.writer = SummaryWriter(str(directory), purge_step=None if step is None else step + 1)
+        self.mirror = mirror
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
         self.latest: dict[str, float] = {}
@@ -189,8 +197,7 @@ class Logger:
             return
         point = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
         self.sums.clear(), self.counts.clear()
-        for key, value in {**point, **rates}.items():
-            self._add_point(key, step, "scalars", DATA_CLASS_SCALAR, simple_value=value)
+        self._add_curves(step, {**point, **rates})
         finite = {key: value if math.isfinite(value) else str(value) for key, value in {**point, **rates}.items()}
         self._append(self.metrics_file, json.dumps({"step": step, **context, **finite}) + "\n")
         wrong = [key for key, value in point.items() if not math.isfinite(value)]
@@ -213,8 +220,7 @@ class Logger:
         for key in OFFLINE_COLUMNS:
             if key in row:
                 curves[curve_name(row["domain"], key.removeprefix(OFFLINE_PREFIX), "offline")] = row[key]
-        for name, value in curves.items():
-            self._add_point(name, row["step"], "scalars", DATA_CLASS_SCALAR, simple_value=value)
+        self._add_curves(row["step"], curves)
         context = {key: row[key] for key in ("step", "phase", "round", "source_steps", "target_updates")}
         self._append(self.metrics_file, json.dumps({**context, **curves}) + "\n")
 
@@ -242,6 +248,8 @@ class Logger:
         _, height, width, _ = frames.shape
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         self._add_point(curve_name(domain, name), step, "images", DATA_CLASS_BLOB_SEQUENCE, image=image)
+        if self.mirror:
+            self.mirror.video(step, curve_name(domain, name), path)
 
     def status(self, **fields: Any) -> None:
         """Replace status.json, which other programs can read at any time. It is not flushed to the disk."""
@@ -266,6 +274,8 @@ class Logger:
 
     def close(self) -> None:
         self.writer.close()
+        if self.mirror:
+            self.mirror.close()
 
     def _rates(self, totals: dict[str, int]) -> dict[str, float]:
         """Curves of the rates at which ``totals`` grew since the last call; without those that did not."""
@@ -273,6 +283,13 @@ class Logger:
         self.measured = now, totals
         grown = {key: total - old[key] for key, total in totals.items() if total > old[key]}
         return {curve_name("run", f"{key}_per_second"): growth / (now - before) for key, growth in grown.items()}
+
+    def _add_curves(self, step: int, curves: dict[str, float]) -> None:
+        """A point of each curve in TensorBoard, and in the mirror."""
+        for name, value in curves.items():
+            self._add_point(name, step, "scalars", DATA_CLASS_SCALAR, simple_value=value)
+        if self.mirror:
+            self.mirror.curves(step, curves)
 
     def _add_point(self, name: str, step: int, plugin: str, data_class: int, **value: Any) -> None:
         """A point of TensorBoard with the metric's description, which its server shows only beside a data class."""

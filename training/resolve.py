@@ -7,6 +7,7 @@ from config import Config, has_target_simulator, target_task
 from tools import BadInput
 from training.methods import Method, Phase, PhaseKind
 from training.run_names import default_logdir
+from training.wandb_mirror import check_wandb
 
 HOLDOUT = 0.1  # of a target without a simulator, if `holdout` is 0
 
@@ -49,6 +50,8 @@ def aligned_steps(phases: Sequence[Phase]) -> int:
 
 def check_against_each_other(config: Config, method: Method) -> None:
     """Raises BadInput on settings that are valid alone but not together."""
+    if config.wandb:
+        check_wandb()
     cores = os.cpu_count() or 1
     for key in ("envs", "eval_envs"):
         if getattr(config, key) > 8 * cores:

@@ -47,6 +47,7 @@ from training.selector import SourceSelector
 from training.summary import draw_summary
 from training.threads import available_cores, given_threads, useful_threads
 from training.trainer import Interrupted, Loop, Progress, Trainer
+from training.wandb_mirror import WandbMirror
 
 
 def dataset_identity(dataset: OfflineDataset | None) -> DatasetIdentity | None:
@@ -143,7 +144,8 @@ def open_trainer(
         if offline and agents["target"].has_critic and (note := offline.short_episode_note()):
             print(note, file=sys.stderr)
         begun = (saved["logger"]["sizes"], progress.step) if saved else (None, None)
-        logger = Logger(logdir, *begun, offline=offline is not None)
+        mirror = WandbMirror(logdir, vars(config)) if config.wandb and progress.phase < len(phases) else None
+        logger = Logger(logdir, *begun, offline=offline is not None, mirror=mirror)
         resources.callback(logger.close)
         domains = build_domains(config, agents, tasks, envs, dataset, logger)
         for domain in domains.values():

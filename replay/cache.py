@@ -24,7 +24,7 @@ from replay.npz_files import write_npz
 from replay.stored_episode import ArrayLocation, StoredEpisode, locate_arrays
 from tools import BadInput, delete_temporary_files, progress_bar, resize_images, write_text
 
-VERSION = 4  # of the index; with another one, the data is prepared again
+VERSION = 5  # of the index; with another one, the data is prepared again
 FOLDER = ".coworld-cache"
 
 # Fewer bytes of data than this are prepared too quickly for a progress bar.
@@ -51,7 +51,7 @@ class Cache:
         folder: where the copies are.
         episodes: the copies, in the order of the data files.
         problems: one line for each file or episode that was left out.
-        image_shape: height, width and channels of the first file's images.
+        image_shape: height and width of the first file's images; 1 channel if all images are stored as grey, else 3.
 
     Raises:
         BadInput: no space or permission for the copies.
@@ -77,7 +77,10 @@ class Cache:
             for file, entry in zip(files, entries, strict=True)
             for episode in entry.episodes
         ]
-        self.image_shape = next((tuple(entry.image_shape) for entry in entries if entry.episodes), (size, size, 3))
+        shapes = [entry.image_shape for entry in entries if entry.episodes] or [[size, size, 3]]
+        self.image_shape = (*shapes[0][:2], max(shape[2] for shape in shapes))
+        if len({shape[2] for shape in shapes}) > 1:
+            print(f"note: {directory}: grey and RGB images; a policy takes images of 3 channels", file=sys.stderr)
         sizes = {tuple(entry.resized_from) for entry in entries if entry.resized_from}
         for height, width in sorted(sizes):
             print(f"note: {directory}: images of {height}x{width} are resized to {size}x{size}", file=sys.stderr)
@@ -138,9 +141,11 @@ class Cache:
             done = reached
 
     def _write_copy(self, file: DataFile, number: int, episode: dict, entry: Entry) -> None:
-        entry.image_shape = list(image_shape(episode))
-        if entry.image_shape[:2] != [self.size, self.size]:
-            entry.resized_from = entry.image_shape[:2]
+        height, width, channels = image_shape(episode)
+        if (height, width) != (self.size, self.size):
+            entry.resized_from = [height, width]
+        height, width, before = entry.image_shape or (height, width, 1)
+        entry.image_shape = [height, width, max(before, channels)]
         episode = {key: episode[key] for key in KEYS} | {"image": resize_images(episode["image"], self.size)}
         # The data file's time is in the name, so a run that still reads an old copy never reads a new one.
         name = f"{file.path.stem[:100]}-{_digest(file.name)}-{number}-{entry.mtime:x}.npz"

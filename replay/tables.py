@@ -15,17 +15,47 @@ def require_pyarrow(where: object) -> None:
         raise BadInput(f"{where}: reading it needs pyarrow; run: pip install pyarrow") from error
 
 
+LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")  # of pyarrow.types
+
+
 def column_array(column) -> np.ndarray:
-    """An Arrow array as a numpy array. Lists of equal length become rows, bytes an array of objects."""
+    """An Arrow array as a numpy array.
+
+    Lists of equal length become rows. Encodings (dictionary, run ends, extension types) are decoded. A number that is
+    missing is NaN, and so is all of a column of type null. Texts and bytes become an array of objects.
+
+    Raises:
+        ValueError: lists of different lengths, or a row without its list.
+    """
     import pyarrow
+    from pyarrow import compute, types
 
     if hasattr(column, "combine_chunks"):
         column = column.combine_chunks()
-    if pyarrow.types.is_fixed_size_list(column.type) or pyarrow.types.is_list(column.type):
+    if isinstance(column, pyarrow.ExtensionArray):
+        return column_array(column.storage)
+    if types.is_dictionary(column.type):
+        return column_array(column.dictionary_decode())
+    if types.is_run_end_encoded(column.type):
+        return column_array(compute.run_end_decode(column))
+    if types.is_null(column.type):
+        return np.full(len(column), np.nan, np.float32)
+    if any(getattr(types, kind)(column.type) for kind in LISTS):
         if column.null_count:
             raise ValueError("a row without a value")
+        if len(compute.unique(compute.list_value_length(column))) > 1:
+            raise ValueError("rows of different lengths")
         return column_array(column.flatten()).reshape(len(column), -1)
+    if types.is_decimal(column.type):
+        column = column.cast(pyarrow.float64())
     return column.to_numpy(zero_copy_only=False)
+
+
+def require_values(arrays: dict[str, np.ndarray], names: dict[str, str], where: object) -> None:
+    """Raise BadInput if an array has no values at all; both arguments are by role, see `replay.mapping.ROLES`."""
+    for role, array in arrays.items():
+        if array.dtype.kind == "f" and len(array) and np.isnan(array).all():
+            raise BadInput(f"{where}: column {names[role]} has no values; name another one with --{role}_key")
 
 
 def read_parquet(path: Path, columns: list[str] | None = None, rows: list[tuple] | None = None):

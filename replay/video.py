@@ -17,26 +17,30 @@ class Frames:
 
     Attributes:
         images: (N, H, W, 3) uint8; empty until the first frame.
-        shape: height, width and channels of the frames before they were resized.
+        shape: height, width and channels of the frames before they were resized; 1 channel if all are stored as grey.
     """
 
     def __init__(self, count: int, size: int | None):
         self.count, self.size = count, size
-        self.images, self.shape = np.zeros((0, 0, 0, 3), np.uint8), (0, 0, 3)
+        self.images, self.shape = np.zeros((0, 0, 0, 3), np.uint8), (0, 0, 1)
         self.filled = np.zeros(count, bool)
 
-    def add(self, index: int, frame: np.ndarray) -> None:
-        """Raises ValueError if the frame (H, W, 3) has another shape than the first, is too large or comes twice."""
+    def add(self, index: int, frame: np.ndarray, grey: bool = False) -> None:
+        """Add a frame (H, W, 3), which may be stored as ``grey``.
+
+        Raises ValueError if it has another shape than the first, is too large or comes twice.
+        """
         if self.filled[index]:
             raise ValueError(f"two frames at step {index}")
         if not self.filled.any():
-            self.shape = frame.shape
+            self.shape = (*frame.shape[:2], 1)
             resized = (self.size, self.size, 3) if self.size else frame.shape
             if max(frame.shape) > MAX_SIDE or self.count * int(np.prod(resized)) > MAX_EPISODE_BYTES:
                 raise ValueError(f"{self.count} frames of {frame.shape[0]}x{frame.shape[1]} pixels are too many")
             self.images = np.empty((self.count, *resized), np.uint8)
-        if frame.shape != self.shape:
-            raise ValueError(f"frame {index} is {frame.shape}, the first {self.shape}")
+        if frame.shape[:2] != self.shape[:2]:
+            raise ValueError(f"frame {index} is {frame.shape[:2]}, the first {self.shape[:2]}")
+        self.shape = (*self.shape[:2], self.shape[2] if grey else 3)
         self.images[index] = resize_images(frame[None], self.size)[0] if self.size else frame
         self.filled[index] = True
 
@@ -77,7 +81,11 @@ def read_video(path: Path, start: float, fps: float, count: int, size: int | Non
                 if index >= count:
                     break
                 if index >= 0:
-                    frames.add(index, frame.to_ndarray(format="rgb24"))
+                    bits = max(part.bits for part in frame.format.components)
+                    grey = frame.format.name.startswith(("gray", "mono", "ya"))
+                    if grey and bits > 8:
+                        raise ValueError(f"grey frames of {bits} bits, a depth map and no RGB camera")
+                    frames.add(index, frame.to_ndarray(format="rgb24"), grey)
     except av.FFmpegError as error:
         done = f" after {int(frames.filled.sum())} of {count} frames" if frames.filled.any() else ""
         raise ValueError(f"{error.strerror}{done}") from error
@@ -103,5 +111,7 @@ def read_images(encoded: list[bytes], size: int | None) -> Frames:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             if max(image.size) > MAX_SIDE:
                 raise ValueError(f"an image of {image.size[0]}x{image.size[1]} pixels")
-            frames.add(index, np.asarray(image.convert("RGB")))
+            if image.mode[0] in "IF":
+                raise ValueError(f"an image of more than 8 bits ({image.mode}), a depth map and no RGB image")
+            frames.add(index, np.asarray(image.convert("RGB")), image.mode in ("1", "L", "LA"))
     return frames

@@ -5,6 +5,7 @@ convention of `replay.episode` it belongs to the next row, so actions and reward
 that of Minari 0.5.4. Images of at least 32 pixels are JPEGs unless the metadata says otherwise.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from replay.formats import Format, LabelledLoaders
 from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness
 from replay.minari_writer import KEPT, MAIN_FILE, write
 from replay.safe_read import MAX_EPISODE_BYTES, check_expansion, read_hdf5_array, require_arrays, safe_read
-from replay.tables import column_array, read_parquet, require_pyarrow
+from replay.tables import column_array, read_parquet, require_pyarrow, require_values
 from tools import BadInput
 
 # How many levels below the given folder Minari's `namespace/name-v0/data/0/part-0.arrow` (or .parquet) is searched for.
@@ -166,6 +167,7 @@ def _load_table(path: Path, raw: bool, mapping: DataMapping) -> dict:
         arrays = _step_columns(columns)
         names = _names(mapping, observations, arrays, path)
         steps = {role: arrays[names[role]] for role in STEPS}
+        require_values(steps, names, path)
         episode = _to_rows(observations, steps, {}, names["image"], path)
     return _validated(episode, raw, path, mapping)
 
@@ -189,7 +191,9 @@ def _step_columns(columns: dict) -> dict[str, np.ndarray]:
         if pyarrow.types.is_struct(column.type):
             rows = slice(1, None) if name == "infos" else slice(None, -1)
             fields = {field.name: column.field(index) for index, field in enumerate(column.type)}
-            found |= {key: column_array(field)[rows] for key, field in fields.items() if key not in STEPS.values()}
+            for key in fields.keys() - STEPS.values():
+                with contextlib.suppress(ValueError, NotImplementedError):  # lists of different lengths, and so on
+                    found[key] = column_array(fields[key])[rows]
         else:
             found[name] = column_array(column)[:-1]
     return found
@@ -282,7 +286,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         if max(image.size) > MAX_SIDE:
             raise ValueError(f"a JPEG of {image.size[0]}x{image.size[1]} pixels")
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))  # grey ones stay grey
 
 
 def _validated(episode: dict, raw: bool, where: object, mapping: DataMapping) -> dict:

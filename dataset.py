@@ -18,7 +18,7 @@ from collections.abc import Callable
 from replay import FORMATS, DataMapping
 from replay.check import describe, find_problems
 from replay.convert import convert, refuse_within
-from replay.data_files import DataFile, find_data_files
+from replay.data_files import DataFile, find_data_files, print_notes
 from replay.lerobot_meta import LABELS, parse_numbers, write_labels
 from replay.mapping import OPTIONS, ROLES, parse_range
 from replay.presets import PRESETS, preset_description, write_description
@@ -99,6 +99,7 @@ def run_info(args: argparse.Namespace) -> int:
     print(f"format        {files[0].format.name}, {len(files)} file(s)")
     facts = [f"{name:<14}{text}" for name, text in files[0].format.facts(args.directory).items()]
     print("\n".join([*facts, *summary.lines(description)]))
+    print_notes(args.directory, files)
     for warning in summary.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     pictures = summary.draw(args.out or picture_folder(args.directory))
@@ -110,6 +111,7 @@ def run_check(args: argparse.Namespace) -> int:
     """Read every episode of a dataset and print the reason for each one that cannot be used."""
     files = data_files(args, SHEET_SIZE)
     good, problems = find_problems(args.directory, files, args.action_range)
+    print_notes(args.directory, files)
     for problem in problems:
         print(f"bad: {problem}")
     print(f"{args.directory}: {len(files)} file(s), {good} good episode(s), {len(problems)} problem(s)")
@@ -121,6 +123,7 @@ def run_convert(args: argparse.Namespace) -> int:
     files = data_files(args)
     refuse_within(args.out, args.directory)
     count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True), args.action_range)
+    print_notes(args.directory, files)
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if usage := FORMATS[args.to].usage:
         print(usage.format(folder=args.out.parent, name=args.out.name))

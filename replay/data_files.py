@@ -1,5 +1,6 @@
 """Recognising the format of a dataset's folder and listing its files."""
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ class DataFile:
             found = reader_process.list_episodes_in_process(self.format, self.path, raw, self.mapping)
         else:
             found = self.format.episodes(self.path, raw, self.mapping)
-        if not found:
+        if not found and not (self.format.shared_episodes and self.format.related(self.path)):
             raise BadInput(f"{self.path}: there is no episode in it; remove it or write it again")
         return found
 
@@ -104,6 +105,12 @@ def first_image_shape(
     finally:
         reader_process.stop()
     return None
+
+
+def print_notes(directory: Path, files: list[DataFile]) -> None:
+    """Say on stderr what is unusual about how the files are read."""
+    for line in files[0].format.notes([file.path for file in files], files[0].mapping):
+        print(f"note: {directory}: {line}", file=sys.stderr)
 
 
 def _files_by_format(paths: list[Path]) -> dict[str, list[DataFile]]:

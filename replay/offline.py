@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from replay.cache import Cache
-from replay.data_files import find_data_files
+from replay.data_files import find_data_files, print_notes
 from replay.description import read_description
 from replay.mapping import PLAIN, ActionMap, DataMapping, action_map, outside_range, parse_range, recorded_map
 from replay.store import SequenceStore
@@ -73,6 +73,7 @@ class OfflineDataset(SequenceStore):
             raise BadInput(f"{self.directory}: no usable episode: {self.problems[0]}{more}")
         for problem in self.problems:
             print(f"warning: left out: {problem}", file=sys.stderr)
+        print_notes(self.directory, files)
         _check_action_sizes(self.directory, self.stored)
         self._action_map = self._find_action_map(action_range)
         names = files[0].format.action_names(self.directory, mapping.action_key)

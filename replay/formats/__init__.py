@@ -44,6 +44,8 @@ class Format:
         seconds: time limit of the separate process for one episode, or for the list of a file's episodes;
             None: `replay.reader_process.SECONDS`.
         expansion: how many times its files' size an episode may take in the memory of the separate process.
+        notes: lines on how files are read that differ from the format's own, from their paths and the mapping.
+        shared_episodes: an episode can go on in another file, which then may have none of its own.
         write: called with an empty folder, pairs of label and raw episode, and the dataset's name; returns the number
             of episodes written. None: `dataset.py convert` cannot write this format.
         usage: one line printed after writing, with the fields {folder} (the parent folder) and {name}.
@@ -62,6 +64,8 @@ class Format:
     action_names: Callable[[Path, str], list[str]] = lambda directory, key: []
     seconds: int | None = None
     expansion: int = 100
+    notes: Callable[[list[Path], DataMapping], list[str]] = lambda paths, mapping: []
+    shared_episodes: bool = False
     write: Callable[[Path, Iterator[tuple[str, Episode]], str], int] | None = None
     usage: str = ""
 

@@ -21,7 +21,7 @@ from replay.convert import convert, refuse_within
 from replay.data_files import DataFile, find_data_files, print_notes
 from replay.lerobot_meta import LABELS, parse_numbers, write_labels
 from replay.mapping import OPTIONS, ROLES, parse_range
-from replay.presets import PRESETS, preset_description, write_description
+from replay.presets import CLIPPING, PRESETS, clipping, preset_description, write_description
 from replay.summary import SHEET_SIZE, picture_folder, summarize
 from wrappers import parse_task
 
@@ -63,7 +63,9 @@ def parser() -> Parser:
     label = add("label", run_label, "LeRobot: rewards from a list of successful episodes")
     label.add_argument("--success", required=True, metavar="0,3,7-9", help="their numbers; '' if none succeeded")
     describe = add("describe", run_describe, "write dataset.json")
-    describe.add_argument("--preset", required=True, choices=tuple(PRESETS))
+    describe.add_argument("--preset", choices=tuple(PRESETS), help="of a well-known dataset")
+    clip_help = "the simulator clipped the actions to [-1, 1] and they were recorded before: clip them"
+    describe.add_argument("--clip_actions", action="store_true", help=clip_help)
     describe.add_argument("--task", default="", help="the dataset's task, such as walker_walk")
     describe.set_defaults(action_range="")
     for command in (info, check, change, describe):
@@ -139,9 +141,19 @@ def run_label(args: argparse.Namespace) -> int:
 
 def run_describe(args: argparse.Namespace) -> int:
     """Write how a well-known dataset was recorded."""
+    if not args.preset and not args.clip_actions:
+        raise BadInput(f"describe needs --preset ({', '.join(PRESETS)}) or --clip_actions")
     task = parse_task(args.task) if args.task else None
-    files = [file.with_any_actions() for file in data_files(args)]
-    description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
+    files = [file.unclipped() for file in data_files(args)]
+    description = {"task": str(task)} if task else {}
+    if args.preset:
+        description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
+    if args.clip_actions or args.preset in CLIPPING:
+        entries, line = clipping(files)
+        if args.clip_actions and not entries:
+            raise BadInput(f"--clip_actions has no effect on {args.directory}: {line}; remove it")
+        description |= entries
+        print(line)
     print(f"{write_description(args.directory, description)}: {json.dumps(description)}")
     return 0
 

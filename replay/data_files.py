@@ -3,11 +3,15 @@
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from replay import reader_process
+from replay.description import read_description
 from replay.episode import image_shape
-from replay.formats import FORMATS, Format, LabelledLoaders
+from replay.formats import FORMATS, Format, LabelledLoaders, Load
 from replay.mapping import PLAIN, DataMapping
 from tools import BadInput, nearest
 
@@ -37,17 +41,23 @@ class DataFile:
         Raises:
             BadInput: the file as a whole cannot be used. A loader raises it if only its episode cannot be used.
         """
+        clip, mapping = self.mapping.clip_actions, self.mapping
+        mapping = replace(mapping, any_actions=True) if clip else mapping
         if self.format.separate_process:
-            found = reader_process.list_episodes_in_process(self.format, self.path, raw, self.mapping)
+            found = reader_process.list_episodes_in_process(self.format, self.path, raw, mapping)
         else:
-            found = self.format.episodes(self.path, raw, self.mapping)
+            found = self.format.episodes(self.path, raw, mapping)
         if not found and not (self.format.shared_episodes and self.format.related(self.path)):
             raise BadInput(f"{self.path}: there is no episode in it; remove it or write it again")
-        return found
+        return [(label, partial(_clipped, load)) for label, load in found] if clip else found
 
     def with_any_actions(self) -> "DataFile":
         """The same file, with episodes that have actions outside [-1, 1], if its format can read them so."""
         return replace(self, mapping=replace(self.mapping, any_actions=True)) if self.format.mapped else self
+
+    def unclipped(self) -> "DataFile":
+        """The same file, with its actions as they are, if its format can read them so."""
+        return replace(self, mapping=replace(self.mapping, clip_actions=False)).with_any_actions()
 
     def state(self) -> tuple[int, int]:
         """Size in bytes and last time of change, in nanoseconds, of the file and those that belong to it."""
@@ -83,10 +93,17 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
     if not found:
         raise BadInput(f"{directory}: no episodes in it{_hint(directory, format)}")
     files = next(iter(found.values()))
+    if files[0].format.mapped and _says_clip(directory):
+        mapping = replace(mapping, clip_actions=True)
     if mapping.changes_episodes and not files[0].format.mapped:
         given = [f"--{role}_key" for role in mapping.keys] or ["--action_range"]
         raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")
     return [replace(file, mapping=mapping) for file in files]
+
+
+def _clipped(load: Load) -> dict:
+    episode = load()
+    return episode | {"action": np.clip(np.asarray(episode["action"]), -1, 1)}
 
 
 def first_image_shape(
@@ -109,6 +126,8 @@ def first_image_shape(
 
 def print_notes(directory: Path, files: list[DataFile]) -> None:
     """Say on stderr what is unusual about how the files are read."""
+    if files[0].mapping.clip_actions:
+        print(f"note: {directory}: actions are clipped to [-1, 1], as dataset.json says", file=sys.stderr)
     for line in files[0].format.notes([file.path for file in files], files[0].mapping):
         print(f"note: {directory}: {line}", file=sys.stderr)
 
@@ -122,6 +141,13 @@ def _files_by_format(paths: list[Path]) -> dict[str, list[DataFile]]:
         for format in by_name or by_suffix:
             found.setdefault(format.name, []).append(DataFile(path, format, path.name))
     return found
+
+
+def _says_clip(directory: Path) -> bool:
+    """Whether the dataset's description says that its actions are to be clipped; a damaged one is reported later."""
+    with suppress(BadInput):
+        return read_description(directory).get("clip_actions") is True
+    return False
 
 
 def _files_below(directory: Path) -> dict[str, list[DataFile]]:

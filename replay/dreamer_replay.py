@@ -1,6 +1,6 @@
 """Replays that Dreamers write: where episodes begin in a file, which action led to an image, which file comes next.
 
-DreamerV2 and its ports write a file an episode, or several one after the other; row t has the action that led to image t.
+DreamerV2 and its ports write a file an episode, or several, one after the other; row t has the action that led to it.
 DreamerV3 writes chunks of 1024 steps of one environment. An episode goes on in the chunk that the file's name names:
 ``<time>-<id>-<id of the next chunk>-<rows>.npz``. Row t has the action taken AT image t; at ``is_last`` it is zeros.
 """
@@ -149,7 +149,7 @@ def assembled(parts: list[dict[str, np.ndarray]], rows: list[Rows], file: Replay
         file: the flags of the first file.
         names: of the arrays of the roles.
     """
-    first_part, (path, start, _) = parts[0], rows[0]
+    first_part, start = parts[0], rows[0].first
     arrays = {}
     for name, array in first_part.items():
         if array.ndim == 0 or len(array) != file.rows:  # not one value a row
@@ -227,6 +227,6 @@ def _folder_of(path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 @lru_cache(maxsize=2)
 def _chunks(folder: Path, changed: int) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The chunks of a folder, which ``changed`` at that time: by their ids, and by the ids of those that follow them."""
+    """The chunks of a folder, last ``changed`` then: by their ids, and by the ids of those that follow them."""
     paths = [path for path in sorted(folder.glob("*-*-*-*.npz")) if successor(path) is not None]
     return {path.stem.split("-")[1]: path for path in paths}, {successor(path): path for path in paths}

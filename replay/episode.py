@@ -15,6 +15,7 @@ KEYS = ("image", "action", "reward", "discount")
 
 # Actions are stored as float32 by programs that clip in float64, so a value slightly outside [-1, 1] is rounding.
 ACTION_ROUNDING = 1e-3
+CLIP_ADVICE = "if the simulator clipped them: dataset.py describe DIR --clip_actions"  # of actions outside [-1, 1]
 
 
 def validate_episode(episode: dict, where: object, any_actions: bool = False) -> dict:
@@ -38,6 +39,11 @@ def validate_episode(episode: dict, where: object, any_actions: bool = False) ->
         raise BadInput(f"{where}: no array named {', '.join(missing)}; an episode needs image, action, reward")
     image, grey = _image(episode["image"], where)
     action = _numbers(episode["action"], "action", where)
+    if action.ndim == 1 and np.asarray(episode["action"]).dtype.kind in "iu":
+        raise BadInput(
+            f"{where}: actions are whole numbers, one a row (discrete ones); agents learn continuous actions: give "
+            "another dataset, or write them as one-hot rows"
+        )
     if action.ndim != 2 or action.shape[1] == 0:
         raise BadInput(f"{where}: action has shape {action.shape}; it must be (rows, action size)")
     rows = len(image)
@@ -134,10 +140,10 @@ def _vector(array: np.ndarray, key: str, where: object) -> np.ndarray:
 def _in_range(action: np.ndarray, where: object) -> np.ndarray:
     wrong = np.abs(action) > 1 + ACTION_ROUNDING
     if wrong.any():
-        value = action[wrong].flat[0]
+        value, low, high = action[wrong].flat[0], action.min(), action.max()
         raise BadInput(
-            f"{where}: action {value:.4g} in row {_first_row(wrong)} is outside [-1, 1]; give --action_range data, "
-            "or its low,high"
+            f"{where}: action {value:.4g} in row {_first_row(wrong)} is outside [-1, 1]; give --action_range data, or "
+            f"LOW,HIGH (here they are from {low:.4g} to {high:.4g}); {CLIP_ADVICE}"
         )
     # np.clip can turn -0.0 into 0.0, so arrays that need no clipping are returned as they are.
     return np.clip(action, -1, 1) if (np.abs(action) > 1).any() else action

@@ -197,7 +197,8 @@ def _ranges(numbers: set[int]) -> str:
     firsts = [n for n in ordered if n - 1 not in numbers]
     lasts = [n for n in ordered if n + 1 not in numbers]
     parts = [str(a) if a == b else f"{a} to {b}" for a, b in zip(firsts, lasts, strict=True)]
-    return ", ".join(parts[:MOST_RANGES]) + (f" and {len(parts) - MOST_RANGES} more" if len(parts) > MOST_RANGES else "")
+    more = f" and {len(parts) - MOST_RANGES} more" if len(parts) > MOST_RANGES else ""
+    return (", ".join(parts[:MOST_RANGES]) or "none") + more
 
 
 def parse_numbers(text: str) -> list[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from replay.episode import CLIP_ADVICE
 from tools import BadInput
 
 ROLES = ("image", "action", "reward", "done")
@@ -27,6 +28,7 @@ class DataMapping:
         image_key, action_key, reward_key: names of the arrays; "": the format's own.
         done_key: an array that is true where the task terminated (discount 0); "": the format's own.
         any_actions: accept actions outside [-1, 1]; an `ActionMap` rescales them later.
+        clip_actions: clip actions to [-1, 1], as ``dataset.json`` of data says whose simulator clipped them.
         image_size: formats that decode videos return images of this size, so that they do not fill the memory.
     """
 
@@ -36,6 +38,7 @@ class DataMapping:
     done_key: str = ""
     any_actions: bool = False
     image_size: int | None = None
+    clip_actions: bool = False
 
     @property
     def keys(self) -> dict[str, str]:
@@ -45,7 +48,7 @@ class DataMapping:
     @property
     def changes_episodes(self) -> bool:
         """Whether episodes differ from those that the format's own names give."""
-        return bool(self.keys) or self.any_actions
+        return bool(self.keys) or self.any_actions or self.clip_actions
 
     def names(self, defaults: Mapping[str, str], available: Iterable[str], where: object) -> dict[str, str]:
         """The name of the array of each role in ``defaults``, which has the format's own names.
@@ -63,7 +66,7 @@ class DataMapping:
         """A short name for what this mapping changes; "" for nothing."""
         if not self.changes_episodes:
             return ""
-        text = repr((sorted(self.keys.items()), self.any_actions))
+        text = repr((sorted(self.keys.items()), self.any_actions, *(["clipped"] if self.clip_actions else [])))
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -190,7 +193,7 @@ def action_map(text: str, low: np.ndarray, high: np.ndarray) -> ActionMap | None
 def outside_range(name: str, extremes: tuple[Iterable[float], Iterable[float]], text: str) -> str:
     """That an episode's actions, with these smallest and largest values, are not in the range ``text``."""
     ranges = " ".join(f"[{low:.4g}, {high:.4g}]" for low, high in zip(*extremes, strict=True))
-    return f"{name}: actions {ranges} are outside --action_range {text}; give a wider one, or data"
+    return f"{name}: actions {ranges} are outside --action_range {text}; give a wider one, or data; {CLIP_ADVICE}"
 
 
 def recorded_map(description: dict, size: int, where: object) -> ActionMap | None:

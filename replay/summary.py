@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from replay.cache import may_write
 from replay.check import list_episodes, outside_of, unusual_action_sizes
 from replay.data_files import DataFile
-from replay.episode import ACTION_ROUNDING, action_extremes, image_shape
+from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, image_shape
 from replay.mapping import ActionMap, action_map
 from tools import BadInput, progress_bar, write_atomically
 
@@ -96,7 +96,7 @@ class Summary:
         """What is unusual about the actions and discounts, one line each."""
         lines = []
         if self.action_map is None and max(-self.action_low.min(), self.action_high.max()) > 1 + ACTION_ROUNDING:
-            lines.append("actions outside [-1, 1]: to train, give --action_range data, or its LOW,HIGH")
+            lines.append(f"actions outside [-1, 1]: to train, give --action_range data, or its LOW,HIGH; {CLIP_ADVICE}")
         if self.reset_actions:
             lines.append(
                 f"{self.reset_actions} episode(s) with an action in row 0: row t needs the action that LED to image t, "

@@ -12,6 +12,7 @@ import torch
 from agents.base import BaseAgent, Batch
 from config import Config, target_task
 from replay import DataMapping, OfflineDataset, OnlineReplay, Prefetcher, SequenceStore, first_image_shape
+from replay.episode import CLIP_ADVICE
 from tools import BadInput
 from training.collector import Collector
 from training.device import generator_state, restore_generator, to_device, to_tensors
@@ -268,9 +269,11 @@ def check_action_units(dataset: OfflineDataset, evaluator: Evaluator, config: Co
     pairs = np.stack([low, high], 1)
     own = ",".join(f"{number:g}" for number in (pairs[0] if (pairs == pairs[0]).all() else pairs.ravel()))
     given = f"--action_range {config.action_range}" if config.action_range else "dataset.json's action_map"
+    clipped = f"; {CLIP_ADVICE}" if own == "-1,1" else ""
     raise BadInput(
         f"--offline_traindir {config.offline_traindir}: {given} is not the range of {evaluator.tasks['target'][0]}'s "
         f"own actions, so that its simulator would act differently: give --action_range {own}, or another target"
+        f"{clipped}"
     )
 
 

@@ -51,22 +51,27 @@ def related(path: Path) -> list[Path]:
 
 def notes(paths: list[Path], mapping: DataMapping) -> list[str]:
     """How the first files are read, if they are a Dreamer's replays; see `Format`."""
-    found: dict[str, None] = {}
+    found: dict[str, None] = {}  # in order, each line once
     for path in paths[:NOTED_FILES]:
         with contextlib.suppress(BadInput):
-            file, action_key = _replay_file(path, mapping), mapping.action_key or "action"
-            arrays = _read_arrays(path, {action_key, "discount", *dreamer_replay.TERMINAL})
-            if file is not None and (len(file.pieces) > 1 or related(path)):
-                found["a Dreamer's replay: episodes begin where is_first is true and end at is_last"] = None
-            if file is not None and file.taken_at_image:
-                found["actions are those taken AT an image (DreamerV3); they are moved down by one row"] = None
-            if not mapping.done_key and "discount" not in arrays and dreamer_replay.discount_of(arrays, path) is not None:
-                name = next(name for name in dreamer_replay.TERMINAL if name in arrays)
-                found[f"no array discount; {name} says where an episode terminates (discount 0)"] = None
-            if dreamer_replay.is_one_hot(arrays.get(action_key, np.zeros(0))):
-                size = arrays[action_key].shape[1]
-                found[f"actions are one-hot, of {size} discrete ones; agents learn {size} continuous ones in [-1, 1]"] = None
+            found |= dict.fromkeys(_notes_of(path, mapping))
     return list(found)
+
+
+def _notes_of(path: Path, mapping: DataMapping) -> Iterator[str]:
+    file, action_key = _replay_file(path, mapping), mapping.action_key or "action"
+    arrays = _read_arrays(path, {action_key, "discount", *dreamer_replay.TERMINAL})
+    if file is not None and (len(file.pieces) > 1 or related(path)):
+        yield "a Dreamer's replay: episodes begin where is_first is true and end at is_last"
+    if file is not None and file.taken_at_image:
+        yield "actions are those taken AT an image (DreamerV3); they are moved down by one row"
+    terminates = not mapping.done_key and "discount" not in arrays
+    if terminates and dreamer_replay.discount_of(arrays, path) is not None:
+        name = next(name for name in dreamer_replay.TERMINAL if name in arrays)
+        yield f"no array discount; {name} says where an episode terminates (discount 0)"
+    if dreamer_replay.is_one_hot(arrays.get(action_key, np.zeros(0))):
+        size = arrays[action_key].shape[1]
+        yield f"actions are one-hot, of {size} discrete ones; agents learn {size} continuous ones in [-1, 1]"
 
 
 def read_npz(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> dict[str, np.ndarray]:

@@ -145,7 +145,7 @@ def run_describe(args: argparse.Namespace) -> int:
         raise BadInput(f"describe needs --preset ({', '.join(PRESETS)}) or --clip_actions")
     task = parse_task(args.task) if args.task else None
     files = [file.unclipped() for file in data_files(args)]
-    description = {"task": str(task)} if task else {}
+    description = describe(args.directory, files, nulls=True) | ({"task": str(task)} if task else {})
     if args.preset:
         description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
     if args.clip_actions or args.preset in CLIPPING:

@@ -110,6 +110,8 @@ def write_description(directory: Path, description: dict[str, Any]) -> Path:
     if path.exists():
         found = read_description(path.parent, nulls=True)
         differ = sorted(key for key in {*found, *description} if found.get(key) != description.get(key))
+        if differ == ["clip_actions"]:
+            raise BadInput(f'{path} is there already; add "clip_actions": true to it, or remove it and start again')
         if differ:
             raise BadInput(f"{path} says otherwise ({', '.join(differ[:6])}); remove it to describe the data anew")
         return path

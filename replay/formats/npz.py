@@ -1,5 +1,6 @@
 """npz: one episode in one ``.npz`` file, as Dreamer, the CoWorld release and V-D4RL (64 pixels) write it."""
 
+import contextlib
 import re
 import zipfile
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import numpy as np
 
 from replay.episode import KEYS, as_raw, validate_episode
 from replay.formats import Format, LabelledLoaders
-from replay.mapping import PLAIN, ROLES, DataMapping, by_likeness, renamed
-from replay.npz_files import episode_filename, read_npy_header, write_npz
-from replay.safe_read import check_expansion, safe_read
+from replay.mapping import PLAIN, ROLES, DataMapping, by_likeness, is_picture, renamed, require_one_camera
+from replay.npz_files import NpzArray, episode_filename, open_npz_array, read_npz_array, read_npz_rows, write_npz
+from replay.safe_read import READ_ERRORS, check_memory, safe_read
+from replay.slices import SLICE_BYTES, SlicedArray, shrunk
 from tools import BadInput
 
 
@@ -23,11 +25,12 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
 
 
 def read_npz(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> dict[str, np.ndarray]:
-    """The episode of one ``.npz`` file, validated.
+    """The episode of one ``.npz`` file, validated. Its images are a `SlicedArray`.
 
     Args:
         path: the file. Nothing in it is ever unpickled.
-        raw: return all arrays exactly as they are in the file, instead of the four in their standard form.
+        raw: return all arrays exactly as they are in the file, instead of the four in their standard form. Large ones
+            are `SlicedArray` too.
         mapping: the names of the arrays.
 
     Raises:
@@ -38,10 +41,28 @@ def read_npz(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> dict[str, n
         names = mapping.names(dict(zip(ROLES, (*KEYS[:3], ""), strict=True)), found, path)
         _require(names, found, path)
         used = {*names.values(), "discount"}
-        arrays = {name: _read_array(archive, f"{name}.npy", path) for name in found if raw or name in used}
+        headers = {name: open_npz_array(archive, name) for name in found if raw or name in used}
+        if "image" not in mapping.keys:
+            _require_one_camera(names["image"], archive, found, path)
+        arrays = {
+            name: _read_array(archive, header, path, name == names["image"], mapping)
+            for name, header in headers.items()
+        }
     episode = renamed(arrays, names, path)
     standard = validate_episode(episode, path, mapping.any_actions)
-    return as_raw(episode, standard) if raw else standard
+    return as_raw(episode, standard) if raw else shrunk(standard, mapping.image_size)
+
+
+def _require_one_camera(own: str, archive: zipfile.ZipFile, found: list[str], path: Path) -> None:
+    """Raise BadInput if arrays beside ``own`` have images too."""
+    pictures: dict[str, tuple[int, ...]] = {}
+    for name in found:
+        with contextlib.suppress(*READ_ERRORS):  # damage in an array that is not used is no problem
+            header = open_npz_array(archive, name)
+            if is_picture(header.shape, header.dtype):
+                pictures[name] = header.shape
+    rows = pictures.get(own, ())[:1]
+    require_one_camera(own, {name: shape for name, shape in pictures.items() if shape[:1] == rows}, path)
 
 
 def _require(names: dict[str, str], found: list[str], path: Path) -> None:
@@ -55,18 +76,17 @@ def _require(names: dict[str, str], found: list[str], path: Path) -> None:
         )
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
-    info = archive.getinfo(name)
-    check_expansion(name, info.file_size, info.compress_size)
-    with archive.open(info) as file:
-        shape, fortran, dtype = read_npy_header(file)
-        if dtype.hasobject:
-            raise BadInput(f"{path}: {name[:-4]} is an array of python objects, which are never unpickled; remove it")
-        count = int(np.prod([int(n) for n in shape], dtype=object))
-        if count * dtype.itemsize != info.file_size - file.tell():
-            raise ValueError(f"{name} is shorter or longer than its header says")
-        array = np.frombuffer(file.read(), dtype=dtype, count=count)
-    return array.reshape(shape, order="F" if fortran else "C")
+def _read_array(
+    archive: zipfile.ZipFile, header: NpzArray, path: Path, is_image: bool, mapping: DataMapping
+) -> np.ndarray | SlicedArray:
+    """An array; images and other large arrays are read in slices."""
+    if header.dtype.hasobject:
+        raise BadInput(f"{path}: {header.name} is an array of python objects, which are never unpickled; remove it")
+    if len(header.shape) > 1 and not header.fortran and (is_image or header.nbytes > SLICE_BYTES):
+        check_memory(4 * header.row_bytes, mapping.read_memory)
+        return SlicedArray(header.shape, header.dtype, partial(read_npz_rows, path, header), path, "npz")
+    check_memory(header.nbytes, mapping.read_memory)
+    return read_npz_array(archive, header)
 
 
 def write(folder: Path, episodes: Iterator[tuple[str, dict]], name: str) -> int:

@@ -9,6 +9,7 @@ import hashlib
 
 import numpy as np
 
+from replay.slices import SlicedArray, slices
 from tools import BadInput
 
 KEYS = ("image", "action", "reward", "discount")
@@ -95,12 +96,16 @@ def episode_digest(episode: dict) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for key in KEYS:
         digest.update(f"{key} {episode[key].dtype.str} {episode[key].shape}".encode())
-        digest.update(np.ascontiguousarray(episode[key]))
+        for rows in slices(episode[key]):
+            digest.update(np.ascontiguousarray(rows))
     return digest.hexdigest()
 
 
-def _image(image: np.ndarray, where: object) -> tuple[np.ndarray, bool]:
+def _image(image: np.ndarray | SlicedArray, where: object) -> tuple[np.ndarray | SlicedArray, bool]:
     """Images (N, H, W, 3), and whether they are stored with one channel."""
+    if isinstance(image, SlicedArray):
+        _, grey = _image(np.zeros((1, *image.shape[1:]), image.dtype), where)
+        return image.map(lambda rows: _image(rows, where)[0]), grey
     if image.dtype != np.uint8:
         raise BadInput(f"{where}: images are {image.dtype}, not uint8; store them as bytes 0 to 255")
     if image.ndim == 3:
@@ -112,7 +117,8 @@ def _image(image: np.ndarray, where: object) -> tuple[np.ndarray, bool]:
         image = np.repeat(image, 3, axis=3)
     if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
         raise BadInput(
-            f"{where}: image has shape {image.shape}; it must be (rows, height, width, 3), or "
+            f"{where}: image has shape (rows, {', '.join(map(str, image.shape[1:]))}); it must be "
+            "(rows, height, width, 3), or "
             "(rows, height, width) if grey"
         )
     return np.ascontiguousarray(image), grey

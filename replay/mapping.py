@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.episode import CLIP_ADVICE
+from replay.safe_read import READ_MEMORY
 from tools import BadInput
 
 ROLES = ("image", "action", "reward", "done")
@@ -29,7 +30,10 @@ class DataMapping:
         done_key: an array that is true where the task terminated (discount 0); "": the format's own.
         any_actions: accept actions outside [-1, 1]; an `ActionMap` rescales them later.
         clip_actions: clip actions to [-1, 1], as ``dataset.json`` of data says whose simulator clipped them.
-        image_size: formats that decode videos return images of this size, so that they do not fill the memory.
+        image_size: formats resize images that are larger to this size while they read them.
+        read_memory: limit in GiB of what is in memory at once while a file is read.
+        read_seconds: time limit for a slice of an episode, or for the list of a file's episodes, where a separate
+            process reads the file; None: `replay.reader_process.SECONDS`.
     """
 
     image_key: str = ""
@@ -39,6 +43,8 @@ class DataMapping:
     any_actions: bool = False
     image_size: int | None = None
     clip_actions: bool = False
+    read_memory: float = READ_MEMORY
+    read_seconds: int | None = None
 
     @property
     def keys(self) -> dict[str, str]:
@@ -82,6 +88,39 @@ def by_likeness(name: str, available: Iterable[str]) -> str:
     listed = sorted(sorted(available), key=likeness, reverse=True)
     more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
     return (", ".join(listed[:MOST_NAMES]) or "none") + more
+
+
+def is_picture(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether an array of this shape can be the images of an episode, in colour or grey, see `replay.episode`."""
+    if dtype != np.uint8 or len(shape) not in (3, 4):
+        return False
+    if len(shape) == 3:
+        return min(shape[1:]) > 3
+    return shape[-1] in (1, 3) or shape[1] in (1, 3)
+
+
+def has_colours(shape: tuple[int, ...]) -> bool:
+    """Whether an array of images of this shape has three channels."""
+    return len(shape) == 4 and 3 in (shape[-1], shape[1])
+
+
+def require_one_camera(name: str, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
+    """Raise BadInput that lists all arrays of images if there are several, for an episode without ``image_key``.
+
+    Beside an array in colour that has the format's own name, grey ones are masks or depth, not cameras.
+
+    Args:
+        name: the format's own name of the images; "" if it has none, or none is in the file.
+        shapes: shape of each array of images, by its name.
+        where: file or place.
+    """
+    own_shape = shapes.get(name, ())
+    cameras = [
+        other for other, shape in shapes.items() if other == name or has_colours(shape) or not has_colours(own_shape)
+    ]
+    if len(cameras) > 1:
+        listed = by_likeness(name or "image", cameras)
+        raise BadInput(f"{where}: {len(cameras)} arrays of images; choose one with --image_key: {listed}")
 
 
 def as_numbers(array: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Columns of Arrow and Parquet tables as arrays."""
 
+import mmap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +77,51 @@ def read_parquet(path: Path, columns: list[str] | None = None, rows: list[tuple]
         raise ValueError(f"no column {', '.join(sorted(missing))}")
     # The path of a folder such as `episode_id=3` is not to become a column.
     return pyarrow.parquet.read_table(path, columns=columns, filters=rows, partitioning=None, use_threads=False)
+
+
+def table_columns(path: Path) -> list[str]:
+    """Names of the columns of a Parquet file (``.parquet``) or an Arrow file."""
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_schema(path).names
+    return _open_arrow(path, None)[1].schema.names
+
+
+def read_batches(path: Path, columns: list[str], rows: int = 1 << 16) -> Iterator:
+    """Batches of at most ``rows`` rows with some columns of a Parquet or an Arrow file, validated.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+            for batch in file.iter_batches(rows, columns=columns, use_threads=False):
+                batch.validate(full=True)
+                yield batch
+        return
+    mapped, file = _open_arrow(path, columns)
+    for index in range(file.num_record_batches):
+        batch = file.get_batch(index)
+        for first in range(0, len(batch), rows):
+            part = batch.slice(first, rows)
+            part.validate(full=True)
+            yield part
+            mapped.madvise(mmap.MADV_DONTNEED)  # pages that were read would count as memory of this process
+
+
+def _open_arrow(path: Path, columns: list[str] | None):
+    """The memory map of an Arrow file and the reader of it, for some or all columns."""
+    import pyarrow
+
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    buffer = pyarrow.py_buffer(mapped)
+    reader = pyarrow.ipc.open_file(pyarrow.BufferReader(buffer))
+    if columns is None:
+        return mapped, reader
+    fields = [reader.schema.get_field_index(name) for name in columns]
+    options = pyarrow.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    return mapped, pyarrow.ipc.open_file(pyarrow.BufferReader(buffer), options=options)

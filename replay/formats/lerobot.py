@@ -191,14 +191,14 @@ def _load(
             raise ValueError(f"{len(rows)} of the {place.frames} rows of episode {place.number} are in it")
         if not np.array_equal(column_array(rows["frame_index"]).ravel(), np.arange(place.frames)):
             raise ValueError(f"frame_index of episode {place.number} is not 0 to {place.frames - 1}")
-        frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size)
+        frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size, place.data)
         columns = {role: as_numbers(column_array(rows[name])) for role, name in used.items()}
         require_values(columns, used, where)
         extras = {name: column_array(rows[name]) for name in states or ()}
     if frames is None:
         video, start = place.videos[image]
         with safe_read(f"{video} episode {place.number}", "video"):
-            frames = read_video(video, start, fps, place.frames, mapping.image_size)
+            frames = read_video(video, start, fps, place.frames, mapping.image_size, f"{video} episode {place.number}")
     if success is not None:
         columns["reward"] = np.zeros(place.frames, np.float32)
         columns["reward"][-1] = success
@@ -208,12 +208,12 @@ def _load(
     return standard | ({"image_shape": np.array(frames.shape)} if states is None else extras)
 
 
-def _encoded_images(column, size: int | None) -> Frames:
+def _encoded_images(column, size: int | None, where: Path) -> Frames:
     """The frames of a column of {bytes, path}, or of bytes."""
     encoded = [row["bytes"] if isinstance(row, dict) else row for row in column.to_pylist()]
     if None in encoded:
         raise ValueError(f"frame {encoded.index(None)} has no bytes; images must be in the file")
-    return read_images(encoded, size)
+    return read_images(encoded, size, where)
 
 
 def _to_rows(columns: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
@@ -241,7 +241,5 @@ FORMAT = Format(
     related=related,
     facts=facts,
     action_names=action_names,
-    # Videos take any small share of their frames' bytes, and long episodes minutes.
-    expansion=1 << 30,
-    seconds=300,
+    seconds=300,  # for the frames before an episode that begins late in its video
 )

@@ -13,9 +13,10 @@ import numpy as np
 from replay import dreamer_replay
 from replay.episode import KEYS, as_raw, validate_episode
 from replay.formats import Format, LabelledLoaders
-from replay.mapping import PLAIN, ROLES, DataMapping, by_likeness, renamed
-from replay.npz_files import episode_filename, read_npy_header, write_npz
-from replay.safe_read import check_expansion, safe_read
+from replay.mapping import PLAIN, ROLES, DataMapping, by_likeness, is_picture, renamed, require_one_camera
+from replay.npz_files import NpzArray, episode_filename, open_npz_array, read_npz_array, read_npz_rows, write_npz
+from replay.safe_read import READ_ERRORS, check_memory, safe_read
+from replay.slices import SLICE_BYTES, SlicedArray, shrunk, whole
 from tools import BadInput
 
 NOTED_FILES = 20  # so many are looked at for the notes
@@ -60,7 +61,7 @@ def notes(paths: list[Path], mapping: DataMapping) -> list[str]:
 
 def _notes_of(path: Path, mapping: DataMapping) -> Iterator[str]:
     file, action_key = _replay_file(path, mapping), mapping.action_key or "action"
-    arrays = _read_arrays(path, {action_key, "discount", *dreamer_replay.TERMINAL})
+    arrays = _read_small(path, {action_key, "discount", *dreamer_replay.TERMINAL})
     if file is not None and (len(file.pieces) > 1 or related(path)):
         yield "a Dreamer's replay: episodes begin where is_first is true and end at is_last"
     if file is not None and file.taken_at_image:
@@ -75,11 +76,12 @@ def _notes_of(path: Path, mapping: DataMapping) -> Iterator[str]:
 
 
 def read_npz(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> dict[str, np.ndarray]:
-    """The episode of one ``.npz`` file, validated.
+    """The episode of one ``.npz`` file, validated. Its images are a `SlicedArray`.
 
     Args:
         path: the file. Nothing in it is ever unpickled.
-        raw: return all arrays exactly as they are in the file, instead of the four in their standard form.
+        raw: return all arrays exactly as they are in the file, instead of the four in their standard form. Large ones
+            are `SlicedArray` too.
         mapping: the names of the arrays.
 
     Raises:
@@ -95,7 +97,9 @@ def _read_piece(
     """An episode that is part of a file, or in several files."""
     parts = []
     for path, *_ in rows:
-        arrays, names = _recent_arrays(path, path.stat().st_mtime_ns, raw, mapping)
+        with safe_read(path, "npz"):
+            changed = path.stat().st_mtime_ns
+        arrays, names = _recent_arrays(path, changed, raw, mapping)
         parts.append(arrays)
     return _validated(dreamer_replay.assembled(parts, rows, file, names), names, where, raw, mapping)
 
@@ -105,40 +109,64 @@ def _validated(arrays: dict, names: dict[str, str], where: object, raw: bool, ma
     if "discount" not in episode and (discount := dreamer_replay.discount_of(arrays, where)) is not None:
         episode["discount"] = discount
     standard = validate_episode(episode, where, mapping.any_actions)
-    return as_raw(episode, standard) if raw else standard
+    return as_raw(episode, standard) if raw else shrunk(standard, mapping.image_size)
 
 
-def _episode_arrays(path: Path, raw: bool, mapping: DataMapping) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _episode_arrays(path: Path, raw: bool, mapping: DataMapping) -> tuple[dict, dict[str, str]]:
     """The arrays of a file that are used, or all of them if ``raw``; and the name of the array of each role."""
     with safe_read(path, "npz"), zipfile.ZipFile(path) as archive:
         found = _names(archive)
         names = mapping.names(dict(zip(ROLES, (*KEYS[:3], ""), strict=True)), found, path)
         _require(names, found, path)
         used = {*names.values(), "discount"} | (set() if "discount" in found else set(dreamer_replay.TERMINAL))
-        return {name: _read_array(archive, f"{name}.npy", path) for name in found if raw or name in used}, names
+        headers = {name: open_npz_array(archive, name) for name in found if raw or name in used}
+        if "image" not in mapping.keys:
+            _require_one_camera(names["image"], archive, found, path)
+        arrays = {
+            name: _read_array(archive, header, path, name == names["image"], mapping)
+            for name, header in headers.items()
+        }
+    return arrays, names
 
 
 # A file of many episodes is read once for all of them. An episode can begin in one and end in the next.
 @lru_cache(maxsize=2)
 def _recent_arrays(path: Path, changed: int, raw: bool, mapping: DataMapping) -> tuple[dict, dict[str, str]]:
-    return _episode_arrays(path, raw, mapping)
+    arrays, names = _episode_arrays(path, raw, mapping)
+    return {name: whole(array, mapping.read_memory) for name, array in arrays.items()}, names
 
 
 def _replay_file(path: Path, mapping: DataMapping) -> dreamer_replay.ReplayFile | None:
     with safe_read(path, "npz"):
         with zipfile.ZipFile(path) as archive:
             names = set(_names(archive))
-        return dreamer_replay.replay_file(path, names, _read_arrays, mapping.action_key or "action")
+        return dreamer_replay.replay_file(path, names, _read_small, mapping.action_key or "action")
 
 
-def _read_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that are in a file."""
+def _read_small(path: Path, names: set[str]) -> dict[str, np.ndarray]:
+    """Those of the named arrays that are in a file; they are numbers, a few for each row."""
     with safe_read(path, "npz"), zipfile.ZipFile(path) as archive:
-        return {name: _read_array(archive, f"{name}.npy", path) for name in _names(archive) if name in names}
+        headers = [open_npz_array(archive, name) for name in _names(archive) if name in names]
+        return {
+            header.name: whole(_read_array(archive, header, path, False, PLAIN), PLAIN.read_memory)
+            for header in headers
+        }
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:
     return [info.filename[:-4] for info in archive.infolist() if info.filename.endswith(".npy")]
+
+
+def _require_one_camera(own: str, archive: zipfile.ZipFile, found: list[str], path: Path) -> None:
+    """Raise BadInput if arrays beside ``own`` have images too."""
+    pictures: dict[str, tuple[int, ...]] = {}
+    for name in found:
+        with contextlib.suppress(*READ_ERRORS):  # damage in an array that is not used is no problem
+            header = open_npz_array(archive, name)
+            if is_picture(header.shape, header.dtype):
+                pictures[name] = header.shape
+    rows = pictures.get(own, ())[:1]
+    require_one_camera(own, {name: shape for name, shape in pictures.items() if shape[:1] == rows}, path)
 
 
 def _require(names: dict[str, str], found: list[str], path: Path) -> None:
@@ -152,18 +180,17 @@ def _require(names: dict[str, str], found: list[str], path: Path) -> None:
         )
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
-    info = archive.getinfo(name)
-    check_expansion(name, info.file_size, info.compress_size)
-    with archive.open(info) as file:
-        shape, fortran, dtype = read_npy_header(file)
-        if dtype.hasobject:
-            raise BadInput(f"{path}: {name[:-4]} is an array of python objects, which are never unpickled; remove it")
-        count = int(np.prod([int(n) for n in shape], dtype=object))
-        if count * dtype.itemsize != info.file_size - file.tell():
-            raise ValueError(f"{name} is shorter or longer than its header says")
-        array = np.frombuffer(file.read(), dtype=dtype, count=count)
-    return array.reshape(shape, order="F" if fortran else "C")
+def _read_array(
+    archive: zipfile.ZipFile, header: NpzArray, path: Path, is_image: bool, mapping: DataMapping
+) -> np.ndarray | SlicedArray:
+    """An array; images and other large arrays are read in slices."""
+    if header.dtype.hasobject:
+        raise BadInput(f"{path}: {header.name} is an array of python objects, which are never unpickled; remove it")
+    if len(header.shape) > 1 and not header.fortran and (is_image or header.nbytes > SLICE_BYTES):
+        check_memory(4 * header.row_bytes, mapping.read_memory)
+        return SlicedArray(header.shape, header.dtype, partial(read_npz_rows, path, header), path, "npz")
+    check_memory(header.nbytes, mapping.read_memory)
+    return read_npz_array(archive, header)
 
 
 def write(folder: Path, episodes: Iterator[tuple[str, dict]], name: str) -> int:

@@ -36,9 +36,11 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     found = dreamer_replay.episodes(path, file, partial(_replay_file, mapping=mapping))
     if not found and file.rows > 1 and file.first.all():
         raise BadInput(f"{path}: {dreamer_replay.FIRST} is true in every row, so no episode has a step; write it again")
-    labels = [path.name] if len(found) == 1 else [f"episode_{number}" for number in range(len(found))]
+    labels = [f"episode_{number}" for number in range(len(found))]
+    if len(found) == 1 and dreamer_replay.successor(path) is None:  # the name of a chunk says what follows it
+        labels = [path.name]
     return [
-        (label, partial(_read_piece, rows, file, f"{path} {label}" if len(found) > 1 else path, raw, mapping))
+        (label, partial(_read_piece, rows, file, path if label == path.name else f"{path} {label}", raw, mapping))
         for label, rows in zip(labels, found, strict=True)
     ]
 

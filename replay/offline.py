@@ -15,7 +15,6 @@ from replay.store import SequenceStore
 from replay.stored_episode import StoredEpisode
 from tools import BadInput
 
-
 MOST_WARNINGS = 20  # lines about single episodes
 
 

@@ -214,7 +214,7 @@ def measure_large(folder: Path, gigabytes: float) -> None:
     seconds, megabytes = time.monotonic() - start, [round(peak / 1e6) for peak in peaks]
     print(
         f"{size:.1f} GB of frames, {on_disk / 1e6:.0f} MB on disk, copy {copy / 1e6:.0f} MB: {seconds:.0f} s, status "
-        f"{process.returncode}\n  peak memory of all processes {megabytes[0]} MB, sum of resident sets {megabytes[1]} MB"
+        f"{process.returncode}\n  peak memory of all processes {megabytes[0]} MB, of resident sets {megabytes[1]} MB"
     )
 
 

@@ -20,6 +20,7 @@ from tools import BadInput
 from wrappers import make_env
 
 MINARI = Path(__file__).resolve().parent / "data" / "minari"  # written by Minari 0.5.4 itself
+LEROBOT_PARTS = {"rows": "data/**/*.parquet", "video": "videos/*top/**/*.mp4", "list": "meta/**/*.parquet"}
 LEROBOT = MINARI.with_name("lerobot") / "v30"  # written by lerobot
 
 ROWS = (6, 9)
@@ -319,11 +320,7 @@ def fuzz_targets(folder: Path) -> dict[str, Path]:
         storage = name.split("/")[0]
         targets[name] = folder / name / ("data/main_data.hdf5" if storage == "hdf5" else f"data/0/part-0.{storage}")
     shutil.copytree(LEROBOT, folder / "lerobot")
-    for kind, pattern in (
-        ("rows", "data/**/*.parquet"),
-        ("video", "videos/*top/**/*.mp4"),
-        ("list", "meta/**/*.parquet"),
-    ):
+    for kind, pattern in LEROBOT_PARTS.items():
         targets[f"lerobot {kind}"] = next((folder / "lerobot").glob(pattern))
     return targets
 

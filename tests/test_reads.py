@@ -83,7 +83,7 @@ def test_a_file_that_another_program_had_locked_is_read_at_the_next_start(tmp_pa
         assert OfflineDataset(tmp_path, size=8).lengths == [5, 8]
         left_out, total = capsys.readouterr().err.splitlines()
         assert "b.hdf5: locked by another program (" in left_out and "copy it again" not in left_out
-        assert "2 episodes are used, 1 episodes or files are left out" in total
+        assert "2 episode(s) are used, 1 episode(s) or file(s) are left out" in total
     assert OfflineDataset(tmp_path, size=8).lengths == [5, 8, 5, 8]
     assert capsys.readouterr().err == ""
 

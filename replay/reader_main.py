@@ -55,6 +55,8 @@ def serve(connection: Connection) -> None:
             reply = ("ok", answer(request, state))
         except BadInput as error:
             reply, state = ("bad", str(error)), State()
+        except OSError as error:  # of a folder that cannot be looked into, and so on
+            reply, state = ("bad", safe_read.read_problem(request.path, request.format, error)), State()
         except Exception:
             reply, state = ("error", traceback.format_exc()), State()
         signal.alarm(0)

@@ -20,6 +20,8 @@ from replay.hdf5 import sliced_hdf5
 from replay.safe_read import safe_read
 from tools import BadInput, resize_images
 
+DATA = Path(__file__).resolve().parent / "data"
+
 
 def make_episode(rows: int, size: int = 8) -> dict:
     rng = np.random.default_rng(rows)
@@ -185,6 +187,18 @@ def test_slices_give_what_the_file_has(tmp_path: Path, monkeypatch, rows_of_a_sl
         data = OfflineDataset(tmp_path / kind, size=5)
         assert data.image_shape == (12, 12, 3)
         assert np.array_equal(data.read(0)["image"], resize_images(images[0], 5))
+
+
+@pytest.mark.parametrize("place", ["minari/arrow/raw-image-v0", "minari/parquet/jpeg-dict-v0", "lerobot/v30"])
+def test_slices_of_tables_and_videos(monkeypatch, place: str):
+    mapping = DataMapping(image_key="observation.images.top" if "lerobot" in place else "", any_actions=True)
+    file = find_data_files(DATA / place, mapping=mapping)[0]
+    whole = file.episodes()[0][1]()["image"]
+    monkeypatch.setattr(slices, "SLICE_BYTES", 2 * whole[0].nbytes)
+    monkeypatch.setattr("replay.formats.minari.ENCODED_ROWS", 2)
+    ((_, load), *_) = file.format.episodes(file.path, False, mapping)  # in this process, where slices are that small
+    pieces = list(load()["image"])
+    assert {len(piece) for piece in pieces} <= {1, 2} and np.array_equal(np.concatenate(pieces), whole)
 
 
 def test_memory_follows_the_slice(tmp_path: Path):

@@ -12,8 +12,10 @@ from tools import BadInput, Parser, exit_on_bad_input, user_path  # isort: skip
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from replay import FORMATS, DataMapping
 from replay.check import describe, find_problems
@@ -22,6 +24,8 @@ from replay.data_files import DataFile, find_data_files, print_notes
 from replay.lerobot_meta import LABELS, parse_numbers, write_labels
 from replay.mapping import OPTIONS, ROLES, parse_range
 from replay.presets import CLIPPING, PRESETS, clipping, preset_description, write_description
+from replay.reader_process import SECONDS
+from replay.safe_read import READ_MEMORY
 from replay.summary import SHEET_SIZE, picture_folder, summarize
 from wrappers import parse_task
 
@@ -70,6 +74,9 @@ def parser() -> Parser:
     describe.set_defaults(action_range="")
     for command in (info, check, change, describe):
         command.add_argument("--dataset_format", choices=("auto", *FORMATS), default="auto")
+        limits = "most that reading a slice of an episode may take"
+        command.add_argument("--read_memory", type=gibibytes, default=READ_MEMORY, metavar="GIB", help=limits)
+        command.add_argument("--read_seconds", type=whole_seconds, default=SECONDS, metavar="N", help=limits)
         for role, option in zip(ROLES, OPTIONS, strict=True):
             command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
     for command in (info, check, change):
@@ -78,11 +85,26 @@ def parser() -> Parser:
     return parser
 
 
+def gibibytes(text: str) -> float:
+    """The number of --read_memory, which is at least 0.25."""
+    with suppress(ValueError):
+        if 0.25 <= (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text}: give 0.25 or more, in GiB")
+
+
+def whole_seconds(text: str) -> int:
+    """The number of --read_seconds, from 1 to a million."""
+    with suppress(ValueError):
+        if 1 <= (number := int(text)) <= 10**6:
+            return number
+    raise argparse.ArgumentTypeError(f"{text}: give 1 or more, in whole seconds")
+
+
 def data_files(args: argparse.Namespace, size: int | None = None) -> list[DataFile]:
     """The files of the dataset; frames of videos are resized to ``size``."""
-    mapping = DataMapping(
-        args.image_key, args.action_key, args.reward_key, args.done_key, bool(args.action_range), size
-    )
+    keys = args.image_key, args.action_key, args.reward_key, args.done_key
+    mapping = DataMapping(*keys, bool(args.action_range), size, args.read_memory, args.read_seconds)
     parse_range(args.action_range)
     return find_data_files(args.directory, args.dataset_format, mapping)
 

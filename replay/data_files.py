@@ -13,7 +13,7 @@ from replay.description import read_description
 from replay.episode import image_shape
 from replay.formats import FORMATS, Episode, Format, LabelledLoaders, Load
 from replay.mapping import PLAIN, DataMapping
-from replay.safe_read import named_file
+from replay.safe_read import CAUSES, named_file
 from replay.slices import whole
 from replay.unfetched import is_pointer, pointer_problem, unfetched_hint
 from tools import BadInput, nearest
@@ -185,7 +185,8 @@ def _visible_files(directory: Path) -> list[Path]:
     try:  # a link that leads nowhere is listed, so that reading it says so
         return sorted(path for path in directory.iterdir() if path.name[0] != "." and not path.is_dir())
     except OSError as error:
-        raise BadInput(f"{directory}: cannot be listed: {error.strerror}; check its permissions") from error
+        _, advice = CAUSES.get(error.errno, ("", "check its permissions"))
+        raise BadInput(f"{directory}: cannot be listed: {error.strerror}; {advice}") from error
 
 
 def _with_cause(error: BadInput) -> BadInput:

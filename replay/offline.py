@@ -115,8 +115,8 @@ def _warn_of(problems: list[str], directory: Path, used: int) -> None:
     if problems:
         more = f" ({MOST_WARNINGS} of them above; dataset.py check lists all)" * (len(problems) > MOST_WARNINGS)
         print(
-            f"warning: {directory}: {used} episodes are used, {len(problems)} episodes or files are left out{more}; "
-            "they are read again at the next start",
+            f"warning: {directory}: {used} episode(s) are used, {len(problems)} episode(s) or file(s) are left "
+            f"out{more}; the next start reads them again",
             file=sys.stderr,
         )
 

@@ -14,53 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from replay import safe_read
 from replay.formats import FORMATS, Format, LabelledLoaders
-from replay.mapping import DataMapping
+from replay.reader_messages import Request, Sliced
 from replay.slices import SlicedArray
 from tools import BadInput
-
-
-class Request(NamedTuple):
-    """What the process is asked for.
-
-    Attributes:
-        format, module, search_path: name of the format, its module, and sys.path.
-        path, raw, mapping: see `Format`.
-        number: of the episode; None: the labels of all episodes.
-        array: None: the episode, with a `Sliced` in place of each array that is read in slices. A name: the next slice
-            of this array, or None after the last one.
-        index: number of that slice.
-        seconds: time limit.
-    """
-
-    format: str
-    module: str
-    search_path: list[str]
-    path: Path
-    raw: bool
-    mapping: DataMapping
-    number: int | None
-    array: str | None
-    index: int
-    seconds: int
-
-    @property
-    def file(self) -> tuple:
-        return self.format, self.path, self.raw, self.mapping
-
-
-class Sliced(NamedTuple):
-    """What is known of a `SlicedArray` before its rows are read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    where: str
-    kind: str
 
 
 @dataclass
@@ -93,6 +55,8 @@ def serve(connection: Connection) -> None:
             reply = ("ok", answer(request, state))
         except BadInput as error:
             reply, state = ("bad", str(error)), State()
+        except OSError as error:  # of a folder that cannot be looked into, and so on
+            reply, state = ("bad", safe_read.read_problem(request.path, request.format, error)), State()
         except Exception:
             reply, state = ("error", traceback.format_exc()), State()
         signal.alarm(0)

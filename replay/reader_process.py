@@ -16,7 +16,7 @@ import numpy as np
 
 from replay.formats import Episode, Format, LabelledLoaders
 from replay.mapping import DataMapping
-from replay.reader_main import Request, Sliced
+from replay.reader_messages import Request, Sliced
 from replay.slices import SlicedArray
 from tools import ONE_THREAD, BadInput
 

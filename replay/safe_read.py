@@ -99,7 +99,7 @@ def safe_read(where: object, kind: str) -> Iterator[None]:
 
 def read_problem(where: object, kind: str, error: BaseException) -> str:
     """The line that says why a file cannot be read: not now, not with this much memory, or not at all."""
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
     if isinstance(error, TooLarge):
         return f"{where}: {reason}; raise it with --read_memory, or copy the file again if it is damaged"
     if isinstance(error, MemoryError) or "alloc" in reason.lower():

@@ -132,14 +132,25 @@ def fit_image_size(config: Config, method: Method) -> Config:
     """
     if method.world_model or not method.dataset or not config.offline_traindir:
         return config
-    mapping = DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key)
-    shape = first_image_shape(config.offline_traindir, config.dataset_format, mapping)
+    shape = first_image_shape(config.offline_traindir, config.dataset_format, data_mapping(config))
     side = max(min(shape[:2]), SMALLEST_SIDE) if shape else config.size[0]
     if side >= config.size[0]:
         return config
     given = "x".join(map(str, config.size))
     print(f"note: images of {side}x{side} instead of {given}: the dataset has {shape[0]}x{shape[1]}", file=sys.stderr)
     return config.replace(size=[side, side])
+
+
+def data_mapping(config: Config) -> DataMapping:
+    """The names of the dataset's arrays, and the limits of reading them."""
+    return DataMapping(
+        config.image_key,
+        config.action_key,
+        config.reward_key,
+        config.done_key,
+        read_memory=config.read_memory,
+        read_seconds=config.read_seconds,
+    )
 
 
 def open_dataset(config: Config, method: Method) -> OfflineDataset:
@@ -153,7 +164,7 @@ def open_dataset(config: Config, method: Method) -> OfflineDataset:
         **needed,
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
-        mapping=DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key),
+        mapping=data_mapping(config),
         action_range=config.action_range,
     )
 

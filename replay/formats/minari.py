@@ -49,10 +49,10 @@ def find_below(directory: Path) -> list[Path]:
     """The files of the one Minari dataset at or below a folder: its id, its version or its data folder.
 
     Raises:
-        BadInput: there are several datasets.
+        BadInput: there are several datasets, or a folder cannot be looked into.
     """
     found: dict[Path, list[Path]] = {}
-    for parent, folders, names in os.walk(directory):
+    for parent, folders, names in os.walk(directory, onerror=_raise_unlisted):
         depth = len(Path(parent).relative_to(directory).parts)
         folders[:] = [] if depth >= DEPTH else sorted(name for name in folders if name[0] != ".")
         for name in names:
@@ -64,6 +64,10 @@ def find_below(directory: Path) -> list[Path]:
         listed = ", ".join(str(root.relative_to(directory)) for root in sorted(found)[:4])
         raise BadInput(f"{directory}: {len(found)} Minari datasets below it ({listed}, ...); give one of them")
     return sorted((path for paths in found.values() for path in paths), key=_episode_order)
+
+
+def _raise_unlisted(error: OSError) -> None:
+    raise BadInput(f"{error.filename}: cannot be listed: {error.strerror}; check its permissions") from error
 
 
 def _episode_order(path: Path) -> tuple[int, str]:

@@ -42,9 +42,9 @@ class DataMapping:
     done_key: str = ""
     any_actions: bool = False
     image_size: int | None = None
-    clip_actions: bool = False
     read_memory: float = READ_MEMORY
     read_seconds: int | None = None
+    clip_actions: bool = False
 
     @property
     def keys(self) -> dict[str, str]:

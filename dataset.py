@@ -12,16 +12,20 @@ from tools import BadInput, Parser, exit_on_bad_input, user_path  # isort: skip
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from replay import FORMATS, DataMapping
 from replay.check import describe, find_problems
 from replay.convert import convert, refuse_within
-from replay.data_files import DataFile, find_data_files
+from replay.data_files import DataFile, find_data_files, print_notes
 from replay.lerobot_meta import LABELS, parse_numbers, write_labels
 from replay.mapping import OPTIONS, ROLES, parse_range
-from replay.presets import PRESETS, preset_description, write_description
+from replay.presets import CLIPPING, PRESETS, clipping, preset_description, write_description
+from replay.reader_process import SECONDS
+from replay.safe_read import READ_MEMORY
 from replay.summary import SHEET_SIZE, picture_folder, summarize
 from wrappers import parse_task
 
@@ -63,11 +67,16 @@ def parser() -> Parser:
     label = add("label", run_label, "LeRobot: rewards from a list of successful episodes")
     label.add_argument("--success", required=True, metavar="0,3,7-9", help="their numbers; '' if none succeeded")
     describe = add("describe", run_describe, "write dataset.json")
-    describe.add_argument("--preset", required=True, choices=tuple(PRESETS))
+    describe.add_argument("--preset", choices=tuple(PRESETS), help="of a well-known dataset")
+    clip_help = "the simulator clipped the actions to [-1, 1] and they were recorded before: clip them"
+    describe.add_argument("--clip_actions", action="store_true", help=clip_help)
     describe.add_argument("--task", default="", help="the dataset's task, such as walker_walk")
     describe.set_defaults(action_range="")
     for command in (info, check, change, describe):
         command.add_argument("--dataset_format", choices=("auto", *FORMATS), default="auto")
+        limits = "most that reading a slice of an episode may take"
+        command.add_argument("--read_memory", type=gibibytes, default=READ_MEMORY, metavar="GIB", help=limits)
+        command.add_argument("--read_seconds", type=whole_seconds, default=SECONDS, metavar="N", help=limits)
         for role, option in zip(ROLES, OPTIONS, strict=True):
             command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
     for command in (info, check, change):
@@ -76,11 +85,26 @@ def parser() -> Parser:
     return parser
 
 
+def gibibytes(text: str) -> float:
+    """The number of --read_memory, which is at least 0.25."""
+    with suppress(ValueError):
+        if 0.25 <= (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text}: give 0.25 or more, in GiB")
+
+
+def whole_seconds(text: str) -> int:
+    """The number of --read_seconds, from 1 to a million."""
+    with suppress(ValueError):
+        if 1 <= (number := int(text)) <= 10**6:
+            return number
+    raise argparse.ArgumentTypeError(f"{text}: give 1 or more, in whole seconds")
+
+
 def data_files(args: argparse.Namespace, size: int | None = None) -> list[DataFile]:
     """The files of the dataset; frames of videos are resized to ``size``."""
-    mapping = DataMapping(
-        args.image_key, args.action_key, args.reward_key, args.done_key, bool(args.action_range), size
-    )
+    keys = args.image_key, args.action_key, args.reward_key, args.done_key
+    mapping = DataMapping(*keys, bool(args.action_range), size, args.read_memory, args.read_seconds)
     parse_range(args.action_range)
     return find_data_files(args.directory, args.dataset_format, mapping)
 
@@ -99,6 +123,7 @@ def run_info(args: argparse.Namespace) -> int:
     print(f"format        {files[0].format.name}, {len(files)} file(s)")
     facts = [f"{name:<14}{text}" for name, text in files[0].format.facts(args.directory).items()]
     print("\n".join([*facts, *summary.lines(description)]))
+    print_notes(args.directory, files)
     for warning in summary.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     pictures = summary.draw(args.out or picture_folder(args.directory))
@@ -110,6 +135,7 @@ def run_check(args: argparse.Namespace) -> int:
     """Read every episode of a dataset and print the reason for each one that cannot be used."""
     files = data_files(args, SHEET_SIZE)
     good, problems = find_problems(args.directory, files, args.action_range)
+    print_notes(args.directory, files)
     for problem in problems:
         print(f"bad: {problem}")
     print(f"{args.directory}: {len(files)} file(s), {good} good episode(s), {len(problems)} problem(s)")
@@ -121,6 +147,7 @@ def run_convert(args: argparse.Namespace) -> int:
     files = data_files(args)
     refuse_within(args.out, args.directory)
     count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True), args.action_range)
+    print_notes(args.directory, files)
     print(f"{args.out}: {count} episode(s) written as {args.to}")
     if usage := FORMATS[args.to].usage:
         print(usage.format(folder=args.out.parent, name=args.out.name))
@@ -136,9 +163,19 @@ def run_label(args: argparse.Namespace) -> int:
 
 def run_describe(args: argparse.Namespace) -> int:
     """Write how a well-known dataset was recorded."""
+    if not args.preset and not args.clip_actions:
+        raise BadInput(f"describe needs --preset ({', '.join(PRESETS)}) or --clip_actions")
     task = parse_task(args.task) if args.task else None
-    files = [file.with_any_actions() for file in data_files(args)]
-    description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
+    files = [file.unclipped() for file in data_files(args)]
+    description = describe(args.directory, files, nulls=True) | ({"task": str(task)} if task else {})
+    if args.preset:
+        description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
+    if args.clip_actions or args.preset in CLIPPING:
+        entries, line = clipping(files)
+        if args.clip_actions and not entries:
+            raise BadInput(f"--clip_actions has no effect on {args.directory}: {line}; remove it")
+        description |= entries
+        print(line)
     print(f"{write_description(args.directory, description)}: {json.dumps(description)}")
     return 0
 

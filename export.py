@@ -29,7 +29,7 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument(
         "--agent", default="target", help="target; source, or source_1, source_2, ... (default: target)"
     )
-    size_help = "of the images that the program will get, such as 96x72 (default: those of the dataset)"
+    size_help = "of the images that the program will get, such as 96x72, or 96x72x1 if grey (default: the dataset's)"
     parser.add_argument("--image_size", metavar="HxW", help=size_help)
     precision_help = "of the program (default: the run's, so that actions are those of evaluations; of .onnx: float32)"
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help=precision_help)
@@ -39,13 +39,15 @@ def command() -> argparse.ArgumentParser:
     return parser
 
 
-def image_size(text: str) -> tuple[int, int]:
-    """Height and width from ``HxW``. Raises BadInput."""
-    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
-    sides = tuple(int(side) for side in match.groups()) if match else (0, 0)
-    if not 1 <= min(sides) <= max(sides) <= 4096:
-        raise BadInput(f"--image_size {text}: give height x width in pixels, from 1 to 4096, such as 96x72")
-    return sides
+def image_size(text: str) -> tuple[int, ...]:
+    """Height and width, and channels if they are given, from ``HxW`` or ``HxWxC``. Raises BadInput."""
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})(?:x([13]))?", text)
+    shape = tuple(int(side) for side in match.groups() if side) if match else (0, 0)
+    if not 1 <= min(shape[:2]) <= max(shape[:2]) <= 4096:
+        raise BadInput(
+            f"--image_size {text}: give height x width in pixels, from 1 to 4096, such as 96x72; 96x72x1 if grey"
+        )
+    return shape
 
 
 def program_file(policy: PixelPolicy, out: Path, shape: tuple[int, int, int]) -> tuple[bytes, float]:
@@ -84,7 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BadInput as error:
         print(f"note: {error}. The policy itself needs no simulator", file=sys.stderr)
     use_threads(args.threads)
-    shape = (*(size or policy.image_shape[:2]), policy.image_shape[2])
+    size = size or policy.image_shape[:2]
+    shape = (*size, *policy.image_shape[len(size) :])
     file, difference = program_file(policy, args.out, shape)
     if not difference <= TOLERANCE:
         raise BadInput(

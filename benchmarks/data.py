@@ -1,14 +1,20 @@
 """Time and memory of opening and sampling offline datasets. The datasets are generated, a small and a large one.
 
     python benchmarks/data.py [--steps 30000 300000] [--size 32] [--updates 1] [--folder DIR]
+    python benchmarks/data.py --large [--gigabytes 25] [--folder DIR]
 
 For each number of steps, a dataset of 500-step episodes is generated and opened twice, each time in a new process. The
 second process also draws 50x50 batches and trains the target agent on some of them; its peak memory is reported. At the
 end three ways to read a batch are compared: the positioned reads in use, a memory map of the same files, and
 decompressing the dataset's files.
+
+With --large, a dataset of compressible 480x640 frames is generated, 25 GB when it is decompressed, half of it in one
+episode. `co_training.py --configs defaults dmc debug` trains on it, and the largest sum of memory of its processes is
+printed (proportional set size, so pages that several share count once), and that of their resident sets.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -17,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this f
 
 from replay import OfflineDataset, save_episode
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCH, LENGTH, EPISODE, BATCHES = 50, 50, 500, 200
 PRESETS = ("defaults", "dmc", "small")
 
@@ -149,12 +157,75 @@ def report(steps: int, folder: Path, size: int, updates: int) -> None:
     print("\n".join(lines), flush=True)
 
 
+# Episodes that are larger than the memory
+
+FRAME = (480, 640, 3)
+
+
+def generate_large(folder: Path, gigabytes: float) -> float:
+    """Write compressible frames: half of them in one episode, the others in nine. Returns their size in GB."""
+    rng = np.random.default_rng(0)
+    total = int(gigabytes * 1e9 / np.prod(FRAME))
+    for number, rows in enumerate([total // 2] + [total // 18] * 9):
+        with zipfile.ZipFile(folder / f"{number}.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            with archive.open("image.npy", "w", force_zip64=True) as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *FRAME)}
+                np.lib.format.write_array_header_1_0(file, header)
+                frame = np.full(FRAME, 60, np.uint8)
+                for row in tqdm(range(rows), desc=f"generate episode {number}", disable=None):
+                    frame[:, : row * FRAME[1] // rows] = 180
+                    frame[::32, ::32] = rng.integers(0, 256, frame[::32, ::32].shape)
+                    file.write(frame)
+            others = {"action": rng.uniform(-1, 1, (rows, 6)).astype(np.float32), "reward": np.ones(rows, np.float32)}
+            for key, array in others.items():
+                with archive.open(f"{key}.npy", "w") as file:
+                    np.lib.format.write_array(file, array)
+    return (total // 2 + total // 18 * 9) * float(np.prod(FRAME)) / 1e9
+
+
+def memory_of(process: int) -> tuple[int, int]:
+    """Proportional set size and resident set size of a process and its descendants, in bytes."""
+    proportional = resident = 0
+    waiting = [process]
+    while waiting:
+        place = Path("/proc", str(waiting.pop()))
+        with contextlib.suppress(OSError):
+            for children in place.glob("task/*/children"):
+                waiting += map(int, children.read_text().split())
+            lines = (line.split() for line in (place / "smaps_rollup").read_text().splitlines()[1:])
+            sizes = {words[0]: 1024 * int(words[1]) for words in lines}
+            proportional, resident = proportional + sizes["Pss:"], resident + sizes["Rss:"]
+    return proportional, resident
+
+
+def measure_large(folder: Path, gigabytes: float) -> None:
+    data = folder / "data"
+    data.mkdir()
+    size = generate_large(data, gigabytes)
+    on_disk = sum(path.stat().st_size for path in data.glob("*.npz"))
+    command = [sys.executable, ROOT / "co_training.py", "--method", "offline_dv2", "--target_task", "large"]
+    command += ["--offline_traindir", data, "--logdir", folder / "run", "--configs", "defaults", "dmc", "debug"]
+    start, peaks = time.monotonic(), (0, 0)
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            peaks = tuple(map(max, peaks, memory_of(process.pid)))
+            time.sleep(0.1)
+    copy = sum(path.stat().st_size for path in data.glob(".coworld-cache/**/*.npz"))
+    seconds, megabytes = time.monotonic() - start, [round(peak / 1e6) for peak in peaks]
+    print(
+        f"{size:.1f} GB of frames, {on_disk / 1e6:.0f} MB on disk, copy {copy / 1e6:.0f} MB: {seconds:.0f} s, status "
+        f"{process.returncode}\n  peak memory of all processes {megabytes[0]} MB, of resident sets {megabytes[1]} MB"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", default=[30_000, 300_000])
     parser.add_argument("--size", type=int, default=32, help="pixels; 16, 32 or 64")
     parser.add_argument("--updates", type=int, default=1, help="updates of the target agent to time; 0: none")
     parser.add_argument("--folder", type=Path, help="where to put the datasets; a temporary folder by default")
+    parser.add_argument("--large", action="store_true", help="train on episodes that are larger than the memory")
+    parser.add_argument("--gigabytes", type=float, default=25, help="size of that dataset's frames")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -162,6 +233,9 @@ def main() -> None:
         return
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
+        if args.large:
+            measure_large(folder, args.gigabytes)
+            return
         for steps in args.steps:
             generate(folder / str(steps), steps, args.size)
             report(steps, folder / str(steps), args.size, args.updates)

@@ -176,6 +176,8 @@ SETTINGS = {
     "done_key": Setting(used_if=(DATASET,), affects="target"),
     "action_range": Setting(used_if=(DATASET,), affects="target"),
     "dataset_cache": Setting(used_if=(DATASET,), **RECORD),
+    "read_memory": Setting(minimum=0.25, used_if=(DATASET,), **RECORD),
+    "read_seconds": Setting(minimum=1, maximum=10**6, used_if=(DATASET,), **RECORD),
     "holdout": Setting(maximum=1, used_if=(DATASET,), affects="target"),
     "replay_size": Setting(used_if=(ONLINE,), resumable=True),
     # World model

@@ -14,17 +14,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
 from replay import reader_process
 from replay.data_files import DataFile
 from replay.episode import KEYS, action_extremes, episode_digest, image_shape
+from replay.formats import Load
 from replay.npz_files import write_npz
+from replay.slices import SlicedArray, resized
 from replay.stored_episode import ArrayLocation, StoredEpisode, locate_arrays
-from tools import BadInput, delete_temporary_files, progress_bar, resize_images, write_text
+from tools import BadInput, delete_temporary_files, progress_bar, write_text
 
-VERSION = 4  # of the index; with another one, the data is prepared again
+VERSION = 5  # of the index; with another one, the data is prepared again
 FOLDER = ".coworld-cache"
 
 # Fewer bytes of data than this are prepared too quickly for a progress bar.
@@ -33,15 +36,34 @@ SMALL = 5_000_000
 
 @dataclass
 class Entry:
-    """What the index records of one data file."""
+    """What the index records of one data file, and what could not be read this time.
+
+    Attributes:
+        format: its name.
+        size, mtime: see `DataFile.state`.
+        listed: number of its episodes, those that cannot be read included; 0 if they could not be listed.
+        episodes: of each copy: the episode's number in the file, the copy's name and what `StoredEpisode` needs.
+        resized_from: height and width of its images if they are not the copies'.
+        image_shape: height, width and channels; [] without episodes.
+        problems: not recorded: what could not be read is tried again at the next opening.
+    """
 
     format: str
     size: int
     mtime: int
+    listed: int = 0
     episodes: list[dict] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
     resized_from: list[int] = field(default_factory=list)
-    image_shape: list[int] = field(default_factory=list)  # height, width, channels; [] without episodes
+    image_shape: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return self.listed > 0 and len(self.episodes) == self.listed
+
+
+class _Unreadable(Exception):
+    """An episode's images cannot be read. Unlike BadInput, which says that the copy cannot be written."""
 
 
 class Cache:
@@ -51,7 +73,7 @@ class Cache:
         folder: where the copies are.
         episodes: the copies, in the order of the data files.
         problems: one line for each file or episode that was left out.
-        image_shape: height, width and channels of the first file's images.
+        image_shape: height and width of the first file's images; 1 channel if all images are stored as grey, else 3.
 
     Raises:
         BadInput: no space or permission for the copies.
@@ -77,7 +99,10 @@ class Cache:
             for file, entry in zip(files, entries, strict=True)
             for episode in entry.episodes
         ]
-        self.image_shape = next((tuple(entry.image_shape) for entry in entries if entry.episodes), (size, size, 3))
+        shapes = [entry.image_shape for entry in entries if entry.episodes] or [[size, size, 3]]
+        self.image_shape = (*shapes[0][:2], max(shape[2] for shape in shapes))
+        if len({shape[2] for shape in shapes}) > 1:
+            print(f"note: {directory}: grey and RGB images; a policy takes images of 3 channels", file=sys.stderr)
         sizes = {tuple(entry.resized_from) for entry in entries if entry.resized_from}
         for height, width in sorted(sizes):
             print(f"note: {directory}: images of {height}x{width} are resized to {size}x{size}", file=sys.stderr)
@@ -91,21 +116,26 @@ class Cache:
         return StoredEpisode(path, episode["rows"], arrays, total, origin, digest, extremes)
 
     def _update(self, files: list[DataFile]) -> list[Entry]:
-        """Entries of all files, in order. New and changed files are read, copies of deleted ones are deleted."""
+        """Entries of all files, in order. New and changed files are read, copies of deleted ones are deleted.
+
+        Of files that did not change, only episodes that could not be read before are read.
+        """
         known = self._load_index()
         stats = {file.name: file.state() for file in files}
         fresh = {file.name: known[file.name] for file in files if self._is_fresh(known, file, stats[file.name])}
-        # Another run may read the same folder's files of another format: their copies stay.
+        # Another run may read the same folder's files of another format: their copies stay. So do those of files about
+        # which the file system says nothing this time.
         others = {name: e for name, e in known.items() if e.format != files[0].format.name and name not in stats}
+        others |= {name: known[name] for name, state in stats.items() if name in known and state == (0, 0)}
         for name in known.keys() - fresh.keys() - others.keys():
             self._remove(known[name])
-        changed = [file for file in files if file.name not in fresh]
+        unread = [file for file in files if file.name not in fresh or not fresh[file.name].complete]
         try:
-            self._read_files(changed, stats, fresh)
+            self._read_files(unread, stats, fresh)
         finally:
             reader_process.stop()
             # Also after Ctrl-C or on a full disk, so that finished files are not read again.
-            if changed or known.keys() != fresh.keys() | others.keys():
+            if unread or known.keys() != fresh.keys() | others.keys():
                 with contextlib.suppress(BadInput):
                     self._save_index(fresh | others)
         return [fresh[file.name] for file in files]
@@ -114,50 +144,69 @@ class Cache:
         total = sum(stats[file.name][0] for file in files)
         with progress_bar(total, "preparing data", unit="B", unit_scale=True, disable=total < SMALL) as bar:
             for file in files:
-                entry = Entry(file.format.name, *stats[file.name])
+                entry = entries.get(file.name) or Entry(file.format.name, *stats[file.name])
                 self._read_file(file, entry, bar)
                 entries[file.name] = entry
 
     def _read_file(self, file: DataFile, entry: Entry, bar: tqdm) -> None:
         try:
-            episodes = file.episodes()
+            episodes = file.episodes(sliced=True)
         except BadInput as error:
             entry.problems.append(str(error))
             bar.update(entry.size)
             return
+        if entry.listed != len(episodes):
+            entry.listed, entry.episodes = len(episodes), []
+        copied = {episode["number"] for episode in entry.episodes}
         done = 0
         for number, (_, load) in enumerate(episodes):
-            try:
-                episode = load()
-            except BadInput as error:
-                entry.problems.append(str(error))
-            else:
-                self._write_copy(file, number, episode, entry)
+            if number not in copied:
+                self._read_episode(file, number, load, entry)
             reached = entry.size * (number + 1) // len(episodes)
             bar.update(reached - done)
             done = reached
+        entry.episodes.sort(key=lambda episode: episode["number"])
+
+    def _read_episode(self, file: DataFile, number: int, load: Load, entry: Entry) -> None:
+        """Make the copy of an episode. If it cannot be read, that is a problem of the ``entry``."""
+        try:
+            episode = load()
+        except BadInput as error:
+            entry.problems.append(str(error))
+            return
+        try:
+            self._write_copy(file, number, episode, entry)
+        except _Unreadable as error:
+            entry.problems.append(str(error))
 
     def _write_copy(self, file: DataFile, number: int, episode: dict, entry: Entry) -> None:
-        entry.image_shape = list(image_shape(episode))
-        if entry.image_shape[:2] != [self.size, self.size]:
-            entry.resized_from = entry.image_shape[:2]
-        episode = {key: episode[key] for key in KEYS} | {"image": resize_images(episode["image"], self.size)}
+        image = _told_apart(episode["image"])
+        image = image if image.shape[1:3] == (self.size, self.size) else resized(image, self.size)
+        arrays = {key: episode[key] for key in KEYS} | {"image": image}
         # The data file's time is in the name, so a run that still reads an old copy never reads a new one.
         name = f"{file.path.stem[:100]}-{_digest(file.name)}-{number}-{entry.mtime:x}.npz"
-        write_npz(self.folder / name, episode, compress=False)
-        rows, arrays = locate_arrays(self.folder / name)
+        write_npz(self.folder / name, arrays, compress=False)
+        rows, places = locate_arrays(self.folder / name)
         total = float(episode["reward"].sum(dtype="float64"))
-        digest = episode_digest(episode)
-        entry.episodes.append({"file": name, "rows": rows, "arrays": arrays, "total_reward": total, "digest": digest})
+        copy = StoredEpisode(self.folder / name, rows, places, total)
+        digest = episode_digest(arrays | {"image": copy.sliced("image")})
+        record = {"number": number, "file": name, "rows": rows, "arrays": places, "total_reward": total}
+        entry.episodes.append(record | {"digest": digest})
         if file.mapping.any_actions:
             low, high = action_extremes(episode)
             entry.episodes[-1] |= {"action_low": low.tolist(), "action_high": high.tolist()}
+        height, width, channels = image_shape(episode)
+        if (height, width) != (self.size, self.size):
+            entry.resized_from = [height, width]
+        height, width, before = entry.image_shape or (height, width, 1)
+        entry.image_shape = [height, width, max(before, channels)]
 
     def _is_fresh(self, known: dict[str, Entry], file: DataFile, stat: tuple[int, int]) -> bool:
+        """Whether the copies of a file are those of its present contents."""
         entry = known.get(file.name)
         if entry is None or entry.format != file.format.name:
             return False
-        if (entry.size, entry.mtime) != stat:
+        if (entry.size, entry.mtime) != stat or stat == (0, 0):
             return False
         return all((self.folder / episode["file"]).is_file() for episode in entry.episodes)
 
@@ -179,8 +228,23 @@ class Cache:
             return {}
 
     def _save_index(self, entries: dict[str, Entry]) -> None:
-        index = {"version": VERSION, "files": {name: asdict(entry) for name, entry in entries.items()}}
+        files = {name: asdict(replace(entry, problems=[])) for name, entry in entries.items()}
+        index = {"version": VERSION, "files": files}
         write_text(self.folder / "index.json", json.dumps(index))
+
+
+def _told_apart(image: np.ndarray | SlicedArray) -> np.ndarray | SlicedArray:
+    """The images, with `_Unreadable` in place of BadInput."""
+    if not isinstance(image, SlicedArray):
+        return image
+
+    def read() -> Iterator[np.ndarray]:
+        try:
+            yield from image
+        except BadInput as error:
+            raise _Unreadable(str(error)) from error
+
+    return SlicedArray(image.shape, image.dtype, read, image.where, image.kind)
 
 
 def _cache_folder(directory: Path, cache_dir: Path | str | None) -> Path:

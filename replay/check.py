@@ -10,18 +10,19 @@ from replay.description import read_description
 from replay.episode import action_extremes
 from replay.formats import Load
 from replay.mapping import action_map, outside_range, parse_range
+from replay.slices import slices
 from tools import BadInput, progress_bar
 
 
 def list_episodes(files: list[DataFile]) -> tuple[list[tuple[str, Load]], list[str]]:
     """Place and loader of every episode, and one line for each file that cannot be used.
 
-    A place names the file and, in a file of many episodes, the episode.
+    Images may be `SlicedArray`. A place names the file and, in a file of many episodes, the episode.
     """
     episodes, problems = [], []
     for file in files:
         try:
-            for label, load in file.episodes():
+            for label, load in file.episodes(sliced=True):
                 place = str(file.path) if label == file.path.name else f"{file.path} {label}"
                 episodes.append((place, load))
         except BadInput as error:
@@ -47,7 +48,10 @@ def find_problems(directory: Path, files: list[DataFile], action_range: str = ""
     with progress_bar(len(episodes), "checking", unit="episode", disable=None) as bar:
         for place, load in episodes:
             try:
-                extremes[place] = action_extremes(load())
+                episode = load()
+                for _ in slices(episode["image"]):
+                    pass  # reads all images
+                extremes[place] = action_extremes(episode)
                 sizes[place] = len(extremes[place][0])
             except BadInput as error:
                 problems.append(str(error))

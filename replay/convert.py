@@ -5,16 +5,21 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from replay.data_files import DataFile
 from replay.description import FILENAME
 from replay.episode import action_extremes
 from replay.formats import FORMATS
 from replay.mapping import ActionMap, outside_range
+from replay.slices import SlicedArray
 from replay.summary import summarize
 from tools import BadInput, StopRequest, directory_when_complete, progress_bar, write_text
 
 # Kinds of numpy types that every format can store: numbers and booleans, but no strings and no objects.
 NUMBER_KINDS = "biufc"
+
+WHOLE_BYTES = 64 << 20  # larger arrays are not in memory whole
 
 
 def convert(files: list[DataFile], out: Path, to: str, description: dict, action_range: str = "") -> int:
@@ -104,18 +109,27 @@ def _raw_episodes(files: list[DataFile], raise_if_stopped: Callable[[], None]) -
 def _readable_episodes(file: DataFile, raise_if_stopped: Callable[[], None]) -> Iterator[tuple[str, dict]]:
     raise_if_stopped()
     try:
-        episodes = file.episodes(raw=True)
+        episodes = file.episodes(raw=True, sliced=True)
     except BadInput as error:
         print(f"warning: left out: {error}", file=sys.stderr)
         return
     for label, load in episodes:
         raise_if_stopped()
         try:
-            episode = load()
+            episode = {key: _readable(array) for key, array in load().items()}
         except BadInput as error:
             print(f"warning: left out: {error}", file=sys.stderr)
         else:
             yield label, episode
+
+
+def _readable(array: np.ndarray | SlicedArray) -> np.ndarray | SlicedArray:
+    """The array, read whole if it is small. A large one is read once, so that nothing of a damaged one is written."""
+    if isinstance(array, SlicedArray) and array.nbytes > WHOLE_BYTES:
+        for _ in array:
+            pass
+        return array
+    return np.asarray(array)
 
 
 def _only_numbers(episode: dict, path: Path) -> dict:

@@ -9,12 +9,14 @@ import hashlib
 
 import numpy as np
 
+from replay.slices import SlicedArray, slices
 from tools import BadInput
 
 KEYS = ("image", "action", "reward", "discount")
 
 # Actions are stored as float32 by programs that clip in float64, so a value slightly outside [-1, 1] is rounding.
 ACTION_ROUNDING = 1e-3
+CLIP_ADVICE = "if the simulator clipped them: dataset.py describe DIR --clip_actions"  # of actions outside [-1, 1]
 
 
 def validate_episode(episode: dict, where: object, any_actions: bool = False) -> dict:
@@ -27,7 +29,8 @@ def validate_episode(episode: dict, where: object, any_actions: bool = False) ->
 
     Returns:
         image (N, H, W, 3) uint8, action (N, A) float32 in [-1, 1], reward (N,) float32,
-        discount (N,) float32, all C-contiguous, then the extras.
+        discount (N,) float32, all C-contiguous, then the extras; for grey images also ``image_shape``, see
+        `image_shape`.
 
     Raises:
         BadInput: a key is missing, or of the wrong type, shape, length or range.
@@ -35,8 +38,13 @@ def validate_episode(episode: dict, where: object, any_actions: bool = False) ->
     missing = [key for key in KEYS[:3] if key not in episode]
     if missing:
         raise BadInput(f"{where}: no array named {', '.join(missing)}; an episode needs image, action, reward")
-    image = _image(episode["image"], where)
+    image, grey = _image(episode["image"], where)
     action = _numbers(episode["action"], "action", where)
+    if action.ndim == 1 and np.asarray(episode["action"]).dtype.kind in "iu":
+        raise BadInput(
+            f"{where}: actions are whole numbers, one a row (discrete ones); agents learn continuous actions: give "
+            "another dataset, or write them as one-hot rows"
+        )
     if action.ndim != 2 or action.shape[1] == 0:
         raise BadInput(f"{where}: action has shape {action.shape}; it must be (rows, action size)")
     rows = len(image)
@@ -57,18 +65,18 @@ def validate_episode(episode: dict, where: object, any_actions: bool = False) ->
         raise BadInput(f"{where}: arrays differ in length ({listed}); {advice}, or remove the file")
     if rows < 2:
         raise BadInput(f"{where}: {rows} row(s); an episode needs the reset and at least one step")
-    return standard | {key: value for key, value in episode.items() if key not in KEYS}
+    shape = {"image_shape": np.array([*image.shape[1:3], 1])} if grey else {}
+    return standard | shape | {key: value for key, value in episode.items() if key not in KEYS}
 
 
 def image_shape(episode: dict) -> tuple[int, int, int]:
     """Height, width and channels of a validated episode's images as the dataset has them; 1 channel for grey ones.
 
-    A format that returns smaller images than the file has says so in the array ``image_shape``.
+    The array ``image_shape`` says it if the images were stored with one channel, or if a format returns smaller ones.
+    The values never decide: a picture without colours can be one of a camera with colours.
     """
-    image = episode["image"]
-    height, width = map(int, episode.get("image_shape", image.shape[1:3])[:2])
-    grey = all(np.array_equal(image[..., 0], image[..., channel]) for channel in (1, 2))
-    return height, width, 1 if grey else 3
+    stored = np.asarray(episode.get("image_shape", ()))
+    return tuple(map(int, stored if stored.shape == (3,) else episode["image"].shape[1:]))
 
 
 def action_extremes(episode: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -88,25 +96,32 @@ def episode_digest(episode: dict) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for key in KEYS:
         digest.update(f"{key} {episode[key].dtype.str} {episode[key].shape}".encode())
-        digest.update(np.ascontiguousarray(episode[key]))
+        for rows in slices(episode[key]):
+            digest.update(np.ascontiguousarray(rows))
     return digest.hexdigest()
 
 
-def _image(image: np.ndarray, where: object) -> np.ndarray:
+def _image(image: np.ndarray | SlicedArray, where: object) -> tuple[np.ndarray | SlicedArray, bool]:
+    """Images (N, H, W, 3), and whether they are stored with one channel."""
+    if isinstance(image, SlicedArray):
+        _, grey = _image(np.zeros((1, *image.shape[1:]), image.dtype), where)
+        return image.map(lambda rows: _image(rows, where)[0]), grey
     if image.dtype != np.uint8:
         raise BadInput(f"{where}: images are {image.dtype}, not uint8; store them as bytes 0 to 255")
     if image.ndim == 3:
         image = image[..., None]
     if image.ndim == 4 and image.shape[-1] not in (1, 3) and image.shape[1] in (1, 3):
         image = image.transpose(0, 2, 3, 1)
-    if image.ndim == 4 and image.shape[-1] == 1:
+    grey = image.ndim == 4 and image.shape[-1] == 1
+    if grey:
         image = np.repeat(image, 3, axis=3)
     if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
         raise BadInput(
-            f"{where}: image has shape {image.shape}; it must be (rows, height, width, 3), or "
+            f"{where}: image has shape (rows, {', '.join(map(str, image.shape[1:]))}); it must be "
+            "(rows, height, width, 3), or "
             "(rows, height, width) if grey"
         )
-    return np.ascontiguousarray(image)
+    return np.ascontiguousarray(image), grey
 
 
 def _numbers(array: np.ndarray, key: str, where: object) -> np.ndarray:
@@ -131,10 +146,10 @@ def _vector(array: np.ndarray, key: str, where: object) -> np.ndarray:
 def _in_range(action: np.ndarray, where: object) -> np.ndarray:
     wrong = np.abs(action) > 1 + ACTION_ROUNDING
     if wrong.any():
-        value = action[wrong].flat[0]
+        value, low, high = action[wrong].flat[0], action.min(), action.max()
         raise BadInput(
-            f"{where}: action {value:.4g} in row {_first_row(wrong)} is outside [-1, 1]; give --action_range data, "
-            "or its low,high"
+            f"{where}: action {value:.4g} in row {_first_row(wrong)} is outside [-1, 1]; give --action_range data, or "
+            f"LOW,HIGH (here they are from {low:.4g} to {high:.4g}); {CLIP_ADVICE}"
         )
     # np.clip can turn -0.0 into 0.0, so arrays that need no clipping are returned as they are.
     return np.clip(action, -1, 1) if (np.abs(action) > 1).any() else action

@@ -1,10 +1,12 @@
 """The metadata of a LeRobot dataset: ``meta/info.json``, its episodes, and the labels of successful episodes."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from replay.safe_read import safe_read
 from replay.tables import read_parquet
 from tools import BadInput, write_text
 
@@ -12,6 +14,7 @@ INFO = "meta/info.json"
 LABELS = "coworld_labels.json"  # of `dataset.py label`, in the dataset's folder
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 CAMERA_TYPES = ("video", "image")
+MOST_RANGES = 8  # of episode numbers in an error message
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,21 @@ def read_info(root: Path) -> dict:
 
 def cameras(info: dict) -> list[str]:
     """Names of the features that are images, without depth maps."""
-    found = []
-    for name, feature in info["features"].items():
-        details = feature.get("info") or feature.get("video_info") or {}
-        if feature["dtype"] in CAMERA_TYPES and not details.get("video.is_depth_map"):
-            found.append(name)
-    return found
+    features = info["features"].items()
+    return [name for name, feature in features if feature["dtype"] in CAMERA_TYPES and not is_depth(feature)]
+
+
+def is_depth(feature: dict) -> bool:
+    """Whether a feature is a depth map.
+
+    LeRobot says so in ``is_depth_map``, and before June 2026 in ``video.is_depth_map``, in ``info`` or ``video_info``.
+    A grey video of more than 8 bits is one too.
+    """
+    details = {}
+    for part in (feature.get("video_info"), feature.get("info")):
+        details |= {key: value for key, value in part.items() if value} if isinstance(part, dict) else {}
+    depth_format = re.fullmatch(r"gray(9|1\d|32|f)\w*", str(details.get("video.pix_fmt")))
+    return any(key.endswith("is_depth_map") for key in details) or depth_format is not None
 
 
 def metadata_files(root: Path, info: dict) -> list[Path]:
@@ -130,14 +142,13 @@ def write_labels(root: Path, success: Iterable[int]) -> int:
     """Write which episodes succeeded; the rewards of all episodes then come from this file. Returns how many did.
 
     Raises:
-        BadInput: not a LeRobot dataset, no such episode, or the file cannot be written.
+        BadInput: not a LeRobot dataset, a damaged one, no such episode, or the file cannot be written.
     """
     if not (root / INFO).is_file():
         raise BadInput(f"{root}: no {INFO}; label is for LeRobot datasets, others have rewards in their files")
-    total, numbers = int(read_info(root).get("total_episodes", 0)), sorted(set(success))
-    wrong = [number for number in numbers if number >= total]
-    if wrong:
-        raise BadInput(f"--success {wrong[0]}: {root} has episodes 0 to {total - 1}; give numbers of these")
+    existing, numbers = episode_numbers(root, read_info(root)), sorted(set(success))
+    if wrong := [number for number in numbers if number not in existing]:
+        raise BadInput(f"--success {wrong[0]}: {root} has episodes {_ranges(existing)}; give numbers of these")
     write_text(root / LABELS, json.dumps({"success": numbers}) + "\n")
     return len(numbers)
 
@@ -155,10 +166,39 @@ def read_labels(root: Path, info: dict) -> set[int] | None:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadInput(f"{path}: not written by dataset.py label; write it again or remove it") from error
-    total = info.get("total_episodes")
-    if isinstance(total, int) and max(numbers, default=-1) >= total:
-        raise BadInput(f"{path}: episode {max(numbers)} of {total} (from 0 on); write it again with dataset.py label")
+    existing = episode_numbers(root, info)
+    if wrong := sorted(numbers - existing):
+        raise BadInput(
+            f"{path}: no episode {wrong[0]}, there are {_ranges(existing)}; write it again with dataset.py label"
+        )
     return numbers
+
+
+def episode_numbers(root: Path, info: dict) -> set[int]:
+    """The numbers of all episodes; some can be missing, where a dataset was edited.
+
+    Raises:
+        BadInput: a file that lists them is damaged.
+    """
+    numbers: set[int] = set()
+    for path in metadata_files(root, info):
+        with safe_read(path, "LeRobot"):
+            if path.suffix == ".jsonl":
+                rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            else:
+                rows = read_parquet(path, ["episode_index"]).to_pylist()
+            numbers |= {int(row["episode_index"]) for row in rows}
+    return numbers
+
+
+def _ranges(numbers: set[int]) -> str:
+    """Numbers as text: "0 to 4, 6, 8 to 9"."""
+    ordered = sorted(numbers)
+    firsts = [n for n in ordered if n - 1 not in numbers]
+    lasts = [n for n in ordered if n + 1 not in numbers]
+    parts = [str(a) if a == b else f"{a} to {b}" for a, b in zip(firsts, lasts, strict=True)]
+    more = f" and {len(parts) - MOST_RANGES} more" if len(parts) > MOST_RANGES else ""
+    return (", ".join(parts[:MOST_RANGES]) or "none") + more
 
 
 def parse_numbers(text: str) -> list[int]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from replay.episode import CLIP_ADVICE
+from replay.safe_read import READ_MEMORY
 from tools import BadInput
 
 ROLES = ("image", "action", "reward", "done")
@@ -27,7 +29,11 @@ class DataMapping:
         image_key, action_key, reward_key: names of the arrays; "": the format's own.
         done_key: an array that is true where the task terminated (discount 0); "": the format's own.
         any_actions: accept actions outside [-1, 1]; an `ActionMap` rescales them later.
-        image_size: formats that decode videos return images of this size, so that they do not fill the memory.
+        clip_actions: clip actions to [-1, 1], as ``dataset.json`` of data says whose simulator clipped them.
+        image_size: formats resize images that are larger to this size while they read them.
+        read_memory: limit in GiB of what is in memory at once while a file is read.
+        read_seconds: time limit for a slice of an episode, or for the list of a file's episodes, where a separate
+            process reads the file; None: `replay.reader_process.SECONDS`.
     """
 
     image_key: str = ""
@@ -36,6 +42,9 @@ class DataMapping:
     done_key: str = ""
     any_actions: bool = False
     image_size: int | None = None
+    read_memory: float = READ_MEMORY
+    read_seconds: int | None = None
+    clip_actions: bool = False
 
     @property
     def keys(self) -> dict[str, str]:
@@ -45,7 +54,7 @@ class DataMapping:
     @property
     def changes_episodes(self) -> bool:
         """Whether episodes differ from those that the format's own names give."""
-        return bool(self.keys) or self.any_actions
+        return bool(self.keys) or self.any_actions or self.clip_actions
 
     def names(self, defaults: Mapping[str, str], available: Iterable[str], where: object) -> dict[str, str]:
         """The name of the array of each role in ``defaults``, which has the format's own names.
@@ -63,7 +72,7 @@ class DataMapping:
         """A short name for what this mapping changes; "" for nothing."""
         if not self.changes_episodes:
             return ""
-        text = repr((sorted(self.keys.items()), self.any_actions))
+        text = repr((sorted(self.keys.items()), self.any_actions, *(["clipped"] if self.clip_actions else [])))
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -79,6 +88,39 @@ def by_likeness(name: str, available: Iterable[str]) -> str:
     listed = sorted(sorted(available), key=likeness, reverse=True)
     more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
     return (", ".join(listed[:MOST_NAMES]) or "none") + more
+
+
+def is_picture(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether an array of this shape can be the images of an episode, in colour or grey, see `replay.episode`."""
+    if dtype != np.uint8 or len(shape) not in (3, 4):
+        return False
+    if len(shape) == 3:
+        return min(shape[1:]) > 3
+    return shape[-1] in (1, 3) or shape[1] in (1, 3)
+
+
+def has_colours(shape: tuple[int, ...]) -> bool:
+    """Whether an array of images of this shape has three channels."""
+    return len(shape) == 4 and 3 in (shape[-1], shape[1])
+
+
+def require_one_camera(name: str, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
+    """Raise BadInput that lists all arrays of images if there are several, for an episode without ``image_key``.
+
+    Beside an array in colour that has the format's own name, grey ones are masks or depth, not cameras.
+
+    Args:
+        name: the format's own name of the images; "" if it has none, or none is in the file.
+        shapes: shape of each array of images, by its name.
+        where: file or place.
+    """
+    own_shape = shapes.get(name, ())
+    cameras = [
+        other for other, shape in shapes.items() if other == name or has_colours(shape) or not has_colours(own_shape)
+    ]
+    if len(cameras) > 1:
+        listed = by_likeness(name or "image", cameras)
+        raise BadInput(f"{where}: {len(cameras)} arrays of images; choose one with --image_key: {listed}")
 
 
 def as_numbers(array: np.ndarray) -> np.ndarray:
@@ -190,7 +232,7 @@ def action_map(text: str, low: np.ndarray, high: np.ndarray) -> ActionMap | None
 def outside_range(name: str, extremes: tuple[Iterable[float], Iterable[float]], text: str) -> str:
     """That an episode's actions, with these smallest and largest values, are not in the range ``text``."""
     ranges = " ".join(f"[{low:.4g}, {high:.4g}]" for low, high in zip(*extremes, strict=True))
-    return f"{name}: actions {ranges} are outside --action_range {text}; give a wider one, or data"
+    return f"{name}: actions {ranges} are outside --action_range {text}; give a wider one, or data; {CLIP_ADVICE}"
 
 
 def recorded_map(description: dict, size: int, where: object) -> ActionMap | None:

@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+
+from replay.slices import SlicedArray, rows_at_once
 
 # Minari's HDF5 storage has one file of this name.
 MAIN_FILE = "main_data.hdf5"
@@ -66,9 +69,10 @@ def _write_group(group: h5py.Group, number: int, label: str, episode: dict) -> N
     truncations[-1] = not terminations[-1]
     group.attrs.update({"id": number, "total_steps": len(terminations), "file": label})
     image = episode["image"]
-    # A chunk is about one training sequence. gzip is lossless, and every HDF5 reader supports it.
-    chunks = (min(len(image), 50), *image.shape[1:])
-    group.create_dataset("observations/image", data=image, chunks=chunks, compression="gzip", shuffle=False)
+    # A chunk is about one training sequence, or a slice. gzip is lossless, and every HDF5 reader supports it.
+    rows = min(len(image), 50, rows_at_once(image.nbytes // len(image)))
+    chunks = {"chunks": (rows, *image.shape[1:]), "compression": "gzip", "shuffle": False}
+    _write_array(group, "observations/image", image, rows, **chunks)
     steps = {"actions": episode["action"][1:], "rewards": episode["reward"][1:].reshape(len(terminations))}
     for key, array in (steps | {"terminations": terminations, "truncations": truncations}).items():
         group.create_dataset(key, data=array)
@@ -77,7 +81,22 @@ def _write_group(group: h5py.Group, number: int, label: str, episode: dict) -> N
     if "discount" not in episode:
         kept["no_discount"] = np.True_
     for key, array in kept.items():
-        group.create_dataset(f"infos/{KEPT}/{key}", data=array)
+        _write_array(group, f"infos/{KEPT}/{key}", array, 1)
+
+
+def _write_array(group: h5py.Group, name: str, array: np.ndarray | SlicedArray, rows: int, **options: Any) -> None:
+    """Write an array; one that is read in slices, in multiples of ``rows`` rows, so that no chunk is written twice."""
+    if not isinstance(array, SlicedArray):
+        group.create_dataset(name, data=array, **options)
+        return
+    dataset = group.create_dataset(name, array.shape, array.dtype, **options)
+    first, waiting = 0, np.empty((0, *array.shape[1:]), array.dtype)
+    for piece in array:
+        waiting = np.concatenate([waiting, piece])
+        count = len(waiting) // rows * rows
+        dataset[first : first + count] = waiting[:count]
+        first, waiting = first + count, waiting[count:]
+    dataset[first:] = waiting
 
 
 def _metadata(name: str, episodes: int, steps: int, episode: dict, size: int) -> dict:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from replay.cache import Cache
-from replay.data_files import find_data_files
+from replay.data_files import find_data_files, print_notes
 from replay.description import read_description
 from replay.mapping import PLAIN, ActionMap, DataMapping, action_map, outside_range, parse_range, recorded_map
 from replay.store import SequenceStore
 from replay.stored_episode import StoredEpisode
 from tools import BadInput
+
+MOST_WARNINGS = 20  # lines about single episodes
 
 
 class OfflineDataset(SequenceStore):
@@ -71,8 +73,8 @@ class OfflineDataset(SequenceStore):
         if not self.stored:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             raise BadInput(f"{self.directory}: no usable episode: {self.problems[0]}{more}")
-        for problem in self.problems:
-            print(f"warning: left out: {problem}", file=sys.stderr)
+        _warn_of(self.problems, self.directory, len(self.stored))
+        print_notes(self.directory, files)
         _check_action_sizes(self.directory, self.stored)
         self._action_map = self._find_action_map(action_range)
         names = files[0].format.action_names(self.directory, mapping.action_key)
@@ -104,6 +106,19 @@ class OfflineDataset(SequenceStore):
         kept = [replace(e, action_map=found) for e, is_inside in zip(self.stored, inside, strict=True) if is_inside]
         self._set_episodes(kept)
         return found
+
+
+def _warn_of(problems: list[str], directory: Path, used: int) -> None:
+    """Print what was left out, and how much it is."""
+    for problem in problems[:MOST_WARNINGS]:
+        print(f"warning: left out: {problem}", file=sys.stderr)
+    if problems:
+        more = f" ({MOST_WARNINGS} of them above; dataset.py check lists all)" * (len(problems) > MOST_WARNINGS)
+        print(
+            f"warning: {directory}: {used} episode(s) are used, {len(problems)} episode(s) or file(s) are left "
+            f"out{more}; the next start reads them again",
+            file=sys.stderr,
+        )
 
 
 def _check_action_sizes(directory: Path, episodes: list[StoredEpisode]) -> None:

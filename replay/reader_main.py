@@ -10,45 +10,85 @@ import resource
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from replay.formats import FORMATS, Format
-from replay.safe_read import MAX_EPISODE_BYTES
+import numpy as np
+
+from replay import safe_read
+from replay.formats import FORMATS, Format, LabelledLoaders
+from replay.reader_messages import Request, Sliced
+from replay.slices import SlicedArray
 from tools import BadInput
 
-# How many bytes a request may add to the process: this many, plus `Format.expansion` times the file's size.
-MEMORY = 512 << 20
+
+@dataclass
+class State:
+    """What the process has open: the episodes of a file, one of them, and the slices of one of its arrays."""
+
+    file: tuple | None = None
+    format: Format | None = None
+    episodes: LabelledLoaders | None = None
+    number: int | None = None
+    episode: dict | None = None
+    array: str | None = None
+    slices: Iterator[np.ndarray] | None = None
+    index: int = 0
 
 
 def serve(connection: Connection) -> None:
-    """Answer requests until the connection is closed.
+    """Answer each `Request` until the connection is closed.
 
-    A request is (format name, its module, sys.path, path, raw, mapping, number, seconds). The answer is ("ok", the
-    labels if the number is None, else that episode), ("bad", message of a BadInput) or ("error", traceback).
+    The answer is ("ok", what was asked for), ("bad", message of a BadInput) or ("error", traceback).
     """
-    episodes, listed = [], None
+    state = State()
     while True:
         try:
-            name, module, search_path, path, raw, mapping, number, seconds = connection.recv()
+            request = connection.recv()
         except EOFError:
             return
-        signal.alarm(seconds)
+        signal.alarm(request.seconds)
         try:
-            if number is None or listed != (name, path, raw, mapping):
-                format = load_format(name, module, search_path)
-                limit_memory(path, format.expansion)
-                episodes, listed = format.episodes(path, raw, mapping), (name, path, raw, mapping)
-            else:
-                limit_memory(path, format.expansion)
-            answer = [label for label, _ in episodes] if number is None else episodes[number][1]()
-            reply = ("ok", answer)
+            reply = ("ok", answer(request, state))
         except BadInput as error:
-            reply = ("bad", str(error))
+            reply, state = ("bad", str(error)), State()
+        except OSError as error:  # of a folder that cannot be looked into, and so on
+            reply, state = ("bad", safe_read.read_problem(request.path, request.format, error)), State()
         except Exception:
-            reply = ("error", traceback.format_exc())
+            reply, state = ("error", traceback.format_exc()), State()
         signal.alarm(0)
         connection.send(reply)
+
+
+def answer(request: Request, state: State) -> Any:
+    """The labels of a file's episodes, an episode, or a slice; see `Request`."""
+    if request.number is None or state.file != request.file:
+        state.format = load_format(request.format, request.module, request.search_path)
+        limit_memory(request.path, request.mapping.read_memory)
+        state.file, state.number = request.file, None
+        state.episodes = state.format.episodes(request.path, request.raw, request.mapping)
+    if request.number is None:
+        return [label for label, _ in state.episodes]
+    if state.number != request.number or request.array is None:
+        state.slices = state.episode = None
+        state.episode, state.number, state.array = state.episodes[request.number][1](), request.number, None
+    if request.array is None:
+        return {name: _header(array) for name, array in state.episode.items()}
+    if (state.array, state.index) != (request.array, request.index):
+        state.slices, state.array = iter(state.episode[request.array]), request.array
+        for _ in range(request.index):
+            next(state.slices, None)
+    state.index = request.index + 1
+    return next(state.slices, None)
+
+
+def _header(array: np.ndarray | SlicedArray) -> np.ndarray | Sliced:
+    if not isinstance(array, SlicedArray):
+        return array
+    return Sliced(array.shape, array.dtype, str(array.where), array.kind)
 
 
 def load_format(name: str, module: str, search_path: list[str]) -> Format:
@@ -59,12 +99,13 @@ def load_format(name: str, module: str, search_path: list[str]) -> Format:
     return importlib.import_module(module).FORMAT
 
 
-def limit_memory(path: Path, expansion: int) -> None:
-    """Limit the growth of the process to what reading the file at ``path`` can need."""
+def limit_memory(path: Path, limit: float) -> None:
+    """Limit the growth of the process to ``limit`` GiB, and to the file's size, which may be mapped into memory."""
+    safe_read.memory_limit = limit
     with contextlib.suppress(OSError, ValueError):  # no /proc, or a lower limit is set already
-        size = min(expansion * path.stat().st_size, 2 * MAX_EPISODE_BYTES)
+        size = path.stat().st_size + int(limit * safe_read.GIB)
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY + size, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (now + size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 if __name__ == "__main__":

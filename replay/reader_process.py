@@ -3,19 +3,27 @@
 import atexit
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from replay.formats import Format, LabelledLoaders
+import numpy as np
+
+from replay.formats import Episode, Format, LabelledLoaders
 from replay.mapping import DataMapping
+from replay.reader_messages import Request, Sliced
+from replay.slices import SlicedArray
 from tools import ONE_THREAD, BadInput
 
-# Time limit for one episode or for the list of a file's episodes. Both take well under a second from any disk.
+# Default of --read_seconds. What it limits takes well under a second from any disk.
 SECONDS = 20
+
+GRACE = 10  # more seconds until the process is ended from here: its own alarm does not end a call of the system
 
 
 def list_episodes_in_process(format: Format, path: Path, raw: bool, mapping: DataMapping) -> LabelledLoaders:
@@ -24,8 +32,28 @@ def list_episodes_in_process(format: Format, path: Path, raw: bool, mapping: Dat
     Raises:
         BadInput: the file cannot be read. A loader raises it if its episode cannot be read.
     """
-    labels = _request(format, path, raw, mapping, None)
-    return [(label, partial(_request, format, path, raw, mapping, number)) for number, label in enumerate(labels)]
+    seconds = max(mapping.read_seconds or SECONDS, format.seconds or 0)
+    fixed = (format.name, format.module, sys.path, path, raw, mapping)
+    labels = _request(Request(*fixed, None, None, 0, seconds))
+    return [(label, partial(_load, Request(*fixed, number, None, 0, seconds))) for number, label in enumerate(labels)]
+
+
+def _load(request: Request) -> Episode:
+    """An episode. Arrays that the process reads in slices are fetched slice by slice."""
+
+    def received(name: str, array: np.ndarray | Sliced) -> np.ndarray | SlicedArray:
+        if not isinstance(array, Sliced):
+            return array
+        rows = partial(_slices, request._replace(array=name))
+        return SlicedArray(array.shape, array.dtype, rows, array.where, array.kind)
+
+    return {name: received(name, array) for name, array in _request(request).items()}
+
+
+def _slices(request: Request) -> Iterator[np.ndarray]:
+    while (piece := _request(request)) is not None:
+        yield piece
+        request = request._replace(index=request.index + 1)
 
 
 class _Reader:
@@ -44,38 +72,63 @@ class _Reader:
         )
         theirs.close()
 
+    def ask(self, request: Request) -> Any:
+        """The process's answer. Raises TimeoutError, or EOFError or OSError if the process has ended."""
+        self.connection.send(request)
+        if not self.connection.poll(request.seconds + GRACE):
+            raise TimeoutError
+        return self.connection.recv()
+
+    def exit_status(self) -> int | None:
+        """Status of the process, which ends or has just ended, minus a signal's number; None if it does not end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(GRACE)
+        return None
+
     def close(self) -> None:
         self.connection.close()
         if self.owner == os.getpid():
             self.process.kill()
-            self.process.wait()
+            self.exit_status()
 
 
 _reader: _Reader | None = None
 
 
-def _request(format: Format, path: Path, raw: bool, mapping: DataMapping, number: int | None) -> Any:
-    """Labels of a file's episodes (``number`` None), or one episode."""
+def _request(request: Request) -> Any:
+    """Labels of a file's episodes, one episode, or a slice of one."""
     global _reader
     if _reader is None or _reader.owner != os.getpid():
         _reader = _Reader()
     try:
-        _reader.connection.send(
-            (format.name, format.module, sys.path, path, raw, mapping, number, format.seconds or SECONDS)
-        )
-        status, answer = _reader.connection.recv()
+        status, answer = _reader.ask(request)
     except (EOFError, OSError) as error:
+        status = -signal.SIGALRM if isinstance(error, TimeoutError) else _reader.exit_status()
         stop()
-        where = path if number is None else f"{path} episode {number}"
-        raise BadInput(f"{where}: reading it crashes or does not end; copy it again or remove it") from error
+        raise BadInput(_why_it_ended(request, status)) from error
     except BaseException:
         stop()  # otherwise the next request would receive the answer to this one
         raise
     if status == "bad":
         raise BadInput(answer)
     if status == "error":
-        raise RuntimeError(f"while reading {path}:\n{answer}")
+        raise RuntimeError(f"while reading {request.path}:\n{answer}")
     return answer
+
+
+def _why_it_ended(request: Request, status: int | None) -> str:
+    """The line about a file that ended the process, with this exit status."""
+    where = request.path if request.number is None else f"{request.path} episode {request.number}"
+    if status == -signal.SIGALRM:
+        return (
+            f"{where}: reading it took longer than {request.seconds} s, the limit; on a slow disk raise it with "
+            "--read_seconds, else copy it again or remove it"
+        )
+    if status == -signal.SIGKILL:
+        return f"{where}: the process that reads it was killed, probably for lack of memory; free some and start again"
+    name = signal.Signals(-status).name if status and -status in set(signal.Signals) else f"status {status}"
+    more = ", or give it more memory (--read_memory)" if status == -signal.SIGABRT else ""
+    return f"{where}: reading it crashes its library ({name}); copy it again or remove it{more}"
 
 
 @atexit.register

@@ -1,8 +1,10 @@
 """Uncompressed ``.npz`` episodes, of which single rows can be read without reading the whole file."""
 
+import math
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -12,6 +14,7 @@ import numpy as np
 from replay.mapping import ActionMap
 from replay.npz_files import read_npy_header
 from replay.safe_read import READ_ERRORS
+from replay.slices import SlicedArray, rows_at_once
 from tools import BadInput
 
 
@@ -88,6 +91,19 @@ class StoredEpisode:
             into["action"][:] = self.action_map.to_unit(into["action"])
             if first == 0:
                 into["action"][0] = 0
+
+    def sliced(self, key: str) -> SlicedArray:
+        """An array of the file, read in slices and as it is stored."""
+        shape, dtype = self.arrays[key].shape, np.dtype(self.arrays[key].dtype)
+        step = rows_at_once(math.prod(shape) * dtype.itemsize)
+
+        def read() -> Iterator[np.ndarray]:
+            for first in range(0, self.rows, step):
+                piece = np.empty((min(step, self.rows - first), *shape), dtype)
+                self.read_rows(first, {key: piece})
+                yield piece
+
+        return SlicedArray((self.rows, *shape), dtype, read, self.path, "npz")
 
 
 def locate_arrays(path: Path) -> tuple[int, dict[str, ArrayLocation]]:

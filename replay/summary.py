@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from replay.cache import may_write
 from replay.check import list_episodes, outside_of, unusual_action_sizes
 from replay.data_files import DataFile
-from replay.episode import ACTION_ROUNDING, action_extremes, image_shape
+from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, image_shape
 from replay.mapping import ActionMap, action_map
+from replay.slices import SlicedArray, slices
 from tools import BadInput, progress_bar, write_atomically
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
@@ -52,8 +53,13 @@ class Summary:
     frames: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
     def add(self, episode: dict, *, show: bool) -> None:
-        """Add a validated episode; keep some of its frames if ``show``."""
+        """Add a validated episode; keep some of its frames if ``show``.
+
+        Raises BadInput if its images cannot be read; it is not added then.
+        """
         reward = episode["reward"]
+        rows = np.linspace(0, len(reward) - 1, SHEET_FRAMES).astype(int) if show else np.zeros(0, int)
+        frames = _pick(episode["image"], rows)
         self.returns.append(float(reward.sum(dtype=np.float64)))
         self.lengths.append(len(reward) - 1)
         low, high = action_extremes(episode)
@@ -68,8 +74,7 @@ class Summary:
         self.terminal += bool(episode["discount"][-1] == 0)
         self.early += not episode["discount"][:-1].all()
         if show:
-            rows = np.linspace(0, len(reward) - 1, SHEET_FRAMES).astype(int)
-            self.frames.append((episode["image"][rows], self.returns[-1]))
+            self.frames.append((np.stack(frames), self.returns[-1]))
 
     def lines(self, description: dict) -> list[str]:
         """The statistics and the description as text, one line each."""
@@ -96,7 +101,7 @@ class Summary:
         """What is unusual about the actions and discounts, one line each."""
         lines = []
         if self.action_map is None and max(-self.action_low.min(), self.action_high.max()) > 1 + ACTION_ROUNDING:
-            lines.append("actions outside [-1, 1]: to train, give --action_range data, or its LOW,HIGH")
+            lines.append(f"actions outside [-1, 1]: to train, give --action_range data, or its LOW,HIGH; {CLIP_ADVICE}")
         if self.reset_actions:
             lines.append(
                 f"{self.reset_actions} episode(s) with an action in row 0: row t needs the action that LED to image t, "
@@ -154,6 +159,15 @@ class Summary:
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
+def _pick(image: np.ndarray | SlicedArray, rows: np.ndarray) -> list[np.ndarray]:
+    """Some rows of the images, of which all are read."""
+    found, first = [], 0
+    for piece in slices(image):
+        found += [piece[row - first].copy() for row in rows if first <= row < first + len(piece)]
+        first += len(piece)
+    return found
+
+
 def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, list[str]]:
     """Read every episode of a dataset. Actions are in the dataset's units.
 
@@ -173,15 +187,14 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
             bar.update()
             try:
                 episode = load()
+                sizes[place] = episode["action"].shape[1]
+                extremes = {place: action_extremes(episode)}
+                if outside := outside_of(action_range, extremes):
+                    problems += outside
+                elif sizes[place] == next(iter(sizes.values())):
+                    summary.add(episode, show=index in show)
             except BadInput as error:
                 problems.append(str(error))
-                continue
-            sizes[place] = episode["action"].shape[1]
-            extremes = {place: action_extremes(episode)}
-            if outside := outside_of(action_range, extremes):
-                problems += outside
-            elif sizes[place] == next(iter(sizes.values())):
-                summary.add(episode, show=index in show)
     if unusual := unusual_action_sizes(sizes):
         raise BadInput(unusual[0] + (f" (and {len(unusual) - 1} more)" if len(unusual) > 1 else ""))
     if summary.returns:

@@ -1,52 +1,48 @@
 """Frames of a video file and of encoded images."""
 
 import io
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from replay.safe_read import MAX_EPISODE_BYTES
-from tools import BadInput, require, resize_images
+from replay.slices import SlicedArray, resized, stacked
+from tools import BadInput, require
 
+DEPTH_FORMAT = re.compile(r"gray(9|1\d|32|f)")  # names of pixel formats with more than 8 bits and no colours
 MAX_SIDE = 4096  # pixels; no camera's frames are larger
 
 
-class Frames:
-    """Collects the frames of an episode, resized to ``size`` x ``size`` pixels; None: as they are.
+class Frames(NamedTuple):
+    """The frames of an episode.
 
     Attributes:
-        images: (N, H, W, 3) uint8; empty until the first frame.
-        shape: height, width and channels of the frames before they were resized.
+        images: (N, H, W, 3) uint8, read in slices; resized to ``size`` x ``size`` pixels if a size was given.
+        shape: height, width and channels of the frames before they were resized; 1 channel if they are stored as grey.
     """
 
-    def __init__(self, count: int, size: int | None):
-        self.count, self.size = count, size
-        self.images, self.shape = np.zeros((0, 0, 0, 3), np.uint8), (0, 0, 3)
-        self.filled = np.zeros(count, bool)
-
-    def add(self, index: int, frame: np.ndarray) -> None:
-        """Raises ValueError if the frame (H, W, 3) has another shape than the first, is too large or comes twice."""
-        if self.filled[index]:
-            raise ValueError(f"two frames at step {index}")
-        if not self.filled.any():
-            self.shape = frame.shape
-            resized = (self.size, self.size, 3) if self.size else frame.shape
-            if max(frame.shape) > MAX_SIDE or self.count * int(np.prod(resized)) > MAX_EPISODE_BYTES:
-                raise ValueError(f"{self.count} frames of {frame.shape[0]}x{frame.shape[1]} pixels are too many")
-            self.images = np.empty((self.count, *resized), np.uint8)
-        if frame.shape != self.shape:
-            raise ValueError(f"frame {index} is {frame.shape}, the first {self.shape}")
-        self.images[index] = resize_images(frame[None], self.size)[0] if self.size else frame
-        self.filled[index] = True
-
-    def require_all(self) -> None:
-        """Raises ValueError if frames are missing."""
-        if not self.filled.all():
-            raise ValueError(f"{int(self.filled.sum())} of the episode's {self.count} frames are in it")
+    images: SlicedArray
+    shape: tuple[int, ...]
 
 
-def read_video(path: Path, start: float, fps: float, count: int, size: int | None) -> Frames:
+def _frames(
+    read: Callable[[], Iterator[np.ndarray]], count: int, size: int | None, where: object, kind: str, grey: bool
+) -> Frames:
+    """The frames that ``read`` decodes one by one, of which the first is decoded here; ``grey``: as they are stored."""
+    first = next(read(), None)
+    if first is None:
+        raise ValueError(f"0 of the episode's {count} frames are in it")
+    if max(first.shape) > MAX_SIDE:
+        raise ValueError(f"frames of {first.shape[0]}x{first.shape[1]} pixels are too large")
+    images = SlicedArray((count, *first.shape), np.uint8, lambda: stacked(read()), where, kind)
+    return Frames(resized(images, size) if size else images, (*first.shape[:2], 1 if grey else 3))
+
+
+def read_video(path: Path, start: float, fps: float, count: int, size: int | None, where: object = "") -> Frames:
     """Frames of a video.
 
     Args:
@@ -55,15 +51,37 @@ def read_video(path: Path, start: float, fps: float, count: int, size: int | Non
         fps: frames per second.
         count: N, the number of frames.
         size: see `Frames`.
+        where: names the episode in errors while the frames are read; "": the file.
 
     Raises:
         BadInput: the video's frames per second are others, or PyAV is not installed.
-        ValueError: the file is damaged, its codec is unknown, or it has not all of the frames.
+        ValueError: the file is damaged, its codec is unknown, or the first frame is not in it.
     """
     require("av", "formats", path)
+    read = partial(_decoded, path, start, fps, count)
+    return _frames(read, count, size, where or path, "video", _is_grey(path))
+
+
+def _is_grey(path: Path) -> bool:
+    """Whether a video has grey frames. Raises ValueError if they have more than 8 bits: depth, not pictures."""
     import av
 
-    frames, rate = Frames(count, size), None
+    try:
+        with av.open(str(path)) as container:
+            stream = next(iter(container.streams.video), None)
+            kind = str(stream.codec_context.pix_fmt) if stream and stream.codec_context else ""
+    except av.FFmpegError as error:
+        raise ValueError(error.strerror) from error
+    if DEPTH_FORMAT.match(kind):
+        raise ValueError(f"frames of the format {kind}, more than 8 bits and no colours: a depth map, no RGB camera")
+    return kind.startswith(("gray", "mono", "ya"))
+
+
+def _decoded(path: Path, start: float, fps: float, count: int) -> Iterator[np.ndarray]:
+    """The frames 0 to ``count`` - 1. Raises as `read_video` does, also if frames are missing."""
+    import av
+
+    done, rate = 0, None
     try:
         with av.open(str(path)) as container:
             stream = next(iter(container.streams.video), None)
@@ -77,18 +95,23 @@ def read_video(path: Path, start: float, fps: float, count: int, size: int | Non
                 index = round((float(frame.pts * frame.time_base) - start) * fps)
                 if index >= count:
                     break
-                if index >= 0:
-                    frames.add(index, frame.to_ndarray(format="rgb24"))
+                if index < 0:
+                    continue
+                if index < done:
+                    raise ValueError(f"two frames at step {index}")
+                if index > done:
+                    raise ValueError(f"no frame at step {done}, of {count} frames")
+                yield frame.to_ndarray(format="rgb24")
+                done += 1
     except av.FFmpegError as error:
-        done = f" after {int(frames.filled.sum())} of {count} frames" if frames.filled.any() else ""
-        raise ValueError(f"{error.strerror}{done}") from error
+        after = f" after {done} of {count} frames" if done else ""
+        raise ValueError(f"{error.strerror}{after}") from error
     except ValueError:
         _check_rate(path, rate, fps)
         raise
-    if not frames.filled.all():
+    if done < count:
         _check_rate(path, rate, fps)
-    frames.require_all()
-    return frames
+        raise ValueError(f"{done} of the episode's {count} frames are in it")
 
 
 def _check_rate(path: Path, rate: float | None, fps: float) -> None:
@@ -97,12 +120,23 @@ def _check_rate(path: Path, rate: float | None, fps: float) -> None:
         raise BadInput(f"{path}: {rate:.4g} frames a second, but meta/info.json says fps {fps:g}; correct it there")
 
 
-def read_images(encoded: list[bytes], size: int | None) -> Frames:
-    """Frames of PNG or JPEG images, one for each. Raises ValueError if one is damaged."""
-    frames = Frames(len(encoded), size)
-    for index, data in enumerate(encoded):
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if max(image.size) > MAX_SIDE:
-                raise ValueError(f"an image of {image.size[0]}x{image.size[1]} pixels")
-            frames.add(index, np.asarray(image.convert("RGB")))
-    return frames
+def read_images(encoded: list[bytes], size: int | None, where: object) -> Frames:
+    """Frames of PNG or JPEG images, one for each. Raises ValueError if the first is damaged."""
+    grey = all(map(_is_grey_image, encoded))
+    return _frames(lambda: map(_decoded_image, encoded), len(encoded), size, where, "Parquet", grey)
+
+
+def _is_grey_image(data: bytes) -> bool:
+    """Whether an image has one channel, by its header. Raises ValueError if it has more than 8 bits: depth."""
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+        if image.mode[0] in "IF":
+            raise ValueError(f"an image of more than 8 bits ({image.mode}), a depth map and no RGB image")
+        return image.mode in ("1", "L", "LA")
+
+
+def _decoded_image(data: bytes) -> np.ndarray:
+    """Pixels (H, W, 3) of a PNG or JPEG image. Raises ValueError if it is damaged or too large."""
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+        if max(image.size) > MAX_SIDE:
+            raise ValueError(f"an image of {image.size[0]}x{image.size[1]} pixels")
+        return np.asarray(image.convert("RGB"))

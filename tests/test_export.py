@@ -171,6 +171,7 @@ def test_the_number_of_images_may_change_and_the_file_says_what_it_needs(tmp_pat
         (["--out", "x.pt"], "--out x.pt: give the name of a file that ends in .pt2 or .onnx"),
         (["--device", "tpu"], "device 'tpu' is not known; give auto, cpu or cuda"),
         (["--image_size", "96"], "--image_size 96: give height x width in pixels"),
+        (["--image_size", "64x64x2"], "--image_size 64x64x2: give height x width in pixels"),
         (["--image_size", "0x64"], "--image_size 0x64: give height x width"),
         (["--agent", "sorce"], "has no sorce agent, only source, target"),
         (["--agent", "source"], "the source agent observes low-dimensional states (joints), not images"),

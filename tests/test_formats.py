@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from conftest import OTHER_PROGRAMS
 
-from replay import OfflineDataset, reader_process, save_episode
+from replay import DataMapping, OfflineDataset, reader_process, save_episode
 from replay.convert import convert
 from replay.data_files import find_data_files
 from tools import BadInput
 from wrappers import make_env
 
 MINARI = Path(__file__).resolve().parent / "data" / "minari"  # written by Minari 0.5.4 itself
+LEROBOT_PARTS = {"rows": "data/**/*.parquet", "video": "videos/*top/**/*.mp4", "list": "meta/**/*.parquet"}
+LEROBOT = MINARI.with_name("lerobot") / "v30"  # written by lerobot
 
 ROWS = (6, 9)
 
@@ -267,7 +269,7 @@ def test_an_episode_that_hangs_its_library_is_left_out(tmp_path, monkeypatch, ca
     damaged[start : start + 600] = bytes(600)
     path.write_bytes(damaged)
     assert OfflineDataset(tmp_path / "data", size=32).episodes == 1
-    assert "episode 1: reading it crashes or does not end" in capsys.readouterr().err
+    assert "episode 1: reading it took longer than 1 s, the limit; on a slow disk raise" in capsys.readouterr().err
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -313,11 +315,22 @@ def fuzz_targets(folder: Path) -> dict[str, Path]:
         "vd4rl": folder / "vd4rl" / "data.hdf5",
         "minari": folder / "ours" / "data" / "main_data.hdf5",
     }
-    for name in ("hdf5/jpeg-dict-v0", "arrow/jpeg-dict-v0", "arrow/raw-image-v0"):
+    for name in ("hdf5/jpeg-dict-v0", "arrow/jpeg-dict-v0", "arrow/raw-image-v0", "parquet/jpeg-dict-v0"):
         shutil.copytree(MINARI / name, folder / name)
-        file = "data/main_data.hdf5" if name.startswith("hdf5") else "data/0/part-0.arrow"
-        targets[name] = folder / name / file
+        storage = name.split("/")[0]
+        targets[name] = folder / name / ("data/main_data.hdf5" if storage == "hdf5" else f"data/0/part-0.{storage}")
+    shutil.copytree(LEROBOT, folder / "lerobot")
+    for kind, pattern in LEROBOT_PARTS.items():
+        targets[f"lerobot {kind}"] = next((folder / "lerobot").glob(pattern))
     return targets
+
+
+def fuzzed_dataset(kind: str, path: Path) -> tuple[Path, DataMapping]:
+    """What is opened after the file at ``path`` was changed."""
+    if kind.startswith("lerobot"):
+        root = next(parent for parent in path.parents if (parent / "meta/info.json").exists())
+        return root, DataMapping(image_key="observation.images.top", any_actions=True, image_size=16)
+    return path, DataMapping()
 
 
 def peak_memory() -> int:
@@ -333,26 +346,32 @@ FUZZED = (
     "hdf5/jpeg-dict-v0",
     "arrow/jpeg-dict-v0",
     "arrow/raw-image-v0",
+    "parquet/jpeg-dict-v0",
+    "lerobot rows",
+    "lerobot video",
+    "lerobot list",
 )
 
 
 @pytest.mark.parametrize("kind", FUZZED)
 def test_mutated_files_give_one_line_errors(tmp_path, monkeypatch, kind):
-    """More files: ``COWORLD_FUZZ=1000 pytest -k mutated`` reads 1,000 of each kind."""
+    """More files: ``COWORLD_FUZZ=1000 pytest -k mutated`` reads 1,000 of each kind, and a fifth of LeRobot's."""
     monkeypatch.setattr(reader_process, "SECONDS", 2)  # damaged JPEG storage can hang HDF5
-    if kind.startswith("arrow"):
-        pytest.importorskip("pyarrow", reason="Arrow files need pyarrow")
+    if kind.startswith(("arrow", "parquet", "lerobot")):
+        pytest.importorskip("pyarrow", reason="Arrow and Parquet files need pyarrow")
     path = fuzz_targets(tmp_path)[kind]
+    opened, mapping = fuzzed_dataset(kind, path)
+    files = int(os.environ.get("COWORLD_FUZZ", 60)) // (5 if kind.startswith("lerobot") else 1)
     good = path.read_bytes()
     rng = random.Random(kind)
     before = peak_memory()
     read, refused = 0, 0
-    for number in range(int(os.environ.get("COWORLD_FUZZ", 60))):
+    for number in range(files):
         path.write_bytes(good)
         path.write_bytes(mutated_npz(path, rng) if kind == "npz inside" else mutated(good, rng))
         start = time.monotonic()
         try:
-            loaders = [load for file in find_data_files(path) for _, load in file.episodes()]
+            loaders = [load for file in find_data_files(opened, mapping=mapping) for _, load in file.episodes()]
         except BadInput as error:
             assert "\n" not in str(error), f"mutation {number}"
             refused += 1

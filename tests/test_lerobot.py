@@ -1,6 +1,7 @@
 """LeRobot datasets that the lerobot package wrote (tests/data/lerobot): contents, row convention, damage, labels."""
 
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 import co_training
 import dataset
@@ -145,7 +147,7 @@ def test_a_run_learns_from_it_and_acts_in_its_units(tmp_path, request):
     sent = np.array(ArmEnv.sent)
     assert (sent.min(0) < [-30, 6, 0.3]).all() and (sent.max(0) > [30, 14, 0.7]).all()
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    assert saved["data"]["image_shape"] == (48, 64, 1) and saved["data"]["action_map"]["low"] == [-90, 0, 0]
+    assert saved["data"]["image_shape"] == (48, 64, 3) and saved["data"]["action_map"]["low"] == [-90, 0, 0]
     assert saved["data"]["action_names"] == ["shoulder", "elbow", "gripper"]
     assert describe(load_policy(tmp_path / "run"))["action"]["names"] == saved["data"]["action_names"]
     assert saved["progress"]["target_updates"] > 0
@@ -222,7 +224,7 @@ DAMAGE = {
     "labels": (
         "v30",
         lambda f: (f / "coworld_labels.json").write_text('{"success": [1, 3]}'),
-        "coworld_labels.json: episode 3 of 3",
+        "coworld_labels.json: no episode 3, there are 0 to 2",
     ),
     "none": (
         "v21",
@@ -297,3 +299,73 @@ def test_labels_give_rewards(copy, tmp_path, capsys):
             dataset.main(["label", str(folder), "--success", numbers])
     with pytest.raises(BadInput, match="label is for LeRobot datasets"):
         dataset.main(["label", str(tmp_path), "--success", "0"])
+
+
+DEPTH = {  # where lerobot says, or said, that a camera's frames are depth
+    "now": {"info": {"is_depth_map": True}},
+    "before": {"info": {"video.is_depth_map": True}},
+    "separate": {"info": {"is_depth_map": False}, "video_info": {"video.is_depth_map": True}},
+    "format": {"info": {"video.pix_fmt": "gray12le"}},
+}
+
+
+@pytest.mark.parametrize("place", DEPTH)
+def test_depth_maps_are_no_cameras(copy, tmp_path, place):
+    folder = copy("v30")
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    info["features"][WRIST] = {key: value for key, value in info["features"][WRIST].items() if "info" not in key}
+    info["features"][WRIST] |= DEPTH[place]
+    spoil_info(folder, features=info["features"])
+    assert open_dataset(folder, tmp_path, image_key="").image_shape == (64, 64, 3), "the other one is the only camera"
+    with pytest.raises(
+        BadInput, match=f"{WRIST} is a depth map, not an RGB camera; choose one with --image_key: {TOP}"
+    ):
+        open_dataset(folder, tmp_path, image_key=WRIST)
+    info["features"][TOP] |= DEPTH[place]
+    spoil_info(folder, features=info["features"])
+    with pytest.raises(BadInput, match=f"no RGB camera in meta/info.json, only depth maps: {TOP}, {WRIST}"):
+        open_dataset(folder, tmp_path, image_key="")
+
+
+def png(frame: np.ndarray) -> dict:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(np.uint8, 1), (np.uint16, 0)])
+def test_grey_pictures_and_depth_without_a_flag(copy, tmp_path, kind, channels):
+    """Pictures of one channel are a grey camera's; 16 bits are depth."""
+    folder = copy("v30_files")
+    for path in (folder / "data").rglob("*.parquet"):
+        table = pyarrow.parquet.read_table(path)
+        frames = [png(np.full((48, 64), 90 + 200 * (kind != np.uint8), kind)) for _ in range(len(table))]
+        column = table.schema.get_field_index(WRIST)
+        pyarrow.parquet.write_table(table.set_column(column, WRIST, pyarrow.array(frames)), path)
+    if channels:
+        assert open_dataset(folder, tmp_path, image_key=WRIST).image_shape == (48, 64, channels)
+    else:
+        with pytest.raises(BadInput, match=r"an image of more than 8 bits .*, a depth map and no RGB image"):
+            open_dataset(folder, tmp_path, image_key=WRIST)
+
+
+@pytest.mark.parametrize("name", ["v21", "v30"])
+def test_labels_take_the_numbers_of_the_data(copy, tmp_path, name, capsys):
+    """Episodes were deleted: 0, 7 and 12 remain."""
+    folder, numbers = copy(name), {0: 0, 1: 7, 2: 12}
+    if name == "v21":
+        path = folder / "meta/episodes.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("\n".join(json.dumps(row | {"episode_index": numbers[row["episode_index"]]}) for row in rows))
+        for file in sorted(folder.rglob("episode_*.*"), reverse=True):
+            number = numbers[int(file.stem[8:])]
+            file.rename(file.with_name(f"episode_{number:06d}{file.suffix}"))
+    for path in folder.rglob("*.parquet"):
+        table = pyarrow.parquet.read_table(path, partitioning=None)
+        if (index := table.schema.get_field_index("episode_index")) >= 0:
+            column = [numbers[number] for number in table["episode_index"].to_pylist()]
+            pyarrow.parquet.write_table(table.set_column(index, "episode_index", pyarrow.array(column)), path)
+    assert dataset.main(["label", str(folder), "--success", "7,12"]) == 0
+    assert open_dataset(folder, tmp_path).returns == [0, 1, 1]
+    with pytest.raises(BadInput, match=r"--success 1: .* has episodes 0, 7, 12; give numbers of these"):
+        dataset.main(["label", str(folder), "--success", "1"])

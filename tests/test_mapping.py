@@ -132,6 +132,41 @@ def test_grey_images_get_three_channels(tmp_path, shape):
     assert OfflineDataset(tmp_path / "out-v0", size=8).digest == data.digest
 
 
+def images_of(kind: str, rows: int = 5) -> np.ndarray:
+    """Pictures with colours, without, or stored as grey ones."""
+    grey = np.random.default_rng(0).integers(0, 256, (rows, 9, 7), dtype=np.uint8)
+    return {"colours": np.stack([grey, 255 - grey, grey], -1), "none": np.stack([grey] * 3, -1), "grey": grey}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "channels"),
+    [
+        (("colours", "none"), 3),
+        (("none", "none"), 3),
+        (("none", "colours"), 3),
+        (("grey", "grey"), 1),
+        (("grey", "none"), 3),
+        (("colours", "grey"), 3),
+    ],
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_channels_are_those_of_the_stored_arrays(tmp_path, kinds, channels, first, capsys):
+    """In one hdf5 file and in several npz files, channels last or first; the values do not matter."""
+    zeros = {"action": np.zeros((5, 2), np.float32), "reward": np.zeros(5, np.float32)}
+    images = [images_of(kind) for kind in kinds]
+    if first:
+        images = [image.transpose(0, 3, 1, 2) if image.ndim == 4 else image[:, None] for image in images]
+    folder = write(tmp_path / "data", [zeros | {"image": image} for image in images])
+    assert OfflineDataset(folder, size=8).image_shape == (9, 7, channels)
+    assert ("grey and RGB images" in capsys.readouterr().err) == ("grey" in kinds and channels == 3)
+    if len({image.shape[1:] for image in images}) == 1:
+        with h5py.File(tmp_path / "data.hdf5", "w") as file:
+            file["observation"] = np.concatenate(images)
+            file["action"], file["reward"] = np.zeros((10, 2), np.float32), np.zeros(10, np.float32)
+            file["step_type"] = np.array([0, 1, 1, 1, 2] * 2)
+        assert OfflineDataset(tmp_path / "data.hdf5", size=8).image_shape == (9, 7, channels)
+
+
 def test_actions_without_a_row_for_the_reset(tmp_path, capsys):
     episode = {"image": np.zeros((6, 8, 8, 3), np.uint8), "action": np.ones((5, 2)), "reward": np.zeros(5)}
     with pytest.raises(BadInput, match="row t needs the action that led to image t: begin with a row of zeros"):

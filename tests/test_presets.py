@@ -1,6 +1,7 @@
 """dataset.py describe: what dataset.json says of well-known datasets."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import dataset
-from replay import save_episode
+from replay import OfflineDataset, save_episode
 from replay.presets import PRESETS
 from tools import BadInput
 from wrappers import make_env
@@ -67,3 +68,50 @@ def test_a_lerobot_dataset_is_described_with_the_camera_that_is_named(tmp_path: 
     data = shutil.copytree(Path(__file__).parent / "data" / "lerobot" / "v30", tmp_path / "v30")
     found = describe(data, "--preset", "vd4rl", "--image_key", "observation.images.top")
     assert found["suite"] == "dmc"
+
+
+def test_actions_that_the_releases_collector_did_not_clip(tmp_path, capsys):
+    """Gaussian samples, recorded before the simulator clipped them."""
+    rng, episodes = np.random.default_rng(0), []
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        action = (1.1 * rng.standard_normal((20, 6))).astype(np.float32) * (number > 0)
+        action[0] = 0
+        image = rng.integers(0, 256, (20, 64, 64, 3), np.uint8)
+        episodes.append({"image": image, "action": action, "reward": np.zeros(20)})
+        np.savez(tmp_path / "data" / f"{number}.npz", **episodes[-1])
+    actions = np.concatenate([episode["action"][1:] for episode in episodes])
+    count, data = int((np.abs(actions) > 1.001).sum()), tmp_path / "data"
+    advice = "LOW,HIGH .here they are from .*; if the simulator clipped them: dataset.py describe DIR --clip_actions"
+    assert dataset.main(["check", str(data)]) == 1
+    assert re.search(r"outside \[-1, 1\]; give --action_range data, or " + advice, capsys.readouterr().out)
+    flags = ("--preset", "coworld_release", "--task", "walker_downhill")
+    found = describe(data, *flags)
+    printed = capsys.readouterr().out
+    assert f"{count} of {actions.size} action components" in printed and "in 2 of 3 episodes" in printed
+    assert f"from {actions.min():.4g} to {actions.max():.4g}" in printed
+    assert found["clip_actions"] is True and describe(data, *flags) == found, "the same one stays"
+    store = OfflineDataset(data, size=64)
+    assert store.episodes == 3 and not store.problems and store.action_map is None
+    assert np.array_equal(store.read(1)["action"], np.clip(episodes[1]["action"], -1, 1))
+    assert "actions are clipped to [-1, 1], as dataset.json says" in capsys.readouterr().err
+    assert dataset.main(["check", str(data)]) == 0
+    dataset.main(["convert", str(data), str(tmp_path / "out"), "--to", "npz"])
+    assert np.abs(OfflineDataset(tmp_path / "out", size=64).read(2)["action"]).max() == 1
+    (data / "dataset.json").unlink()
+    assert describe(data, "--clip_actions") == {"clip_actions": True}
+    assert OfflineDataset(data, size=64).digest == store.digest
+
+
+def test_what_needs_no_clipping(data, capsys):
+    assert "clip_actions" not in describe(data, "--preset", "coworld_release", "--task", "walker_downhill")
+    assert "all 18 action components are in [-1, 1]; none is clipped" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"--clip_actions has no effect on .*; remove it"):
+        dataset.main(["describe", str(data), "--clip_actions"])
+    with pytest.raises(BadInput, match=r"describe needs --preset .vd4rl, coworld_release. or --clip_actions"):
+        dataset.main(["describe", str(data)])
+    with np.load(next(data.glob("*.npz"))) as stored:
+        episode = dict(stored)
+    np.savez(next(data.glob("*.npz")), **episode | {"action": np.full((4, 6), 3.0)})
+    with pytest.raises(BadInput, match='is there already; add "clip_actions": true to it'):
+        dataset.main(["describe", str(data), "--clip_actions"])

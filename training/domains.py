@@ -12,6 +12,7 @@ import torch
 from agents.base import BaseAgent, Batch
 from config import Config, target_task
 from replay import DataMapping, OfflineDataset, OnlineReplay, Prefetcher, SequenceStore, first_image_shape
+from replay.episode import CLIP_ADVICE
 from tools import BadInput
 from training.collector import Collector
 from training.device import generator_state, restore_generator, to_device, to_tensors
@@ -131,14 +132,25 @@ def fit_image_size(config: Config, method: Method) -> Config:
     """
     if method.world_model or not method.dataset or not config.offline_traindir:
         return config
-    mapping = DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key)
-    shape = first_image_shape(config.offline_traindir, config.dataset_format, mapping)
+    shape = first_image_shape(config.offline_traindir, config.dataset_format, data_mapping(config))
     side = max(min(shape[:2]), SMALLEST_SIDE) if shape else config.size[0]
     if side >= config.size[0]:
         return config
     given = "x".join(map(str, config.size))
     print(f"note: images of {side}x{side} instead of {given}: the dataset has {shape[0]}x{shape[1]}", file=sys.stderr)
     return config.replace(size=[side, side])
+
+
+def data_mapping(config: Config) -> DataMapping:
+    """The names of the dataset's arrays, and the limits of reading them."""
+    return DataMapping(
+        config.image_key,
+        config.action_key,
+        config.reward_key,
+        config.done_key,
+        read_memory=config.read_memory,
+        read_seconds=config.read_seconds,
+    )
 
 
 def open_dataset(config: Config, method: Method) -> OfflineDataset:
@@ -152,7 +164,7 @@ def open_dataset(config: Config, method: Method) -> OfflineDataset:
         **needed,
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
-        mapping=DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key),
+        mapping=data_mapping(config),
         action_range=config.action_range,
     )
 
@@ -268,9 +280,11 @@ def check_action_units(dataset: OfflineDataset, evaluator: Evaluator, config: Co
     pairs = np.stack([low, high], 1)
     own = ",".join(f"{number:g}" for number in (pairs[0] if (pairs == pairs[0]).all() else pairs.ravel()))
     given = f"--action_range {config.action_range}" if config.action_range else "dataset.json's action_map"
+    clipped = f"; {CLIP_ADVICE}" if own == "-1,1" else ""
     raise BadInput(
         f"--offline_traindir {config.offline_traindir}: {given} is not the range of {evaluator.tasks['target'][0]}'s "
         f"own actions, so that its simulator would act differently: give --action_range {own}, or another target"
+        f"{clipped}"
     )
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from replay.mapping import PLAIN, DataMapping
+from replay.slices import SlicedArray
 
-Episode = dict[str, np.ndarray]  # each array (N, ...), see `replay.episode`
+Episode = dict[str, np.ndarray | SlicedArray]  # each array (N, ...), see `replay.episode`
 Load = Callable[[], Episode]
 LabelledLoaders = list[tuple[str, Load]]
 
@@ -29,7 +30,8 @@ class Format:
         title: how error messages name its files, such as "*.npz".
         list_episodes: called with a path and ``raw``; returns a label and a loader for each episode of the file. It
             reads nothing large. A loader validates the episode. It returns all arrays of the file in the row
-            convention if ``raw``, else the result of `validate_episode`. Both raise BadInput on a damaged file.
+            convention if ``raw``, else the result of `validate_episode`. Large ones may be `SlicedArray`. Both raise
+            BadInput on a damaged file.
         mapped: ``list_episodes`` takes a `DataMapping` as a third argument, so that ``--image_key`` and
             ``--action_range`` work.
         suffixes: endings of its files' names.
@@ -41,9 +43,10 @@ class Format:
         facts: lines for `dataset.py info`, by their names, from a dataset's folder.
         action_names: what the components of the actions are, from a dataset's folder and the name of its actions ("":
             the format's own); [] where the files do not say it.
-        seconds: time limit of the separate process for one episode, or for the list of a file's episodes;
-            None: `replay.reader_process.SECONDS`.
-        expansion: how many times its files' size an episode may take in the memory of the separate process.
+        seconds: least time limit of the separate process for one slice of an episode, or for the list of a file's
+            episodes; None: that of ``--read_seconds``.
+        notes: lines on how files are read that differ from the format's own, from their paths and the mapping.
+        shared_episodes: an episode can go on in another file, which then may have none of its own.
         write: called with an empty folder, pairs of label and raw episode, and the dataset's name; returns the number
             of episodes written. None: `dataset.py convert` cannot write this format.
         usage: one line printed after writing, with the fields {folder} (the parent folder) and {name}.
@@ -61,7 +64,8 @@ class Format:
     facts: Callable[[Path], dict[str, str]] = lambda directory: {}
     action_names: Callable[[Path, str], list[str]] = lambda directory, key: []
     seconds: int | None = None
-    expansion: int = 100
+    notes: Callable[[list[Path], DataMapping], list[str]] = lambda paths, mapping: []
+    shared_episodes: bool = False
     write: Callable[[Path, Iterator[tuple[str, Episode]], str], int] | None = None
     usage: str = ""
 

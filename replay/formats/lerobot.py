@@ -18,6 +18,7 @@ from replay.lerobot_meta import (
     LABELS,
     EpisodePlace,
     cameras,
+    is_depth,
     metadata_files,
     read_info,
     read_labels,
@@ -25,7 +26,7 @@ from replay.lerobot_meta import (
 )
 from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, discount_of
 from replay.safe_read import safe_read
-from replay.tables import column_array, read_parquet, require_pyarrow
+from replay.tables import column_array, read_parquet, require_pyarrow, require_values
 from replay.video import Frames, read_images, read_video
 from tools import BadInput
 
@@ -116,9 +117,13 @@ def _names(info: dict, mapping: DataMapping, labelled: bool, root: Path) -> dict
     if (camera := mapping.image_key) and camera not in features:
         raise BadInput(f"{root}: no camera {camera!r} (--image_key); there are: {by_likeness(camera, found)}")
     names = mapping.names(defaults, features, root)
+    if not found:
+        depths = [name for name, feature in features.items() if is_depth(feature)]
+        raise BadInput(f"{root}: no RGB camera in {INFO}{', only depth maps: ' * bool(depths)}{', '.join(depths)}")
     if names["image"] not in found:
-        listed = by_likeness(names["image"], found)
-        what = f"{names['image']} has no images" if names["image"] else f"{len(found)} cameras"
+        listed, name = by_likeness(names["image"], found), names["image"]
+        what = f"{name} has no images" if name else f"{len(found)} cameras"
+        what = f"{name} is a depth map, not an RGB camera" if name and is_depth(features[name]) else what
         raise BadInput(f"{root}: {what}; choose one with --image_key: {listed}")
     numbers = _numbers(info)
     if names["reward"] == REWARD and REWARD not in numbers:
@@ -186,13 +191,14 @@ def _load(
             raise ValueError(f"{len(rows)} of the {place.frames} rows of episode {place.number} are in it")
         if not np.array_equal(column_array(rows["frame_index"]).ravel(), np.arange(place.frames)):
             raise ValueError(f"frame_index of episode {place.number} is not 0 to {place.frames - 1}")
-        frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size)
+        frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size, place.data)
         columns = {role: as_numbers(column_array(rows[name])) for role, name in used.items()}
+        require_values(columns, used, where)
         extras = {name: column_array(rows[name]) for name in states or ()}
     if frames is None:
         video, start = place.videos[image]
         with safe_read(f"{video} episode {place.number}", "video"):
-            frames = read_video(video, start, fps, place.frames, mapping.image_size)
+            frames = read_video(video, start, fps, place.frames, mapping.image_size, f"{video} episode {place.number}")
     if success is not None:
         columns["reward"] = np.zeros(place.frames, np.float32)
         columns["reward"][-1] = success
@@ -202,9 +208,12 @@ def _load(
     return standard | ({"image_shape": np.array(frames.shape)} if states is None else extras)
 
 
-def _encoded_images(column, size: int | None) -> Frames:
-    """The frames of a column of {bytes, path}."""
-    return read_images([row["bytes"] for row in column.to_pylist()], size)
+def _encoded_images(column, size: int | None, where: Path) -> Frames:
+    """The frames of a column of {bytes, path}, or of bytes."""
+    encoded = [row["bytes"] if isinstance(row, dict) else row for row in column.to_pylist()]
+    if None in encoded:
+        raise ValueError(f"frame {encoded.index(None)} has no bytes; images must be in the file")
+    return read_images(encoded, size, where)
 
 
 def _to_rows(columns: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
@@ -232,7 +241,5 @@ FORMAT = Format(
     related=related,
     facts=facts,
     action_names=action_names,
-    # Videos take any small share of their frames' bytes, and long episodes minutes.
-    expansion=1 << 30,
-    seconds=300,
+    seconds=300,  # for the frames before an episode that begins late in its video
 )

@@ -5,11 +5,13 @@ convention of `replay.episode` it belongs to the next row, so actions and reward
 that of Minari 0.5.4. Images of at least 32 pixels are JPEGs unless the metadata says otherwise.
 """
 
+import contextlib
 import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +21,12 @@ from PIL import Image
 
 from replay.episode import as_raw, validate_episode
 from replay.formats import Format, LabelledLoaders
-from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness
+from replay.hdf5 import open_hdf5, read_hdf5_array, sliced_hdf5
+from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, is_picture, require_one_camera
 from replay.minari_writer import KEPT, MAIN_FILE, write
-from replay.safe_read import MAX_EPISODE_BYTES, check_expansion, read_hdf5_array, require_arrays, safe_read
-from replay.tables import column_array, read_parquet, require_pyarrow
+from replay.safe_read import require_arrays, safe_read
+from replay.slices import ENCODED_ROWS, SLICE_BYTES, SlicedArray, rows_at_once, shrunk, stacked
+from replay.tables import column_array, read_batches, require_pyarrow, require_values, table_columns
 from tools import BadInput
 
 # How many levels below the given folder Minari's `namespace/name-v0/data/0/part-0.arrow` (or .parquet) is searched for.
@@ -45,10 +49,10 @@ def find_below(directory: Path) -> list[Path]:
     """The files of the one Minari dataset at or below a folder: its id, its version or its data folder.
 
     Raises:
-        BadInput: there are several datasets.
+        BadInput: there are several datasets, or a folder cannot be looked into.
     """
     found: dict[Path, list[Path]] = {}
-    for parent, folders, names in os.walk(directory):
+    for parent, folders, names in os.walk(directory, onerror=_raise_unlisted):
         depth = len(Path(parent).relative_to(directory).parts)
         folders[:] = [] if depth >= DEPTH else sorted(name for name in folders if name[0] != ".")
         for name in names:
@@ -60,6 +64,10 @@ def find_below(directory: Path) -> list[Path]:
         listed = ", ".join(str(root.relative_to(directory)) for root in sorted(found)[:4])
         raise BadInput(f"{directory}: {len(found)} Minari datasets below it ({listed}, ...); give one of them")
     return sorted((path for paths in found.values() for path in paths), key=_episode_order)
+
+
+def _raise_unlisted(error: OSError) -> None:
+    raise BadInput(f"{error.filename}: cannot be listed: {error.strerror}; check its permissions") from error
 
 
 def _episode_order(path: Path) -> tuple[int, str]:
@@ -80,7 +88,7 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     """
     if path.suffix in TABLES:
         return [(f"episode_{path.parent.name}", partial(_load_table, path, raw, mapping))]
-    with safe_read(path, "HDF5"), h5py.File(path, "r") as file:
+    with safe_read(path, "HDF5"), open_hdf5(path) as file:
         numbers = sorted(int(name[8:]) for name in file if re.fullmatch(r"episode_\d+", name))
         labels = [str(file[f"episode_{number}"].attrs.get("file", f"episode_{number}")) for number in numbers]
     if not numbers:
@@ -91,16 +99,25 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
 
 
 def _load_hdf5(path: Path, number: int, raw: bool, mapping: DataMapping) -> dict:
-    where = f"{path} episode_{number}"
-    with safe_read(where, "HDF5"), h5py.File(path, "r") as file:
+    where, limit = f"{path} episode_{number}", mapping.read_memory
+    with safe_read(where, "HDF5"), open_hdf5(path) as file:
         group = file[f"episode_{number}"]
         require_arrays(("observations",), group, where)
-        observations = _leaves(group["observations"])
-        kept = _leaves(group[f"infos/{KEPT}"]) if f"infos/{KEPT}" in group else {}
+        leaves = _leaves(group["observations"])
+        short = _short_names(leaves)
+        observations = {
+            short[place]: sliced_hdf5(path, leaf, where, limit) if leaf.shape else np.asarray(leaf[()])
+            for place, leaf in leaves.items()
+        }
+        leaves = _leaves(group[f"infos/{KEPT}"]) if f"infos/{KEPT}" in group else {}
+        kept = {
+            place: read_hdf5_array(leaf, limit=limit) if leaf.shape else np.asarray(leaf[()])
+            for place, leaf in leaves.items()
+        }
         arrays = _step_datasets(group)
         names = _names(mapping, observations, arrays, where)
-        steps = {role: _read_steps(arrays[names[role]]) for role in STEPS}
-        episode = _to_rows(observations, steps, kept, names["image"], where)
+        steps = {role: _read_steps(arrays[names[role]], limit) for role in STEPS}
+        episode = _to_rows(observations, steps, kept, names["image"], where, raw)
     return _validated(episode, raw, where, mapping)
 
 
@@ -116,9 +133,9 @@ def _step_datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
     return found
 
 
-def _read_steps(dataset: h5py.Dataset) -> np.ndarray:
+def _read_steps(dataset: h5py.Dataset, limit: float) -> np.ndarray:
     """An array with a row for each step. Infos begin with those of the reset, which are left out."""
-    return read_hdf5_array(dataset, slice(1 if "/infos/" in dataset.name else 0, None))
+    return read_hdf5_array(dataset, slice(1 if "/infos/" in dataset.name else 0, None), limit)
 
 
 def _names(mapping: DataMapping, observations: dict, steps: dict, where: object) -> dict[str, str]:
@@ -132,19 +149,21 @@ def _names(mapping: DataMapping, observations: dict, steps: dict, where: object)
     return names
 
 
-def _leaves(node: h5py.Dataset | h5py.Group) -> dict[str, np.ndarray]:
-    """The arrays below a node, by the last part of their names. A node that is an array is named ``image``."""
+def _leaves(node: h5py.Dataset | h5py.Group, parent: str = "") -> dict[str, h5py.Dataset]:
+    """The arrays below a node, by their paths from there. A node that is an array is named ``image``."""
     if isinstance(node, h5py.Dataset):
-        return {"image": read_hdf5_array(node)}
-    leaves: dict[str, np.ndarray] = {}
+        return {parent.rstrip("/") or "image": node}
+    leaves: dict[str, h5py.Dataset] = {}
     for name, child in node.items():
-        if isinstance(child, h5py.Group):
-            leaves |= _leaves(child)
-        elif child.shape == ():
-            leaves[name] = np.asarray(child[()])
-        else:
-            leaves[name] = read_hdf5_array(child)
+        leaves |= _leaves(child, f"{parent}{name}/")
     return leaves
+
+
+def _short_names(paths: Iterable[str]) -> dict[str, str]:
+    """The last part of each path, by the path; the whole path of those whose last parts are equal."""
+    last_parts = {path: path.split("/")[-1] for path in paths}
+    counts = Counter(last_parts.values())
+    return {path: last if counts[last] == 1 else path for path, last in last_parts.items()}
 
 
 def _load_table(path: Path, raw: bool, mapping: DataMapping) -> dict:
@@ -156,25 +175,36 @@ def _load_table(path: Path, raw: bool, mapping: DataMapping) -> dict:
         raise BadInput(f"{path.parent}: an episode in several {kind} files; write it as one")
     with safe_read(path, kind):
         space = _observation_space(path.parent.parent / "metadata.json")
-        batches = read_parquet(path).to_batches() if kind == "Parquet" else _arrow_batches(path)
-        for batch in batches:
-            batch.validate(full=True)
-        table = pyarrow.Table.from_batches(batches).combine_chunks()
-        columns = {name: table[name].chunk(0) for name in table.column_names}
-        require_arrays(("observations",), columns, path)
-        observations = _arrow_observations(columns.pop("observations"), space)
+        found = table_columns(path)
+        require_arrays(("observations",), found, path)
+        table = pyarrow.Table.from_batches(read_batches(path, [name for name in found if name != "observations"]))
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        observations = _table_observations(path, space, len(table), kind)
         arrays = _step_columns(columns)
         names = _names(mapping, observations, arrays, path)
         steps = {role: arrays[names[role]] for role in STEPS}
-        episode = _to_rows(observations, steps, {}, names["image"], path)
+        require_values(steps, names, path)
+        episode = _to_rows(observations, steps, {}, names["image"], path, raw)
     return _validated(episode, raw, path, mapping)
 
 
-def _arrow_batches(path: Path) -> list:
-    import pyarrow
+def _table_observations(path: Path, space: dict, rows: int, kind: str) -> dict[str, SlicedArray]:
+    """The observations of a table, which are read in slices. Their types and shapes are those of the first row."""
+    first = next(read_batches(path, ["observations"], 1))["observations"].slice(0, 1)
+    arrays = _arrow_observations(first, space)
+    names = _short_names(arrays)
+    at_once = min(map(rows_at_once, (array.nbytes for array in arrays.values())), default=1)
+    found: dict[str, SlicedArray] = {}
+    for place, array in arrays.items():
+        at_once = ENCODED_ROWS if array.dtype == object else at_once
+        read = partial(_observation_rows, path, space, place, at_once)
+        found[names[place]] = SlicedArray((rows, *array.shape[1:]), array.dtype, read, path, kind)
+    return found
 
-    with pyarrow.OSFile(str(path)) as file, pyarrow.ipc.open_file(file) as reader:
-        return [reader.get_batch(index) for index in range(reader.num_record_batches)]
+
+def _observation_rows(path: Path, space: dict, place: str, at_once: int) -> Iterator[np.ndarray]:
+    for batch in read_batches(path, ["observations"], at_once):
+        yield _arrow_observations(batch["observations"], space)[place]
 
 
 def _step_columns(columns: dict) -> dict[str, np.ndarray]:
@@ -189,7 +219,9 @@ def _step_columns(columns: dict) -> dict[str, np.ndarray]:
         if pyarrow.types.is_struct(column.type):
             rows = slice(1, None) if name == "infos" else slice(None, -1)
             fields = {field.name: column.field(index) for index, field in enumerate(column.type)}
-            found |= {key: column_array(field)[rows] for key, field in fields.items() if key not in STEPS.values()}
+            for key in fields.keys() - STEPS.values():
+                with contextlib.suppress(ValueError, NotImplementedError):  # lists of different lengths, and so on
+                    found[key] = column_array(fields[key])[rows]
         else:
             found[name] = column_array(column)[:-1]
     return found
@@ -202,25 +234,27 @@ def _observation_space(path: Path) -> dict:
         raise BadInput(f"{path}: no observation space, which Arrow data needs; copy it again") from error
 
 
-def _arrow_observations(column, space: dict) -> dict[str, np.ndarray]:
+def _arrow_observations(column, space: dict, parent: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a column by their paths in the observation space; that of a space that is a box is ``image``."""
     if space["type"] == "Box":
         array = column_array(column)
-        return {"image": array if array.dtype == object else array.reshape(len(array), *space["shape"])}
+        array = array if array.dtype == object else array.reshape(len(array), *space["shape"])
+        return {parent.rstrip("/") or "image": array}
     found: dict[str, np.ndarray] = {}
     for name, subspace in space["subspaces"].items():
-        if subspace["type"] == "Box":
-            found[name] = _arrow_observations(column.field(name), subspace)["image"]
-        elif subspace["type"] == "Dict":
-            found |= _arrow_observations(column.field(name), subspace)
+        if subspace["type"] in ("Box", "Dict"):
+            found |= _arrow_observations(column.field(name), subspace, f"{parent}{name}/")
     return found
 
 
-def _to_rows(observations: dict, steps: dict, kept: dict, image_key: str, where: object) -> dict[str, np.ndarray]:
-    """An episode in the row convention, from Minari's arrays; ``steps`` by their roles."""
+def _to_rows(
+    observations: dict[str, np.ndarray | SlicedArray], steps: dict, kept: dict, image_key: str, where: object, raw: bool
+) -> dict[str, np.ndarray | SlicedArray]:
+    """An episode in the row convention, from Minari's arrays; ``steps`` by their roles, other observations if raw."""
     name = _image_name(observations, image_key, where)
     image = observations.pop(name)
     if _contains_jpegs(image):
-        image = _decode_jpegs(image)
+        image = _decoded(image)
     actions, rewards, terminations = (as_numbers(steps[role]) for role in STEPS)
     if not len(image) - 1 == len(actions) == len(rewards) == len(terminations):
         lengths = f"observations {len(image)}, actions {len(actions)}, rewards {len(rewards)}"
@@ -236,44 +270,44 @@ def _to_rows(observations: dict, steps: dict, kept: dict, image_key: str, where:
     }
     if kept.pop("no_discount", False):
         del episode["discount"]
-    extras = {key: array for key, array in observations.items() if key not in episode}
-    return episode | extras | kept
+    others = {key: array for key, array in observations.items() if raw and key not in episode}
+    return episode | {key: np.asarray(a) if a.nbytes <= SLICE_BYTES else a for key, a in others.items()} | kept
 
 
-def _image_name(observations: dict, image_key: str, where: object) -> str:
-    images = [name for name, array in observations.items() if _contains_images(array)]
-    if image_key and image_key not in images:
+def _image_name(observations: dict[str, np.ndarray | SlicedArray], image_key: str, where: object) -> str:
+    images = {name: array for name, array in observations.items() if _contains_images(array)}
+    if image_key in images:
+        return image_key
+    if image_key:
         listed = by_likeness(image_key, images)
         raise BadInput(f"{where}: {image_key!r} (--image_key) has no images (uint8); those that have: {listed}")
-    for name in (*filter(None, [image_key]), *IMAGE_NAMES, *images[:1]):
-        if name in images:
-            return name
-    listed = ", ".join(f"{name} {array.dtype}{array.shape}" for name, array in observations.items())
-    raise BadInput(f"{where}: no images (uint8) among the observations ({listed}); this data is not from pixels")
+    if not images:
+        listed = ", ".join(f"{name} {array.dtype}{array.shape}" for name, array in observations.items())
+        raise BadInput(f"{where}: no images (uint8) among the observations ({listed}); this data is not from pixels")
+    usual = next((name for name in IMAGE_NAMES if name in images), "")
+    if len(images) > 1:
+        shapes = {name: (_decoded(a) if _contains_jpegs(a) else a).shape for name, a in images.items()}
+        require_one_camera(usual, shapes, where)
+    return usual or next(iter(images))
 
 
-def _contains_images(array: np.ndarray) -> bool:
-    pictures = array.dtype == np.uint8 and (array.ndim == 4 or (array.ndim == 3 and min(array.shape[1:]) > 3))
-    return pictures or _contains_jpegs(array)
+def _contains_images(array: np.ndarray | SlicedArray) -> bool:
+    return is_picture(array.shape, array.dtype) or _contains_jpegs(array)
 
 
-def _contains_jpegs(array: np.ndarray) -> bool:
-    if array.dtype == np.uint8:
-        return array.ndim == 2 and array.shape[1] > 3 and bytes(array[0, :2]) == JPEG
-    return array.dtype == object and array.ndim == 1 and len(array) > 0 and bytes(array[0][:2]) == JPEG
+def _contains_jpegs(array: np.ndarray | SlicedArray) -> bool:
+    encoded = (array.dtype == np.uint8 and array.ndim == 2) or (array.dtype == object and array.ndim == 1)
+    return encoded and len(array) > 0 and bytes(array.first()[0][:2]) == JPEG
 
 
-def _decode_jpegs(frames: Sequence) -> np.ndarray:
-    """Decode JPEGs of equal size to (N, H, W, 3) uint8. Raises ValueError for a damaged one."""
-    first = _decode_jpeg(bytes(frames[0]))
-    check_expansion("image", first.nbytes * len(frames), MAX_EPISODE_BYTES)
-    image = np.empty((len(frames), *first.shape), np.uint8)
-    for index, frame in enumerate(frames):
-        decoded = _decode_jpeg(bytes(frame))
-        if decoded.shape != first.shape:
-            raise ValueError(f"frame {index} is {decoded.shape}, the first {first.shape}")
-        image[index] = decoded
-    return image
+def _decoded(frames: SlicedArray) -> SlicedArray:
+    """The images (N, H, W, 3), or (N, H, W) if they are grey, of JPEGs of equal size."""
+    first = _decode_jpeg(bytes(frames.first()[0]))
+
+    def read() -> Iterator[np.ndarray]:
+        return stacked(_decode_jpeg(bytes(frame)) for piece in frames for frame in piece)
+
+    return SlicedArray((len(frames), *first.shape), np.uint8, read, frames.where, frames.kind)
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
@@ -282,12 +316,12 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         if max(image.size) > MAX_SIDE:
             raise ValueError(f"a JPEG of {image.size[0]}x{image.size[1]} pixels")
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))  # grey ones stay grey
 
 
 def _validated(episode: dict, raw: bool, where: object, mapping: DataMapping) -> dict:
     standard = validate_episode(episode, where, mapping.any_actions)
-    return as_raw(episode, standard) if raw else standard
+    return as_raw(episode, standard) if raw else shrunk(standard, mapping.image_size)
 
 
 FORMAT = Format(

@@ -8,8 +8,10 @@ import numpy as np
 
 from replay.episode import validate_episode
 from replay.formats import Format, LabelledLoaders, minari
-from replay.mapping import PLAIN, DataMapping, renamed
-from replay.safe_read import read_hdf5_array, require_arrays, safe_read
+from replay.hdf5 import open_hdf5, read_hdf5_array, sliced_hdf5
+from replay.mapping import PLAIN, DataMapping, is_picture, renamed, require_one_camera
+from replay.safe_read import require_arrays, safe_read
+from replay.slices import shrunk
 from tools import BadInput
 
 FIRST, LAST = 0, 2
@@ -26,14 +28,19 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     Raises:
         BadInput: the file is damaged, an array is missing, or lengths differ.
     """
-    with safe_read(path, "HDF5"), h5py.File(path, "r") as file:
+    with safe_read(path, "HDF5"), open_hdf5(path) as file:
         if "step_type" not in file:
             return minari.list_episodes(path, raw, mapping)
         names = mapping.names(NAMES, file, path)
         needed = [name for name in (*names.values(), "step_type") if name]
         require_arrays(needed, file, path)
-        step_type = read_hdf5_array(file["step_type"])
+        step_type = read_hdf5_array(file["step_type"], limit=mapping.read_memory)
         lengths = {key: len(file[key]) for key in needed}
+        if "image" not in mapping.keys:
+            arrays = {name: node for name in file if isinstance(node := file.get(name), h5py.Dataset)}
+            pictures = {name: array.shape for name, array in arrays.items() if is_picture(array.shape, array.dtype)}
+            rows = {name: shape for name, shape in pictures.items() if shape[0] == len(step_type)}
+            require_one_camera(names["image"], rows, path)
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise BadInput(f"{path}: arrays differ in length ({listed}); copy the file again or remove it")
@@ -49,14 +56,16 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
 
 def _load(path: Path, number: int, rows: slice, names: dict[str, str], raw: bool, mapping: DataMapping) -> dict:
     where = f"{path} episode {number}"
-    with safe_read(where, "HDF5"), h5py.File(path, "r") as file:
-        wanted = {*filter(None, names.values()), "discount"}
-        arrays = {key: read_hdf5_array(file[key], rows) for key in wanted if key in file}
+    limit = mapping.read_memory
+    with safe_read(where, "HDF5"), open_hdf5(path) as file:
+        wanted = {*filter(None, names.values()), "discount"} - {names["image"]}
+        arrays = {key: read_hdf5_array(file[key], rows, limit) for key in wanted if key in file}
+        arrays[names["image"]] = sliced_hdf5(path, file[names["image"]], where, limit, rows)
         if (read_hdf5_array(file["step_type"], rows)[:-1] == LAST).any():
             raise BadInput(f"{where}: steps follow the last one (step_type 2) without a first one; remove it")
     episode = renamed(arrays, names, where)
     standard = validate_episode(episode, where, mapping.any_actions)
-    return episode | {"image": standard["image"]} if raw else standard
+    return episode | {"image": standard["image"]} if raw else shrunk(standard, mapping.image_size)
 
 
 FORMAT = Format(name="hdf5", title="*.hdf5", list_episodes=list_episodes, mapped=True, suffixes=(".hdf5", ".h5"))

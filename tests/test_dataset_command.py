@@ -228,7 +228,7 @@ def test_the_digest_of_a_dataset_is_that_of_its_contents(tmp_path, capsys):
     assert OfflineDataset(tmp_path / "a", size=16).digest == digest
     assert not list(path.parent.glob(".*.tmp"))
     assert path.read_text().count('"digest"') == 2
-    assert "index format 3, not 4; preparing the data again" in capsys.readouterr().err
+    assert "index format 3, not 5; preparing the data again" in capsys.readouterr().err
     found = {digest}
     for key in ("image", "action", "reward", "discount", "order"):
         changed = [{name: array.copy() for name, array in episode.items()} for episode in episodes]

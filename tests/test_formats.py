@@ -20,7 +20,7 @@ from tools import BadInput
 from wrappers import make_env
 
 MINARI = Path(__file__).resolve().parent / "data" / "minari"  # written by Minari 0.5.4 itself
-LEROBOT_PARTS = {"rows": "data/**/*.parquet", "video": "videos/*top/**/*.mp4", "list": "meta/**/*.parquet"}
+LEROBOT_PARTS = {"rows": "data/**/*.parquet", "video": "videos/*top/**/*.mp4", "list": "meta/episodes/**/*.parquet"}
 LEROBOT = MINARI.with_name("lerobot") / "v30"  # written by lerobot
 
 ROWS = (6, 9)

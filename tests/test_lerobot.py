@@ -200,7 +200,7 @@ DAMAGE = {
         "not a readable LeRobot",
     ),
     "lines": ("v21", lambda f: (f / "meta/episodes.jsonl").write_text("{"), "not a readable LeRobot file"),
-    "no list": ("v21", lambda f: (f / "meta/episodes.jsonl").unlink(), "not a readable LeRobot file"),
+    "no list": ("v21", lambda f: (f / "meta/episodes.jsonl").unlink(), "episodes.jsonl: the file.* is gone"),
     "info": (
         "v30",
         lambda f: (f / "meta/info.json").write_text("{"),

@@ -117,7 +117,7 @@ def test_copies_of_other_mappings_are_kept_apart(foreign):
     first = OfflineDataset(foreign, size=16, mapping=KEYS, action_range="data")
     second = OfflineDataset(foreign, size=16, mapping=DataMapping("side", "act", "rew"), action_range="-9,9")
     again = OfflineDataset(foreign, size=16, mapping=KEYS, action_range="-9,9")
-    assert first.digest == again.digest != second.digest and second.image_shape == (8, 8, 1)
+    assert first.digest == again.digest != second.digest and second.image_shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("shape", [(5, 9, 7), (5, 9, 7, 1), (5, 1, 9, 7)])

@@ -335,3 +335,12 @@ def test_cameras_of_one_name_in_two_groups(tmp_path: Path):
         OfflineDataset(tmp_path, size=8)
     data = OfflineDataset(tmp_path, size=8, mapping=DataMapping(image_key="b/rgb"))
     assert (data.read(0)["image"] == 5).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--read_memory", "0", "0.25 or more"), ("--read_memory", "nan", "0.25 or more"), ("--read_seconds", "x", "1 or")],
+)
+def test_wrong_limits_are_one_line(tmp_path: Path, option: str, value: str, message: str):
+    with pytest.raises(BadInput, match=f"{option}.*{value}: give {message}"):
+        dataset.main(["check", str(tmp_path), option, value])

@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.run_settings import read_data_figures, read_settings
 from tools import BadInput
+from training.data_limits import DataLimits
 from training.logger import read_scores, read_status
 from training.methods import METHODS, Method, PhaseKind
 from training.summary import offline_figures
@@ -47,6 +48,7 @@ class RunResult:
         random: the score of the random policy.
         scores: the scores of the agent, in order.
         data_figures: (episodes, steps, sum of returns) of its dataset, None if config.yaml does not have them.
+        limits: what its dataset ever returned, None if config.yaml does not say it.
         label: the table row of the run (see `rows.set_labels`).
         averaged: how many of the last evaluations its score is the mean of.
     """
@@ -58,6 +60,7 @@ class RunResult:
     random: Score | None
     scores: list[Score]
     data_figures: tuple[float, ...] | None = None
+    limits: DataLimits | None = None
     label: str = ""
     averaged: int = 1
 
@@ -181,7 +184,8 @@ def read_run(folder: Path) -> RunResult | None:
     check_simulator(folder, target, [score for _, score in evaluations])
     random = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE_RANDOM]
     scores = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE]
-    return RunResult(folder, values, sources, target, random[0] if random else None, scores, read_data_figures(folder))
+    figures, limits = read_data_figures(folder), DataLimits.find((folder / "config.yaml").read_text())
+    return RunResult(folder, values, sources, target, random[0] if random else None, scores, figures, limits)
 
 
 def check_simulator(folder: Path, target: Task, scores: list[Score]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replay import reader_process
+from replay.action_rows import resolve_action_at
 from replay.episode import image_shape
 from replay.formats import FORMATS, Format, LabelledLoaders
 from replay.mapping import PLAIN, DataMapping
@@ -63,8 +64,8 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
         mapping: which arrays of the files are used.
 
     Raises:
-        BadInput: no such directory, nothing readable in it, files of two formats, an unknown format, or a mapping for
-            a format that takes none.
+        BadInput: no such directory, nothing readable in it, files of two formats, an unknown format, a mapping for a
+            format that takes none, or see `resolve_action_at`.
     """
     if format != "auto" and format not in FORMATS:
         raise BadInput(f"dataset format {format!r} is unknown; {nearest(format, ('auto', *FORMATS))}")
@@ -82,6 +83,7 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
     if not found:
         raise BadInput(f"{directory}: no episodes in it{_hint(directory, format)}")
     files = next(iter(found.values()))
+    mapping = resolve_action_at(mapping, files[0].format, directory, files[0].path)
     if mapping.changes_episodes and not files[0].format.mapped:
         given = [f"--{role}_key" for role in mapping.keys] or ["--action_range"]
         raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")

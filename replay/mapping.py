@@ -12,6 +12,7 @@ from tools import BadInput
 
 ROLES = ("image", "action", "reward", "done")
 OPTIONS = tuple(f"{role}_key" for role in ROLES)
+PLACES = ("current", "next")  # the values of ``action_at`` but "auto"
 
 # Values up to this share of the range outside it are rounding, see `replay.episode.ACTION_ROUNDING`.
 ROUNDING = 5e-4
@@ -28,6 +29,8 @@ class DataMapping:
         done_key: an array that is true where the task terminated (discount 0); "": the format's own.
         any_actions: accept actions outside [-1, 1]; an `ActionMap` rescales them later.
         image_size: formats that decode videos return images of this size, so that they do not fill the memory.
+        action_at: "current": row t has the action taken at image t, and what came of it; "next": row t has the action
+            that led to image t, as `replay.episode` wants it; "auto": not given, which is next.
     """
 
     image_key: str = ""
@@ -36,6 +39,7 @@ class DataMapping:
     done_key: str = ""
     any_actions: bool = False
     image_size: int | None = None
+    action_at: str = "auto"
 
     @property
     def keys(self) -> dict[str, str]:
@@ -45,7 +49,7 @@ class DataMapping:
     @property
     def changes_episodes(self) -> bool:
         """Whether episodes differ from those that the format's own names give."""
-        return bool(self.keys) or self.any_actions
+        return bool(self.keys) or self.any_actions or self.action_at == "current"
 
     def names(self, defaults: Mapping[str, str], available: Iterable[str], where: object) -> dict[str, str]:
         """The name of the array of each role in ``defaults``, which has the format's own names.
@@ -59,11 +63,18 @@ class DataMapping:
                 raise BadInput(f"{where}: no array {key!r} (--{role}_key); there are: {by_likeness(key, available)}")
         return {role: self.keys.get(role) or name for role, name in defaults.items()}
 
+    def in_rows(self, episode: dict[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
+        """An episode as in its file, with the rows of its arrays as `replay.episode` wants them; see ``action_at``."""
+        if self.action_at != "current" or np.ndim(episode.get("image")) == 0:  # the validation says what is missing
+            return episode
+        return moved_down(episode, len(episode["image"]), where)
+
     def digest(self) -> str:
         """A short name for what this mapping changes; "" for nothing."""
         if not self.changes_episodes:
             return ""
-        text = repr((sorted(self.keys.items()), self.any_actions))
+        shift = ("current",) * (self.action_at == "current")
+        text = repr((sorted(self.keys.items()), self.any_actions, *shift))
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -114,6 +125,36 @@ def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], where: o
         episode["discount"] = discount_of(arrays[names["done"]], where)
     taken = {*names.values(), *episode}
     return episode | {name: array for name, array in arrays.items() if name not in taken}
+
+
+def moved_down(arrays: Mapping[str, np.ndarray], images: int, where: object) -> dict[str, np.ndarray]:
+    """Arrays whose row t has the action taken AT image t and what came of it, each moved to row t + 1.
+
+    Row 0 becomes the reset. Where an array has a row for the last image too, the action in it led to no image and is
+    left out. Its reward, in some data the only one, is added to the last row's, so returns stay as they are; the last
+    ``discount`` counts there too.
+
+    Args:
+        arrays: action, reward and, if the data has it, discount, of ``images`` or ``images`` - 1 rows; others stay.
+
+    Raises:
+        BadInput: an array has another number of rows.
+    """
+    found = dict(arrays)
+    for key in {"action", "reward", "discount"} & arrays.keys():
+        array = as_numbers(arrays[key])
+        if array.ndim == 0 or len(array) not in (images - 1, images):
+            raise BadInput(
+                f"{where}: {key} of shape {array.shape} for {images} images; with --action_at current there is one at "
+                f"each image, or at each but the last"
+            )
+        reset = np.ones_like(array[:1]) if key == "discount" else np.zeros_like(array[:1])
+        found[key] = np.concatenate([reset, array[: images - 1]])
+        if len(array) == images > 1 and key == "reward":
+            found[key][-1] += array[-1]
+        if len(array) == images > 1 and key == "discount":
+            found[key][-1] = np.minimum(found[key][-1], array[-1])
+    return found
 
 
 # The range of the actions

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from replay.action_rows import KEY
 from replay.check import list_episodes
 from replay.data_files import DataFile
 from replay.description import FILENAME, read_description
@@ -54,6 +55,28 @@ def preset_description(preset: str, task: str, suite: str, files: list[DataFile]
     return {**named, "suite": suite, "size": height, **settings, "preset": preset}
 
 
+def describe_dataset(
+    directory: Path, files: list[DataFile], preset: str, task: str, suite: str, action_at: str
+) -> tuple[Path, dict[str, Any]]:
+    """Write into ``dataset.json`` what is given of a preset, a task and ``action_at``; "" and "auto" are not given.
+
+    An existing file gets a task or an ``action_at`` that it lacks. Returns its path, and what it then says.
+
+    Raises:
+        BadInput: nothing is given; see also `preset_description` and `write_description`.
+    """
+    if preset:
+        description = preset_description(preset, task, suite, files)
+    elif task or action_at != "auto":
+        description = {"task": task, "suite": suite} if task else {}
+    else:
+        raise BadInput("describe: nothing to write; give --preset, --task or --action_at")
+    if action_at != "auto":
+        description |= {"action_at": action_at}
+    path = write_description(directory, description, add=not preset)
+    return path, read_description(path.parent, nulls=True)
+
+
 def _first_episode(files: list[DataFile]) -> dict:
     episodes, problems = list_episodes(files[:1])
     for _, load in episodes[:1]:
@@ -61,18 +84,25 @@ def _first_episode(files: list[DataFile]) -> dict:
     raise BadInput(problems[0])
 
 
-def write_description(directory: Path, description: dict[str, Any]) -> Path:
-    """Write ``dataset.json`` and return its path; one with the same contents stays.
+def write_description(directory: Path, description: dict[str, Any], *, add: bool = False) -> Path:
+    """Write ``dataset.json`` and return its path; one that says the same stays.
+
+    With ``add``, one that lacks names of ``description`` gets them. ``action_at`` is added in any case.
 
     Raises:
-        BadInput: there is another one, or it cannot be written.
+        BadInput: there is one that says otherwise, or it cannot be written.
     """
     path = (directory if directory.is_dir() else directory.parent) / FILENAME
     if path.exists():
         found = read_description(path.parent, nulls=True)
-        differ = sorted(key for key in {*found, *description} if found.get(key) != description.get(key))
+        names = found.keys() & description.keys()
+        if not add and found.keys() - {KEY}:
+            names |= (found.keys() ^ description.keys()) - {KEY}
+        differ = sorted(key for key in names if found.get(key) != description.get(key))
         if differ:
             raise BadInput(f"{path} says otherwise ({', '.join(differ[:6])}); remove it to describe the data anew")
-        return path
+        if found.keys() >= description.keys():
+            return path
+        description = found | description
     write_text(path, json.dumps(description, indent=2) + "\n")
     return path

@@ -131,14 +131,18 @@ def fit_image_size(config: Config, method: Method) -> Config:
     """
     if method.world_model or not method.dataset or not config.offline_traindir:
         return config
-    mapping = DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key)
-    shape = first_image_shape(config.offline_traindir, config.dataset_format, mapping)
+    shape = first_image_shape(config.offline_traindir, config.dataset_format, data_mapping(config))
     side = max(min(shape[:2]), SMALLEST_SIDE) if shape else config.size[0]
     if side >= config.size[0]:
         return config
     given = "x".join(map(str, config.size))
     print(f"note: images of {side}x{side} instead of {given}: the dataset has {shape[0]}x{shape[1]}", file=sys.stderr)
     return config.replace(size=[side, side])
+
+
+def data_mapping(config: Config) -> DataMapping:
+    keys = config.image_key, config.action_key, config.reward_key, config.done_key
+    return DataMapping(*keys, action_at=config.action_at)
 
 
 def open_dataset(config: Config, method: Method) -> OfflineDataset:
@@ -152,7 +156,7 @@ def open_dataset(config: Config, method: Method) -> OfflineDataset:
         **needed,
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
-        mapping=DataMapping(config.image_key, config.action_key, config.reward_key, config.done_key),
+        mapping=data_mapping(config),
         action_range=config.action_range,
     )
 
@@ -244,14 +248,16 @@ def check_dataset(dataset: OfflineDataset, evaluator: Evaluator, config: Config)
             f"{evaluator.tasks['target'][0]} have {expected}; give that task's dataset"
         )
     check_action_units(dataset, evaluator, config)
-    check_recorded_alike(dataset.directory, recorded_settings(dataset), evaluator.description("target"))
+    recorded, simulator = recorded_settings(dataset), evaluator.description("target")
+    check_recorded_alike(dataset.directory, recorded, simulator, other_task=config.other_task)
 
 
 def data_properties(store: SequenceStore) -> dict[str, Any] | None:
-    """What the agent's user must know of the dataset: the units of its actions and the shape of its images."""
+    """What the agent's user must know of the dataset: units and rows of its actions, shape of its images."""
     if not isinstance(store, OfflineDataset):
         return None
-    return {"action_map": store.action_map, "image_shape": store.image_shape, "action_names": store.action_names}
+    names = ("action_map", "image_shape", "action_names", "action_at")
+    return {name: getattr(store, name) for name in names}
 
 
 def check_action_units(dataset: OfflineDataset, evaluator: Evaluator, config: Config) -> None:

@@ -1,17 +1,28 @@
 """Lines on stderr about a run's target, before the run begins."""
 
+import numpy as np
+
 from config import Config, has_target_simulator, read_blocks, target_task
-from replay import SequenceStore
+from replay import OfflineDataset
+from training.data_limits import DataLimits
 from training.methods import Method
 from wrappers import SUITES, Task
 
+LARGE, SMALL = 1000.0, 0.01  # sizes of the largest reward beyond which there is a note
 
-def target_notes(config: Config, method: Method, dataset: SequenceStore | None) -> list[str]:
-    """A warning if the blocks do not fit the target, and notes if it has no simulator or if its episodes terminate.
 
-    ``config`` is resolved; ``dataset`` has the episodes that the target agent learns from.
+def target_notes(
+    config: Config, method: Method, dataset: OfflineDataset | None, limits: DataLimits | None
+) -> list[str]:
+    """Warnings if the blocks do not fit the target, or the data its description, and notes on what is unusual.
+
+    ``config`` is resolved; ``dataset`` has the episodes that the target agent learns from, ``limits`` are its.
     """
     found = [block_warning(config.configs, target_task(config))]
+    if dataset:
+        found.append((note := dataset.action_rows_note()) and f"warning: {note}")
+    if dataset and method.critic:
+        found.append(reward_note(limits))
     if dataset and method.world_model:  # model-free agents use the stored discounts
         found.append(termination_note(config, dataset))
     notes = [note for note in found if note]
@@ -23,17 +34,35 @@ def target_notes(config: Config, method: Method, dataset: SequenceStore | None) 
     return notes
 
 
-def termination_note(config: Config, dataset: SequenceStore) -> str | None:
-    """That the agent does not learn where episodes terminate, if some do."""
-    if config.pred_discount:
+def reward_note(limits: DataLimits) -> str | None:
+    """That rewards are much larger or smaller than 1, or all equal, if they are, and what to do."""
+    size, rewards = limits.reward_size, f"rewards are from {limits.low_reward:.4g} to {limits.high_reward:.4g} a step"
+    if limits.low_reward == limits.high_reward:
+        return f"note: all {rewards}: nothing can be learned from them; check --reward_key"
+    if SMALL <= size <= LARGE:
         return None
-    ends = [dataset.read(i, episode.rows - 1)["discount"][0] for i, episode in enumerate(dataset.stored)]
-    if all(ends):
-        return None
+    factor = 10.0 ** -round(np.log10(size))
+    harm = "too large for reward head and critic to learn" if size > LARGE else "lost beside the actor's entropy"
     return (
-        f"note: {ends.count(0)} of {len(ends)} episodes end with discount 0; the agent learns where the task ends only "
-        f"with --pred_discount True"
+        f"warning: {rewards}: {harm}, which are tuned for a size near 1. Multiply all rewards by {factor:g} in the "
+        f"files (docs/datasets.md#rewards); the source's should have a like size"
     )
+
+
+def termination_note(config: Config, dataset: OfflineDataset) -> str | None:
+    """That the agent does not learn where episodes terminate, if some that it can learn from do."""
+    ends = [
+        episode.rows >= config.batch_length
+        for i, episode in enumerate(dataset.stored)
+        if not dataset.read(i, episode.rows - 1)["discount"][0]
+    ]
+    if not ends or (config.pred_discount and any(ends)):
+        return None
+    text = f"note: {len(ends)} of {dataset.episodes} episodes end with discount 0; "
+    if not any(ends):
+        return f"{text}all of these are shorter than batch_length, so no end is learned; lower --batch_length"
+    used = "" if all(ends) else f" ({sum(ends)} of them are not shorter than batch_length)"
+    return f"{text}the agent learns where the task ends only with --pred_discount True{used}"
 
 
 def block_warning(names: list[str], target: Task) -> str | None:

@@ -39,7 +39,7 @@ def read_npz(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> dict[str, n
         _require(names, found, path)
         used = {*names.values(), "discount"}
         arrays = {name: _read_array(archive, f"{name}.npy", path) for name in found if raw or name in used}
-    episode = renamed(arrays, names, path)
+    episode = mapping.in_rows(renamed(arrays, names, path), path)
     standard = validate_episode(episode, path, mapping.any_actions)
     return as_raw(episode, standard) if raw else standard
 
@@ -86,6 +86,7 @@ FORMAT = Format(
     title="*.npz",
     list_episodes=list_episodes,
     mapped=True,
+    free_rows=True,
     suffixes=(".npz",),
     separate_process=False,
     write=write,

@@ -54,9 +54,16 @@ def _load(path: Path, number: int, rows: slice, names: dict[str, str], raw: bool
         arrays = {key: read_hdf5_array(file[key], rows) for key in wanted if key in file}
         if (read_hdf5_array(file["step_type"], rows)[:-1] == LAST).any():
             raise BadInput(f"{where}: steps follow the last one (step_type 2) without a first one; remove it")
-    episode = renamed(arrays, names, where)
+    episode = mapping.in_rows(renamed(arrays, names, where), where)
     standard = validate_episode(episode, where, mapping.any_actions)
     return episode | {"image": standard["image"]} if raw else standard
 
 
-FORMAT = Format(name="hdf5", title="*.hdf5", list_episodes=list_episodes, mapped=True, suffixes=(".hdf5", ".h5"))
+FORMAT = Format(
+    name="hdf5",
+    title="*.hdf5",
+    list_episodes=list_episodes,
+    mapped=True,
+    free_rows=True,
+    suffixes=(".hdf5", ".h5"),
+)

@@ -17,7 +17,7 @@ from training.methods import METHODS, Method, PhaseKind
 from training.summary import offline_figures
 from wrappers import SUITES, Task, parse_target, parse_task
 
-SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
+SHORT_BLOCKS = {"demo", "quick", "debug"}  # of configs.yaml: their runs are too short to compare methods
 PARTS_OF_A_RUN = r"videos|pretrained|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
 UNFINISHED_FOLDER = r"\..+\.partial"  # see `tools.directory_when_complete`
 
@@ -75,7 +75,7 @@ class RunResult:
 
     @property
     def short(self) -> bool:
-        """Whether it is a demo or debug run."""
+        """Whether it is a demo, quick or debug run."""
         return not SHORT_BLOCKS.isdisjoint(self.settings["configs"].split())
 
     @property
@@ -226,7 +226,7 @@ def leave_out_short_runs(runs: list[RunResult], roots: list[Path]) -> tuple[list
     if len(kept) == len(runs) or all(run.short for run in runs):
         return runs, []
     count = len(runs) - len(kept)
-    what = f"{count} demo or debug run{'s' * (count > 1)}, too short to compare methods"
+    what = f"{count} demo, quick or debug run{'s' * (count > 1)}, too short to compare methods"
     return kept, [f"left out {what}; give a run's own directory to include it"]
 
 

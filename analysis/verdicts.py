@@ -16,7 +16,7 @@ TAIL = 200_000  # bytes at the end of metrics.jsonl that are read: many points o
 
 
 def last_value(folder: Path) -> float | None:
-    """The last point of the curve of the target's values, in metrics.jsonl or a record's curves.csv; None if none has."""
+    """The last point of the curve of the target's values, in metrics.jsonl or a record's curves.csv, or None."""
     found = []
     with suppress(OSError, ValueError, csv.Error):
         if (folder / "metrics.jsonl").exists():

@@ -65,9 +65,10 @@ class DataMapping:
 
     def in_rows(self, episode: dict[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
         """An episode as in its file, with the rows of its arrays as `replay.episode` wants them; see ``action_at``."""
-        if self.action_at != "current" or np.ndim(episode.get("image")) == 0:  # the validation says what is missing
+        shape = getattr(episode.get("image"), "shape", ())
+        if self.action_at != "current" or not shape:  # without images, the validation says what is missing
             return episode
-        return moved_down(episode, len(episode["image"]), where)
+        return moved_down(episode, shape[0], where)
 
     def digest(self) -> str:
         """A short name for what this mapping changes; "" for nothing."""

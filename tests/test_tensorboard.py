@@ -48,7 +48,9 @@ def test_metrics_jsonl_and_tensorboard_have_the_same_curves(finished: Path, even
 def test_the_settings_of_a_run_are_text(finished: Path, events: EventAccumulator):
     (text,) = events.Tensors("run/config/text_summary")[0].tensor_proto.string_val
     settings, about = (finished / "config.yaml").read_text().split("# commit ")
-    assert settings in text.decode() and re.fullmatch(r"([0-9a-f]{12}(-dirty)?|unknown)\n# dataset: .*\n", about)
+    assert settings in text.decode() and re.fullmatch(
+        r"([0-9a-f]{12}(-dirty)?|unknown)\n# dataset: .*\n# data: .*\n", about
+    )
 
 
 def test_the_layout_shows_the_curves_of_both_domains_together(events: EventAccumulator):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from config import Config, has_target_simulator, read_blocks, target_task
-from replay import OfflineDataset
+from replay import OfflineDataset, SequenceStore
 from training.data_limits import DataLimits
 from training.methods import Method
 from wrappers import SUITES, Task
@@ -49,20 +49,17 @@ def reward_note(limits: DataLimits) -> str | None:
     )
 
 
-def termination_note(config: Config, dataset: OfflineDataset) -> str | None:
-    """That the agent does not learn where episodes terminate, if some that it can learn from do."""
-    ends = [
-        episode.rows >= config.batch_length
-        for i, episode in enumerate(dataset.stored)
-        if not dataset.read(i, episode.rows - 1)["discount"][0]
-    ]
-    if not ends or (config.pred_discount and any(ends)):
+def termination_note(config: Config, dataset: SequenceStore) -> str | None:
+    """That the agent does not learn where episodes terminate, if some do."""
+    if config.pred_discount:
         return None
-    text = f"note: {len(ends)} of {dataset.episodes} episodes end with discount 0; "
-    if not any(ends):
-        return f"{text}all of these are shorter than batch_length, so no end is learned; lower --batch_length"
-    used = "" if all(ends) else f" ({sum(ends)} of them are not shorter than batch_length)"
-    return f"{text}the agent learns where the task ends only with --pred_discount True{used}"
+    ends = [dataset.read(i, episode.rows - 1)["discount"][0] for i, episode in enumerate(dataset.stored)]
+    if all(ends):
+        return None
+    return (
+        f"note: {ends.count(0)} of {len(ends)} episodes end with discount 0; the agent learns where the task ends only "
+        f"with --pred_discount True"
+    )
 
 
 def block_warning(names: list[str], target: Task) -> str | None:

@@ -134,7 +134,7 @@ def test_grey_images_get_three_channels(tmp_path, shape):
 
 def test_actions_without_a_row_for_the_reset(tmp_path, capsys):
     episode = {"image": np.zeros((6, 8, 8, 3), np.uint8), "action": np.ones((5, 2)), "reward": np.zeros(5)}
-    with pytest.raises(BadInput, match="led to image t: begin with a row of zeros .*--action_at current does it"):
+    with pytest.raises(BadInput, match=r"led to image t: begin with a row of zeros .*--action_at current does it"):
         OfflineDataset(write(tmp_path / "short", [episode]), size=8)
     episode = {"image": np.zeros((6, 8, 8, 3), np.uint8), "action": np.ones((6, 2)), "reward": np.zeros(6)}
     dataset.main(["info", str(write(tmp_path / "shifted", [episode]))])

@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         pretrain(config, method, schedule)
         return
     with open_trainer(config, method, schedule) as trainer:
-        for note in target_notes(config, method, trainer.target.store if method.dataset else None):
+        for note in target_notes(config, method, trainer.target.store if method.dataset else None, trainer.limits):
             print(note, file=sys.stderr)
         run_to_completion(trainer, LOOPS)
         print(summary(trainer))

@@ -4,7 +4,7 @@ python dataset.py info DIR                      statistics, a histogram of retur
 python dataset.py check DIR                     names every bad file; exit status 1 if there is any
 python dataset.py convert IN OUT --to npz       the same episodes in another format, images lossless
 python dataset.py label DIR --success 0,3,7-9   LeRobot: reward 1 at the last step of these episodes, else 0
-python dataset.py describe DIR --preset vd4rl   writes dataset.json: how a well-known dataset was recorded
+python dataset.py describe DIR --preset vd4rl   writes dataset.json: how a dataset was recorded
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
@@ -22,8 +22,8 @@ from replay.check import describe, find_problems
 from replay.convert import convert, refuse_within
 from replay.data_files import DataFile, find_data_files, print_notes
 from replay.lerobot_meta import LABELS, parse_numbers, write_labels
-from replay.mapping import OPTIONS, ROLES, parse_range
-from replay.presets import CLIPPING, PRESETS, clipping, preset_description, write_description
+from replay.mapping import OPTIONS, PLACES, ROLES, parse_range
+from replay.presets import PRESETS, describe_dataset
 from replay.reader_process import SECONDS
 from replay.safe_read import READ_MEMORY
 from replay.summary import SHEET_SIZE, picture_folder, summarize
@@ -66,8 +66,8 @@ def parser() -> Parser:
     change.add_argument("--to", choices=writable, required=True)
     label = add("label", run_label, "LeRobot: rewards from a list of successful episodes")
     label.add_argument("--success", required=True, metavar="0,3,7-9", help="their numbers; '' if none succeeded")
-    describe = add("describe", run_describe, "write dataset.json")
-    describe.add_argument("--preset", choices=tuple(PRESETS), help="of a well-known dataset")
+    describe = add("describe", run_describe, "write dataset.json, how the data was recorded")
+    describe.add_argument("--preset", default="", choices=tuple(PRESETS), help="of a well-known dataset")
     clip_help = "the simulator clipped the actions to [-1, 1] and they were recorded before: clip them"
     describe.add_argument("--clip_actions", action="store_true", help=clip_help)
     describe.add_argument("--task", default="", help="the dataset's task, such as walker_walk")
@@ -79,6 +79,8 @@ def parser() -> Parser:
         command.add_argument("--read_seconds", type=whole_seconds, default=SECONDS, metavar="N", help=limits)
         for role, option in zip(ROLES, OPTIONS, strict=True):
             command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
+        at = "the image at which the action of row t was taken: current, image t; next, the one before it"
+        command.add_argument("--action_at", default="auto", choices=("auto", *PLACES), help=at)
     for command in (info, check, change):
         ranges = "range of the actions, rescaled to [-1, 1]"
         command.add_argument("--action_range", default="", metavar="data|LOW,HIGH", help=ranges)
@@ -103,8 +105,10 @@ def whole_seconds(text: str) -> int:
 
 def data_files(args: argparse.Namespace, size: int | None = None) -> list[DataFile]:
     """The files of the dataset; frames of videos are resized to ``size``."""
-    keys = args.image_key, args.action_key, args.reward_key, args.done_key
-    mapping = DataMapping(*keys, bool(args.action_range), size, args.read_memory, args.read_seconds)
+    keys = {option: getattr(args, option) for option in OPTIONS}
+    limits = {"read_memory": args.read_memory, "read_seconds": args.read_seconds}
+    reading = {"any_actions": bool(args.action_range), "image_size": size, "action_at": args.action_at}
+    mapping = DataMapping(**keys, **limits, **reading)
     parse_range(args.action_range)
     return find_data_files(args.directory, args.dataset_format, mapping)
 
@@ -124,7 +128,7 @@ def run_info(args: argparse.Namespace) -> int:
     facts = [f"{name:<14}{text}" for name, text in files[0].format.facts(args.directory).items()]
     print("\n".join([*facts, *summary.lines(description)]))
     print_notes(args.directory, files)
-    for warning in summary.warnings():
+    for warning in summary.warnings(args.directory, files[0].mapping.action_at):
         print(f"warning: {warning}", file=sys.stderr)
     pictures = summary.draw(args.out or picture_folder(args.directory))
     print(f"pictures      {', '.join(map(str, pictures))}")
@@ -162,21 +166,13 @@ def run_label(args: argparse.Namespace) -> int:
 
 
 def run_describe(args: argparse.Namespace) -> int:
-    """Write how a well-known dataset was recorded."""
-    if not args.preset and not args.clip_actions:
-        raise BadInput(f"describe needs --preset ({', '.join(PRESETS)}) or --clip_actions")
+    """Write how a dataset was recorded."""
     task = parse_task(args.task) if args.task else None
     files = [file.unclipped() for file in data_files(args)]
-    description = describe(args.directory, files, nulls=True) | ({"task": str(task)} if task else {})
-    if args.preset:
-        description = preset_description(args.preset, str(task or ""), task.suite if task else "", files)
-    if args.clip_actions or args.preset in CLIPPING:
-        entries, line = clipping(files)
-        if args.clip_actions and not entries:
-            raise BadInput(f"--clip_actions has no effect on {args.directory}: {line}; remove it")
-        description |= entries
-        print(line)
-    print(f"{write_description(args.directory, description)}: {json.dumps(description)}")
+    named = (str(task), task.suite) if task else ("", "")
+    given = {"action_at": args.action_at, "clip_actions": args.clip_actions}
+    path, description = describe_dataset(args.directory, files, args.preset, *named, **given)
+    print(f"{path}: {json.dumps(description)}")
     return 0
 
 

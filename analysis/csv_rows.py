@@ -8,6 +8,7 @@ from analysis.interquartile import InterquartileMean
 from analysis.rows import ABLATIONS, RANDOM, SETUPS, label_order
 from analysis.runs import RunResult, task_order
 from analysis.separation import LENGTHS
+from analysis.verdicts import run_verdict
 from training.logger import OFFLINE_COLUMNS, OFFLINE_PREFIX
 
 
@@ -38,6 +39,7 @@ def run_rows(runs: list[RunResult], results: Results, in_tables: set[RunResult])
             **{key: getattr(final, key, None) for key in columns},
             "random": getattr(run.random, "mean", None),
             "normalised": results.normalised(run) if run in results.runs else None,
+            "verdict": run_verdict(run),
             **{f"{OFFLINE_PREFIX}{key}": final and final.offline.get(key) for key in offline},
             **{key: run.settings[key] for key in (*ABLATIONS, *SETUPS, *LENGTHS, "offline_traindir")},
             "folder": str(run.folder),

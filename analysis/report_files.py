@@ -20,6 +20,7 @@ from analysis.profiles import Profile, draw_profiles, performance_profiles, prof
 from analysis.rows import name_rows, set_labels
 from analysis.runs import RunResult, leave_out_short_runs, read_runs, run_folders
 from analysis.separation import separate_rows
+from analysis.verdicts import verdict_section
 from tools import BadInput, write_csv, write_text
 
 
@@ -72,7 +73,7 @@ def write_report(
         *profiles_section(profiles, results),
     ]
     sections += [*improvement_section(improved), *missing_section(results), *offline_section(chosen)]
-    sections += correlation_section(agreement)
+    sections += [*correlation_section(agreement), *verdict_section(chosen)]
     text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
     make_folder(out)
     pictures = draw_pictures(results, x, baseline, profiles, improved, out)

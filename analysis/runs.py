@@ -12,12 +12,13 @@ from typing import Any
 from analysis.run_settings import read_data_figures, read_settings
 from tools import BadInput
 from training.checkpoint import check_suites
+from training.data_limits import DataLimits
 from training.logger import read_scores, read_status
 from training.methods import METHODS, Method, PhaseKind
 from training.summary import offline_figures
 from wrappers import SUITES, Task, parse_target, parse_task
 
-SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
+SHORT_BLOCKS = {"demo", "quick", "debug"}  # of configs.yaml: their runs are too short to compare methods
 PARTS_OF_A_RUN = r"videos|pretrained|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
 UNFINISHED_FOLDER = r"\..+\.partial"  # see `tools.directory_when_complete`
 
@@ -48,6 +49,7 @@ class RunResult:
         random: the score of the random policy.
         scores: the scores of the agent, in order.
         data_figures: (episodes, steps, sum of returns) of its dataset, None if config.yaml does not have them.
+        limits: what its dataset ever returned, None if config.yaml does not say it.
         label: the table row of the run (see `rows.set_labels`).
         averaged: how many of the last evaluations its score is the mean of.
     """
@@ -59,6 +61,7 @@ class RunResult:
     random: Score | None
     scores: list[Score]
     data_figures: tuple[float, ...] | None = None
+    limits: DataLimits | None = None
     label: str = ""
     averaged: int = 1
 
@@ -73,7 +76,7 @@ class RunResult:
 
     @property
     def short(self) -> bool:
-        """Whether it is a demo or debug run."""
+        """Whether it is a demo, quick or debug run."""
         return not SHORT_BLOCKS.isdisjoint(self.settings["configs"].split())
 
     @property
@@ -183,7 +186,8 @@ def read_run(folder: Path) -> RunResult | None:
     check_simulator(folder, target, [score for _, score in evaluations])
     random = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE_RANDOM]
     scores = [score for phase, score in evaluations if phase == PhaseKind.EVALUATE]
-    return RunResult(folder, values, sources, target, random[0] if random else None, scores, read_data_figures(folder))
+    figures, limits = read_data_figures(folder), DataLimits.find((folder / "config.yaml").read_text())
+    return RunResult(folder, values, sources, target, random[0] if random else None, scores, figures, limits)
 
 
 def check_simulator(folder: Path, target: Task, scores: list[Score]) -> None:
@@ -225,7 +229,7 @@ def leave_out_short_runs(runs: list[RunResult], roots: list[Path]) -> tuple[list
     if len(kept) == len(runs) or all(run.short for run in runs):
         return runs, []
     count = len(runs) - len(kept)
-    what = f"{count} demo or debug run{'s' * (count > 1)}, too short to compare methods"
+    what = f"{count} demo, quick or debug run{'s' * (count > 1)}, too short to compare methods"
     return kept, [f"left out {what}; give a run's own directory to include it"]
 
 

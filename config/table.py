@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from config.config import Config, has_target_simulator
 from replay import FORMATS
+from replay.mapping import PLACES
 
 
 class Traits(Protocol):
@@ -175,6 +176,8 @@ SETTINGS = {
     "reward_key": Setting(used_if=(DATASET,), affects="target"),
     "done_key": Setting(used_if=(DATASET,), affects="target"),
     "action_range": Setting(used_if=(DATASET,), affects="target"),
+    "action_at": Setting(choices=lambda: ("auto", *PLACES), used_if=(DATASET,), affects="target"),
+    "other_task": Setting(used_if=(DATASET, TARGET_SIMULATOR), **RECORD),
     "dataset_cache": Setting(used_if=(DATASET,), **RECORD),
     "read_memory": Setting(minimum=0.25, used_if=(DATASET,), **RECORD),
     "read_seconds": Setting(minimum=1, maximum=10**6, used_if=(DATASET,), **RECORD),

@@ -26,7 +26,9 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict, action
     """Write all episodes of a dataset into a new folder.
 
     Images and all other arrays keep their values bit for bit; only actions are rescaled to [-1, 1] if there is an
-    ``action_range``, and ``dataset.json`` records the map. Bad files are left out, with a warning on stderr.
+    ``action_range``, and ``dataset.json`` records the map. With ``action_at`` current, actions, rewards and discounts
+    are moved to the next row (`replay.mapping.moved_down`), and ``dataset.json`` says next. Bad files are left out,
+    with a warning on stderr.
 
     Args:
         files: the dataset.
@@ -52,6 +54,8 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict, action
         found = _measured_map(files, action_range)
         if found:
             description = {**description, "action_map": found.as_dict()}
+        if files[0].mapping.action_at == "current":
+            description = {**description, "action_at": "next"}
         episodes = _rescaled(_raw_episodes(files, raise_if_stopped), found, action_range)
         count = FORMATS[to].write(folder, episodes, out.name)
         raise_if_stopped()

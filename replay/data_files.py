@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from replay import reader_process
+from replay.action_rows import resolve_action_at
 from replay.description import read_description
 from replay.episode import image_shape
 from replay.formats import FORMATS, Episode, Format, LabelledLoaders, Load
@@ -98,8 +99,8 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
         mapping: which arrays of the files are used.
 
     Raises:
-        BadInput: no such directory, nothing readable in it, files of two formats, an unknown format, or a mapping for
-            a format that takes none.
+        BadInput: no such directory, nothing readable in it, files of two formats, an unknown format, a mapping for a
+            format that takes none, or see `resolve_action_at`.
     """
     if format != "auto" and format not in FORMATS:
         raise BadInput(f"dataset format {format!r} is unknown; {nearest(format, ('auto', *FORMATS))}")
@@ -122,6 +123,7 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
     files = next(iter(found.values()))
     if files[0].format.mapped and _says_clip(directory):
         mapping = replace(mapping, clip_actions=True)
+    mapping = resolve_action_at(mapping, files[0].format, directory, files[0].path)
     if mapping.changes_episodes and not files[0].format.mapped:
         given = [f"--{role}_key" for role in mapping.keys] or ["--action_range"]
         raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")

@@ -60,7 +60,10 @@ def validate_episode(episode: dict, where: object, any_actions: bool = False) ->
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
         shifted = lengths["action"] == rows - 1
         advice = (
-            "row t needs the action that led to image t: begin with a row of zeros" if shifted else "write it again"
+            "row t needs the action that led to image t: begin with a row of zeros (if action t was taken at image t, "
+            "--action_at current does it)"
+            if shifted
+            else "write it again"
         )
         raise BadInput(f"{where}: arrays differ in length ({listed}); {advice}, or remove the file")
     if rows < 2:

@@ -14,6 +14,7 @@ from tools import BadInput
 
 ROLES = ("image", "action", "reward", "done")
 OPTIONS = tuple(f"{role}_key" for role in ROLES)
+PLACES = ("current", "next")  # the values of ``action_at`` but "auto"
 
 # Values up to this share of the range outside it are rounding, see `replay.episode.ACTION_ROUNDING`.
 ROUNDING = 5e-4
@@ -34,6 +35,8 @@ class DataMapping:
         read_memory: limit in GiB of what is in memory at once while a file is read.
         read_seconds: time limit for a slice of an episode, or for the list of a file's episodes, where a separate
             process reads the file; None: `replay.reader_process.SECONDS`.
+        action_at: "current": row t has the action taken at image t, and what came of it; "next": row t has the action
+            that led to image t, as `replay.episode` wants it; "auto": not given, which is next.
     """
 
     image_key: str = ""
@@ -45,6 +48,7 @@ class DataMapping:
     read_memory: float = READ_MEMORY
     read_seconds: int | None = None
     clip_actions: bool = False
+    action_at: str = "auto"
 
     @property
     def keys(self) -> dict[str, str]:
@@ -54,7 +58,7 @@ class DataMapping:
     @property
     def changes_episodes(self) -> bool:
         """Whether episodes differ from those that the format's own names give."""
-        return bool(self.keys) or self.any_actions or self.clip_actions
+        return bool(self.keys) or self.any_actions or self.clip_actions or self.action_at == "current"
 
     def names(self, defaults: Mapping[str, str], available: Iterable[str], where: object) -> dict[str, str]:
         """The name of the array of each role in ``defaults``, which has the format's own names.
@@ -68,11 +72,20 @@ class DataMapping:
                 raise BadInput(f"{where}: no array {key!r} (--{role}_key); there are: {by_likeness(key, available)}")
         return {role: self.keys.get(role) or name for role, name in defaults.items()}
 
+    def in_rows(self, episode: dict[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
+        """An episode as in its file, with the rows of its arrays as `replay.episode` wants them; see ``action_at``."""
+        shape = getattr(episode.get("image"), "shape", ())
+        if self.action_at != "current" or not shape:  # without images, the validation says what is missing
+            return episode
+        return moved_down(episode, shape[0], where)
+
     def digest(self) -> str:
         """A short name for what this mapping changes; "" for nothing."""
         if not self.changes_episodes:
             return ""
-        text = repr((sorted(self.keys.items()), self.any_actions, *(["clipped"] if self.clip_actions else [])))
+        shift = ("current",) * (self.action_at == "current")
+        clipped = ("clipped",) * self.clip_actions
+        text = repr((sorted(self.keys.items()), self.any_actions, *clipped, *shift))
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -156,6 +169,36 @@ def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], where: o
         episode["discount"] = discount_of(arrays[names["done"]], where)
     taken = {*names.values(), *episode}
     return episode | {name: array for name, array in arrays.items() if name not in taken}
+
+
+def moved_down(arrays: Mapping[str, np.ndarray], images: int, where: object) -> dict[str, np.ndarray]:
+    """Arrays whose row t has the action taken AT image t and what came of it, each moved to row t + 1.
+
+    Row 0 becomes the reset. Where an array has a row for the last image too, the action in it led to no image and is
+    left out. Its reward, in some data the only one, is added to the last row's, so returns stay as they are; the last
+    ``discount`` counts there too.
+
+    Args:
+        arrays: action, reward and, if the data has it, discount, of ``images`` or ``images`` - 1 rows; others stay.
+
+    Raises:
+        BadInput: an array has another number of rows.
+    """
+    found = dict(arrays)
+    for key in {"action", "reward", "discount"} & arrays.keys():
+        array = as_numbers(arrays[key])
+        if array.ndim == 0 or len(array) not in (images - 1, images):
+            raise BadInput(
+                f"{where}: {key} of shape {array.shape} for {images} images; with --action_at current there is one at "
+                f"each image, or at each but the last"
+            )
+        reset = np.ones_like(array[:1]) if key == "discount" else np.zeros_like(array[:1])
+        found[key] = np.concatenate([reset, array[: images - 1]])
+        if len(array) == images > 1 and key == "reward":
+            found[key][-1] += array[-1]
+        if len(array) == images > 1 and key == "discount":
+            found[key][-1] = np.minimum(found[key][-1], array[-1])
+    return found
 
 
 # The range of the actions

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from replay.action_rows import action_rows_note
 from replay.cache import Cache
 from replay.data_files import find_data_files, print_notes
 from replay.description import read_description
@@ -41,6 +42,7 @@ class OfflineDataset(SequenceStore):
         digest: a hash of the contents of all episodes, in order, at the images' size and before actions are rescaled.
         image_shape: height, width and channels of the images before they are resized; 1 channel if they are grey.
         action_names: what the components of the actions are; [] if the dataset does not say it.
+        action_at: see `DataMapping`; what the option or ``dataset.json`` says, else "auto".
 
     Raises:
         BadInput: the directory is missing or empty, all its files are bad, actions differ in size between
@@ -65,6 +67,7 @@ class OfflineDataset(SequenceStore):
         mapping = replace(mapping, any_actions=action_range != "")
         files = find_data_files(self.directory, format, mapping)
         self.description = self.description or read_description(files[0].path)
+        self.action_at = files[0].mapping.action_at
         cache = Cache(self.directory, files, size, cache_dir)
         self.problems, self.image_shape = cache.problems, cache.image_shape
         self._set_episodes(cache.episodes)
@@ -88,6 +91,14 @@ class OfflineDataset(SequenceStore):
     def action_map(self) -> dict[str, list[float]] | None:
         """``low`` and ``high``, A numbers each, that the agent's -1 and 1 stand for; None: -1 and 1 themselves."""
         return self._action_map and self._action_map.as_dict()
+
+    def action_rows_note(self) -> str | None:
+        """A line if the actions seem to be in other rows than ``action_at`` says; see `replay.action_rows`."""
+        rows, reset, idle = np.empty((2, self.action_dim), np.float32), 0, 0
+        for episode in self.stored:
+            replace(episode, action_map=None).read_rows(0, {"action": rows})  # a map makes row 0 zero
+            reset, idle = reset + bool(rows[0].any()), idle + (not rows[1].any())
+        return action_rows_note(self.action_at, reset, idle, self.episodes, self.directory)
 
     def _find_action_map(self, action_range: str) -> ActionMap | None:
         """The map of the actions; with a range, episodes rescale their actions by it, others are left out."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from replay.action_rows import KEY
 from replay.check import list_episodes
 from replay.data_files import DataFile
 from replay.description import FILENAME, read_description
@@ -27,6 +28,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # preset -> suite -> settings
     },
 }
 CLIPPING = ("coworld_release",)  # its collector recorded actions before the simulator clipped them
+ADDED = {KEY, "clip_actions"}  # of data whose description lacks them
 ALL = {"time_limit": 500, "render": "full", "sparse_reward": False, "background": None}
 
 
@@ -93,6 +95,35 @@ def clipping(files: list[DataFile]) -> tuple[dict[str, Any], str]:
     )
 
 
+def describe_dataset(
+    directory: Path, files: list[DataFile], preset: str, task: str, suite: str, *, action_at: str, clip_actions: bool
+) -> tuple[Path, dict[str, Any]]:
+    """Write into ``dataset.json`` what is given: a preset, a task, ``action_at`` ("auto": not given), the clipping.
+
+    An existing file gets what it lacks of a task, ``action_at`` and the clipping. Returns its path, and what it then
+    says. Prints how many actions are clipped.
+
+    Raises:
+        BadInput: nothing is given, or the clipping has no effect; see also `preset_description`, `write_description`.
+    """
+    if preset:
+        description = preset_description(preset, task, suite, files)
+    elif task or action_at != "auto" or clip_actions:
+        description = {"task": task, "suite": suite} if task else {}
+    else:
+        raise BadInput("describe: nothing to write; give --preset, --task, --action_at or --clip_actions")
+    if action_at != "auto":
+        description |= {"action_at": action_at}
+    if clip_actions or preset in CLIPPING:
+        entries, line = clipping(files)
+        if clip_actions and not entries:
+            raise BadInput(f"--clip_actions has no effect on {directory}: {line}; remove it")
+        description |= entries
+        print(line)
+    path = write_description(directory, description, add=not preset)
+    return path, read_description(path.parent, nulls=True)
+
+
 def _first_episode(files: list[DataFile]) -> dict:
     episodes, problems = list_episodes(files[:1])
     for _, load in episodes[:1]:
@@ -100,20 +131,25 @@ def _first_episode(files: list[DataFile]) -> dict:
     raise BadInput(problems[0])
 
 
-def write_description(directory: Path, description: dict[str, Any]) -> Path:
-    """Write ``dataset.json`` and return its path; one with the same contents stays.
+def write_description(directory: Path, description: dict[str, Any], *, add: bool = False) -> Path:
+    """Write ``dataset.json`` and return its path; one that says the same stays.
+
+    With ``add``, one that lacks names of ``description`` gets them. Those of `ADDED` are added in any case.
 
     Raises:
-        BadInput: there is another one, or it cannot be written.
+        BadInput: there is one that says otherwise, or it cannot be written.
     """
     path = (directory if directory.is_dir() else directory.parent) / FILENAME
     if path.exists():
         found = read_description(path.parent, nulls=True)
-        differ = sorted(key for key in {*found, *description} if found.get(key) != description.get(key))
-        if differ == ["clip_actions"]:
-            raise BadInput(f'{path} is there already; add "clip_actions": true to it, or remove it and start again')
+        names = found.keys() & description.keys()
+        if not add and found.keys() - ADDED:
+            names |= (found.keys() ^ description.keys()) - ADDED
+        differ = sorted(key for key in names if found.get(key) != description.get(key))
         if differ:
             raise BadInput(f"{path} says otherwise ({', '.join(differ[:6])}); remove it to describe the data anew")
-        return path
+        if found.keys() >= description.keys():
+            return path
+        description = found | description
     write_text(path, json.dumps(description, indent=2) + "\n")
     return path

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from replay.action_rows import action_rows_note
 from replay.cache import may_write
 from replay.check import list_episodes, outside_of, unusual_action_sizes
 from replay.data_files import DataFile
@@ -33,6 +34,7 @@ class Summary:
         reward_low, reward_high: smallest and largest reward, without row 0.
         image_sizes: number of episodes by (height, width), "grey" too if they have no colours.
         reset_actions: number of episodes with an action in row 0.
+        idle_starts: number of episodes whose first action, that of row 1, is zeros.
         action_map: the map of the actions to [-1, 1], if they are not in this range.
         terminal: number of episodes that end with discount 0.
         early: number of episodes with discount 0 in an earlier row.
@@ -47,6 +49,7 @@ class Summary:
     reward_high: float = -np.inf
     image_sizes: dict[str, int] = field(default_factory=dict)
     reset_actions: int = 0
+    idle_starts: int = 0
     action_map: ActionMap | None = None
     terminal: int = 0
     early: int = 0
@@ -64,6 +67,7 @@ class Summary:
         self.lengths.append(len(reward) - 1)
         low, high = action_extremes(episode)
         self.reset_actions += bool(episode["action"][0].any())
+        self.idle_starts += not episode["action"][1].any()
         self.action_low = low if self.action_low is None else np.minimum(self.action_low, low)
         self.action_high = high if self.action_high is None else np.maximum(self.action_high, high)
         self.reward_low = min(self.reward_low, float(reward[1:].min()))
@@ -97,16 +101,17 @@ class Summary:
             *recorded,
         ]
 
-    def warnings(self) -> list[str]:
-        """What is unusual about the actions and discounts, one line each."""
+    def warnings(self, directory: Path, action_at: str = "auto") -> list[str]:
+        """What is unusual about the actions and discounts of the dataset in ``directory``, one line each.
+
+        ``action_at`` is that of the files' mapping.
+        """
         lines = []
         if self.action_map is None and max(-self.action_low.min(), self.action_high.max()) > 1 + ACTION_ROUNDING:
             lines.append(f"actions outside [-1, 1]: to train, give --action_range data, or its LOW,HIGH; {CLIP_ADVICE}")
-        if self.reset_actions:
-            lines.append(
-                f"{self.reset_actions} episode(s) with an action in row 0: row t needs the action that LED to image t, "
-                "and row 0 zeros; if these are actions taken AT image t, move them down by one row"
-            )
+        counts = self.reset_actions, self.idle_starts, len(self.returns)
+        if note := action_rows_note(action_at, *counts, directory):
+            lines.append(note)
         if self.early:
             lines.append(
                 f"{self.early} episode(s) with discount 0 before the last row: a termination is an episode's end; "

@@ -351,10 +351,12 @@ def test_dataset_must_have_been_recorded_alike(dots, tmp_path, capsys):
         check_recorded_alike(tmp_path, {**simulator, "background": "clips"}, simulator)
     with pytest.raises(BadInput, match="background none, evaluation would use clips: give --background ''"):
         check_recorded_alike(tmp_path, simulator, {**simulator, "background": "clips"})
-    check_recorded_alike(tmp_path, {"task": "dots_move_corner"}, simulator)
+    with pytest.raises(BadInput, match=r"episodes of dots_move_corner, the target is dots_move-middle.*--other_task"):
+        check_recorded_alike(tmp_path, {"task": "dots_move_corner"}, simulator)
+    check_recorded_alike(tmp_path, {"task": "dots_move_corner"}, simulator, other_task=True)
     notes = capsys.readouterr().err
     assert "evaluation uses action_repeat 3 (--dots_action_repeat), flip True (--dots_flip)" in notes
-    assert f"{tmp_path} contains dots_move_corner, the target is dots_move-middle" in notes
+    assert f"{tmp_path} has episodes of dots_move_corner, the target is dots_move-middle" in notes
     assert "background" not in notes
     del simulator["background"]
     check_recorded_alike(tmp_path, simulator, {**simulator, "background": "clips"})

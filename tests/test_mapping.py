@@ -169,11 +169,11 @@ def test_channels_are_those_of_the_stored_arrays(tmp_path, kinds, channels, firs
 
 def test_actions_without_a_row_for_the_reset(tmp_path, capsys):
     episode = {"image": np.zeros((6, 8, 8, 3), np.uint8), "action": np.ones((5, 2)), "reward": np.zeros(5)}
-    with pytest.raises(BadInput, match="row t needs the action that led to image t: begin with a row of zeros"):
+    with pytest.raises(BadInput, match=r"led to image t: begin with a row of zeros .*--action_at current does it"):
         OfflineDataset(write(tmp_path / "short", [episode]), size=8)
     episode = {"image": np.zeros((6, 8, 8, 3), np.uint8), "action": np.ones((6, 2)), "reward": np.zeros(6)}
     dataset.main(["info", str(write(tmp_path / "shifted", [episode]))])
-    assert "1 episode(s) with an action in row 0" in capsys.readouterr().err
+    assert "1 of 1 episode(s) with an action in row 0" in capsys.readouterr().err
 
 
 def test_the_map_of_a_constant_dimension():
@@ -233,4 +233,4 @@ def test_a_run_with_a_map_saves_it_and_evaluates_in_the_same_units(tmp_path, map
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["data"]
     limit = float(np.float32(0.2))  # as the data has it
     found = {"action_map": {"low": [-limit] * 2, "high": [limit] * 2}, "image_shape": (96, 72, 3)}
-    assert saved == {**found, "action_names": []}
+    assert saved == {**found, "action_names": [], "action_at": "auto"}

@@ -223,7 +223,9 @@ def test_demo_and_debug_runs_are_left_out_unless_they_are_named(tmp_path: Path, 
     demo = write_run(root / "demo/run", [1, 9], configs=("dmc", "demo"), actor_layers=2)
     for name in ("a", "b"):
         write_run(root / f"debug-{name}", [1, 8], configs=("dmc", "debug"), batch_size=4 + (name == "b"))
-    note = "left out 3 demo or debug runs, too short to compare methods; give a run's own directory to include it"
+    note = (
+        "left out 3 demo, quick or debug runs, too short to compare methods; give a run's own directory to include it"
+    )
     out = run_tables(root)
     assert rows(out) == {"coworld": "40.0 (1)"} and listed(out, "Notes") == [note]
     assert f"warning: {note}" in capsys.readouterr().err and len(lines(out / "cells.csv")) == 1

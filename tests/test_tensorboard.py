@@ -49,7 +49,7 @@ def test_the_settings_of_a_run_are_text(finished: Path, events: EventAccumulator
     (text,) = events.Tensors("run/config/text_summary")[0].tensor_proto.string_val
     settings, about = (finished / "config.yaml").read_text().split("# commit ")
     assert settings in text.decode() and re.fullmatch(
-        r"([0-9a-f]{12}(-dirty)?|unknown)\n# dataset: .*\n# suites: source dmc, target dmc\n", about
+        r"([0-9a-f]{12}(-dirty)?|unknown)\n# dataset: .*\n# data: .*\n# suites: source dmc, target dmc\n", about
     )
 
 

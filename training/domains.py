@@ -143,14 +143,9 @@ def fit_image_size(config: Config, method: Method) -> Config:
 
 def data_mapping(config: Config) -> DataMapping:
     """The names of the dataset's arrays, and the limits of reading them."""
-    return DataMapping(
-        config.image_key,
-        config.action_key,
-        config.reward_key,
-        config.done_key,
-        read_memory=config.read_memory,
-        read_seconds=config.read_seconds,
-    )
+    keys = config.image_key, config.action_key, config.reward_key, config.done_key
+    limits = {"read_memory": config.read_memory, "read_seconds": config.read_seconds}
+    return DataMapping(*keys, **limits, action_at=config.action_at)
 
 
 def open_dataset(config: Config, method: Method) -> OfflineDataset:
@@ -256,14 +251,16 @@ def check_dataset(dataset: OfflineDataset, evaluator: Evaluator, config: Config)
             f"{evaluator.tasks['target'][0]} have {expected}; give that task's dataset"
         )
     check_action_units(dataset, evaluator, config)
-    check_recorded_alike(dataset.directory, recorded_settings(dataset), evaluator.description("target"))
+    recorded, simulator = recorded_settings(dataset), evaluator.description("target")
+    check_recorded_alike(dataset.directory, recorded, simulator, other_task=config.other_task)
 
 
 def data_properties(store: SequenceStore) -> dict[str, Any] | None:
-    """What the agent's user must know of the dataset: the units of its actions and the shape of its images."""
+    """What the agent's user must know of the dataset: units and rows of its actions, shape of its images."""
     if not isinstance(store, OfflineDataset):
         return None
-    return {"action_map": store.action_map, "image_shape": store.image_shape, "action_names": store.action_names}
+    names = ("action_map", "image_shape", "action_names", "action_at")
+    return {name: getattr(store, name) for name in names}
 
 
 def check_action_units(dataset: OfflineDataset, evaluator: Evaluator, config: Config) -> None:

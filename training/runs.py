@@ -13,6 +13,7 @@ from config import Config, to_yaml
 from replay import OfflineDataset
 from tools import WorkerCrash, lock_directory, write_text
 from training.checkpoint import DatasetIdentity, read_resumable
+from training.data_limits import measure_limits
 from training.device import (
     keep_freed_memory,
     pick_device,
@@ -119,6 +120,7 @@ def open_trainer(
     tasks = domain_tasks(config, method)
     config = fit_image_size(config, method)
     dataset = open_dataset(config, method) if method.dataset else None
+    limits = measure_limits(dataset, config.discount) if dataset else None
     logdir = Path(config.logdir).expanduser()
     with ExitStack() as resources:
         resources.enter_context(lock_directory(logdir))  # first, so that it is released last
@@ -153,7 +155,7 @@ def open_trainer(
         sources = [name for name, domain in domains.items() if isinstance(domain, OnlineDomain)]
         selector = SourceSelector(config, sources)
         trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, identity, offline)
-        trainer.auto_threads = auto_threads
+        trainer.auto_threads, trainer.limits = auto_threads, limits
         if saved:
             trainer.load_state_dict(saved)
             print(f"resuming {logdir} at step {progress.step}", file=sys.stderr)
@@ -161,7 +163,8 @@ def open_trainer(
             for source in trainer.sources:
                 source.clear()
         if progress.phase < len(phases):  # else the record of the finished run stays
-            about = f"# commit {code_version()}\n{dataset_line(identity.figures) if identity else ''}"
+            about = f"# commit {code_version()}\n"
+            about += dataset_line(identity.figures) + limits.line() if identity else ""
             write_text(logdir / "config.yaml", to_yaml(config) + about + suites_line(tasks))
         yield trainer
 

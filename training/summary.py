@@ -1,9 +1,11 @@
-"""The end of a run: its pictures, and a table of its scores and offline figures."""
+"""The end of a run: its pictures, a table of its scores and offline figures, and the verdict on its agent."""
 
 from collections.abc import Sequence
 
-from training.logger import OFFLINE_COLUMNS, OFFLINE_PREFIX, read_scores
+from training.logger import OFFLINE_COLUMNS, OFFLINE_PREFIX, curve_name, read_scores
+from training.methods import PhaseKind
 from training.trainer import Trainer
+from training.verdict import Evidence, verdict
 from training.visuals import CONTEXT, line_panels, open_loop_images, prediction_sheet, score_curve
 
 OFFLINE_TABLE = {  # figure -> heading; the order of the table and of the picture
@@ -23,31 +25,50 @@ def offline_figures(row: Row) -> dict[str, float]:
     return {key.removeprefix(OFFLINE_PREFIX): float(row[key]) for key in OFFLINE_COLUMNS if row.get(key)}
 
 
+def evidence(trainer: Trainer, rows: Sequence[Row]) -> Evidence:
+    """What is known of the target agent at the end of a run with these lines of scores.csv."""
+    evaluated = [row for row in rows if row["domain"] == "target" and row["phase"] == PhaseKind.EVALUATE]
+    last = evaluated[-1] if evaluated else {}
+    return Evidence(
+        score=float(last["mean"]) if last.get("mean") else None,
+        data=trainer.dataset and tuple(trainer.dataset.figures),
+        time_limit=trainer.config.time_limit,
+        value=trainer.logger.latest.get(curve_name("target", "value")),
+        offline=offline_figures(last),
+        limits=trainer.limits,
+    )
+
+
 def draw_summary(trainer: Trainer) -> None:
-    """predictions.png, what the agents see and predict at the end; scores.png and offline.png, if there are such."""
+    """predictions.png, what the agents see and predict at the end; scores.png and offline.png, if there are such.
+
+    The last two have the verdict in their titles.
+    """
     logdir, seed = trainer.logdir, (trainer.config.seed, trainer.progress.step)
     images = open_loop_images(trainer.domains, 1, seed)
     if images:
         sheets = {name: (truth[0], predicted[0]) for name, (truth, predicted) in images.items()}
         prediction_sheet(sheets, CONTEXT, logdir / "predictions.png")
     rows = read_scores(logdir, evaluated=True)
+    warning = verdict(evidence(trainer, rows))
     if scored := [row for row in rows if row["mean"]]:
-        score_curve(scored, logdir.name, logdir / "scores.png")
+        score_curve(scored, logdir.name, logdir / "scores.png", warning)
     if evaluated := [row for row in rows if offline_figures(row)]:
         curves = {
             heading: [(int(row["step"]), offline_figures(row).get(name)) for row in evaluated]
             for name, heading in OFFLINE_TABLE.items()
         }
-        line_panels(curves, "iterations", f"{logdir.name}: held-out episodes", logdir / "offline.png")
+        line_panels(curves, "iterations", f"{logdir.name}: held-out episodes", logdir / "offline.png", warning)
 
 
 def summary(trainer: Trainer) -> str:
     """The scores of a finished run as a short table, its offline figures as another one, or both.
 
-    With several sources, also how often each was selected.
+    With several sources, also how often each was selected. At the end: the verdict, if there is one.
     """
     tasks = [str(domain.task) for domain in trainer.domains.values()]
     rows = [row for row in read_scores(trainer.logdir, evaluated=True) if row["domain"] == "target"]
+    warning = verdict(evidence(trainer, rows))
     labels = row_labels(rows, trainer.config.method)
     width = max(map(len, [*labels, *tasks])) + 10
     named = list(zip(labels, rows, strict=True))
@@ -56,7 +77,7 @@ def summary(trainer: Trainer) -> str:
         *offline_lines([(label, row) for label, row in named if offline_figures(row)], trainer, width),
         *selection_lines(trainer, width),
     ]
-    return "\n".join([*lines, f"run directory: {trainer.logdir}"])
+    return "\n".join([*lines, f"run directory: {trainer.logdir}", *[warning] * bool(warning)])
 
 
 def row_labels(rows: Sequence[Row], method: str) -> list[str]:

@@ -13,6 +13,7 @@ from agents.base import BaseAgent
 from config import Config, to_yaml
 from tools import StopRequest, multiples_crossed, progress_bar
 from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
+from training.data_limits import DataLimits
 from training.device import restore_torch_rng, torch_rng_state
 from training.domains import Domain, OnlineDomain, data_properties
 from training.evaluator import Evaluator
@@ -58,6 +59,7 @@ class Trainer:
     progress: Progress
     dataset: DatasetIdentity | None
     offline: OfflineFigures | None = None  # of the target, if episodes are held out
+    limits: DataLimits | None = None  # of the target's dataset
     stop: StopRequest = field(default_factory=StopRequest)
     auto_threads: bool = False  # whether the number of threads may change while the run goes on
     waits: CoreWaits | None = field(default_factory=CoreWaits)

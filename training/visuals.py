@@ -2,6 +2,7 @@
 
 import io
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,10 +131,11 @@ def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], cont
     save_figure(figure, path)
 
 
-def score_curve(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+def score_curve(rows: list[dict[str, Any]], title: str, path: Path, warning: str | None = None) -> None:
     """Evaluation returns, mean and deviation over episodes; the random policy's return is a dashed line.
 
-    A run's directory may be called "run", which says nothing; the title is then the folder that it is in.
+    A ``warning`` stands above the title, in red. A run's directory may be called "run", which says nothing; the title
+    is then the folder that it is in.
     """
     title = path.resolve().parents[1].name if title == "run" else title
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
@@ -150,12 +152,20 @@ def score_curve(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(loc="best")
+    if warning:
+        figure.suptitle(textwrap.fill(warning, 95), fontsize=8, color="tab:red")
     figure.tight_layout()
     save_figure(figure, path)
 
 
-def line_panels(curves: Mapping[str, Sequence[tuple[int, float | None]]], xlabel: str, title: str, path: Path) -> None:
-    """A panel for each named curve of (x, y), without the points that have no y; a curve without points has none."""
+def line_panels(
+    curves: Mapping[str, Sequence[tuple[int, float | None]]], xlabel: str, title: str, path: Path,
+    warning: str | None = None,
+) -> None:  # fmt: skip
+    """A panel for each named curve of (x, y), without the points that have no y; a curve without points has none.
+
+    A ``warning`` stands below the panels, in red.
+    """
     points = {name: [(x, y) for x, y in curve if y is not None] for name, curve in curves.items()}
     points = {name: curve for name, curve in points.items() if curve}
     columns = min(4, len(points))
@@ -169,4 +179,6 @@ def line_panels(curves: Mapping[str, Sequence[tuple[int, float | None]]], xlabel
     for axis in axes.flat[len(points) :]:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
+    if warning:
+        figure.supxlabel(textwrap.fill(warning, 40 * columns), fontsize=9, color="tab:red")
     save_figure(figure, path)

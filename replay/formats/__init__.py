@@ -34,6 +34,8 @@ class Format:
             BadInput on a damaged file.
         mapped: ``list_episodes`` takes a `DataMapping` as a third argument, so that ``--image_key`` and
             ``--action_range`` work.
+        free_rows: its files have a row for each image, and do not say in which one an action is. ``list_episodes`` then
+            calls `DataMapping.in_rows`, so that ``--action_at`` works.
         suffixes: endings of its files' names.
         filenames: names that belong to this format even if they have the suffix of another one.
         find_below: finds the files, in order, of a dataset whose files are in subfolders of the folder given.
@@ -56,6 +58,7 @@ class Format:
     title: str
     list_episodes: Callable[..., LabelledLoaders]
     mapped: bool = False
+    free_rows: bool = False
     suffixes: tuple[str, ...] = ()
     filenames: tuple[str, ...] = ()
     find_below: Callable[[Path], list[Path]] | None = None

@@ -24,7 +24,7 @@ from replay.lerobot_meta import (
     read_labels,
     read_places,
 )
-from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, discount_of
+from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, discount_of, moved_down
 from replay.safe_read import safe_read
 from replay.tables import column_array, read_parquet, require_pyarrow, require_values
 from replay.video import Frames, read_images, read_video
@@ -220,16 +220,10 @@ def _to_rows(columns: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray
     """Action, reward and discount in the row convention, from the columns; see the top of this file."""
     action = columns["action"].reshape(len(columns["action"]), -1)
     reward = columns["reward"].reshape(len(action), -1)[:, 0].astype(np.float32)
-    episode = {
-        "action": np.concatenate([np.zeros_like(action[:1]), action[:-1]]),
-        "reward": np.concatenate([np.zeros_like(reward[:1]), reward[:-1]]),
-    }
-    episode["reward"][-1] += reward[-1]
+    episode = {"action": action, "reward": reward}
     if "done" in columns:
-        done = 1 - discount_of(columns["done"], where)
-        episode["discount"] = 1 - np.concatenate([np.zeros_like(done[:1]), done[:-1]])
-        episode["discount"][-1] = min(episode["discount"][-1], 1 - done[-1])
-    return episode
+        episode["discount"] = discount_of(columns["done"], where)
+    return moved_down(episode, len(action), where)
 
 
 FORMAT = Format(

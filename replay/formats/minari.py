@@ -84,8 +84,10 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     Reading an Arrow or Parquet file needs pyarrow.
 
     Raises:
-        BadInput: an HDF5 file is damaged or contains no episode.
+        BadInput: an HDF5 file is damaged or contains no episode, or ``action_at`` is given.
     """
+    if mapping.action_at == "current":
+        raise BadInput(f"{path}: action_at current has no effect on Minari files; remove it")
     if path.suffix in TABLES:
         return [(f"episode_{path.parent.name}", partial(_load_table, path, raw, mapping))]
     with safe_read(path, "HDF5"), open_hdf5(path) as file:

@@ -90,7 +90,7 @@ def read_npz(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> dict[str, n
         BadInput: the file is truncated, no zip archive, or not a valid episode.
     """
     arrays, names = _episode_arrays(path, raw, mapping)
-    return _validated(arrays, names, path, raw, mapping)
+    return _validated(mapping.in_rows(renamed(arrays, names, path), path), arrays, path, raw, mapping)
 
 
 def _read_piece(
@@ -103,11 +103,15 @@ def _read_piece(
             changed = path.stat().st_mtime_ns
         arrays, names = _recent_arrays(path, changed, raw, mapping)
         parts.append(arrays)
-    return _validated(dreamer_replay.assembled(parts, rows, file, names), names, where, raw, mapping)
-
-
-def _validated(arrays: dict, names: dict[str, str], where: object, raw: bool, mapping: DataMapping) -> dict:
+    arrays = dreamer_replay.assembled(parts, rows, file, names)
     episode = renamed(arrays, names, where)
+    if not file.taken_at_image:  # else the actions have been moved
+        episode = mapping.in_rows(episode, where)
+    return _validated(episode, arrays, where, raw, mapping)
+
+
+def _validated(episode: dict, arrays: dict, where: object, raw: bool, mapping: DataMapping) -> dict:
+    """The episode in its standard form. A replay's flags of termination belong to images, and stay in their rows."""
     if "discount" not in episode and (discount := dreamer_replay.discount_of(arrays, where)) is not None:
         episode["discount"] = discount
     standard = validate_episode(episode, where, mapping.any_actions)
@@ -212,6 +216,7 @@ FORMAT = Format(
     title="*.npz",
     list_episodes=list_episodes,
     mapped=True,
+    free_rows=True,
     suffixes=(".npz",),
     separate_process=False,
     write=write,

@@ -63,9 +63,16 @@ def _load(path: Path, number: int, rows: slice, names: dict[str, str], raw: bool
         arrays[names["image"]] = sliced_hdf5(path, file[names["image"]], where, limit, rows)
         if (read_hdf5_array(file["step_type"], rows)[:-1] == LAST).any():
             raise BadInput(f"{where}: steps follow the last one (step_type 2) without a first one; remove it")
-    episode = renamed(arrays, names, where)
+    episode = mapping.in_rows(renamed(arrays, names, where), where)
     standard = validate_episode(episode, where, mapping.any_actions)
     return episode | {"image": standard["image"]} if raw else shrunk(standard, mapping.image_size)
 
 
-FORMAT = Format(name="hdf5", title="*.hdf5", list_episodes=list_episodes, mapped=True, suffixes=(".hdf5", ".h5"))
+FORMAT = Format(
+    name="hdf5",
+    title="*.hdf5",
+    list_episodes=list_episodes,
+    mapped=True,
+    free_rows=True,
+    suffixes=(".hdf5", ".h5"),
+)

@@ -5,6 +5,7 @@ A ``role`` is the domain that a simulator serves: ``source``, ``target``, or ``c
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,45 @@ def _flags(suite: str) -> dict[str, str]:
     return {key: f"--{suite}_{key}" for key in SUITES[suite].settings} | {"render": "--render"}
 
 
-def check_recorded_alike(directory: Path, recorded: dict[str, Any], simulator: dict[str, Any]) -> None:
+def check_same_task(directory: Path, recorded: object, task: str, other_task: bool) -> None:
+    """Check that a dataset is one of ``task``.
+
+    recorded: the task in the dataset's description, by any of its names; None if it has none.
+    other_task: accept another one, with a note.
+
+    Raises BadInput if it is another one, or if ``other_task`` is given without need.
+    """
+    with suppress(BadInput):
+        recorded = str(parse_task(recorded)) if isinstance(recorded, str) else recorded
+    differ = f"{directory} has episodes of {recorded}, the target is {task}"
+    if recorded in (None, task):
+        if other_task:
+            has = f"has episodes of {task}, the target" if recorded else "does not name another task"
+            raise BadInput(f"--other_task True has no effect: {directory} {has}; remove it")
+    elif not other_task:
+        raise BadInput(
+            f"{differ}, so evaluations would be of a task that it does not show: give --target_task {recorded}, or "
+            f"another --offline_traindir (to train in spite of this: --other_task True)"
+        )
+    else:
+        print(f"note: {differ}", file=sys.stderr)
+
+
+def check_recorded_alike(
+    directory: Path, recorded: dict[str, Any], simulator: dict[str, Any], *, other_task: bool = False
+) -> None:
     """Check that a dataset was recorded with the settings of the simulator that evaluates on its task.
 
     directory: the dataset's folder, for messages.
     recorded: the dataset's description, which may lack any key. For the ones it lacks, a note is printed.
         ``background`` None is a dataset without one. Of two backgrounds the folders are not compared.
     simulator: the description of the simulator.
+    other_task: see `check_same_task`.
 
     A warning is printed if the images are smaller than the simulator's.
-    Raises BadInput if a setting differs; the message names the flag to give.
+    Raises BadInput if the task or a setting differs; the message names the flag to give.
     """
+    check_same_task(directory, recorded.get("task"), simulator["task"], other_task)
     flags = _flags(simulator["suite"])
     for key, flag in flags.items():
         if recorded.get(key) is not None and recorded[key] != simulator[key]:
@@ -109,8 +138,6 @@ def check_recorded_alike(directory: Path, recorded: dict[str, Any], simulator: d
     if missing:
         values = ", ".join(f"{key} {value}" for key, value in missing.items())
         print(f"note: {directory} does not say how it was recorded; evaluation uses {values}", file=sys.stderr)
-    if recorded.get("task", simulator["task"]) != simulator["task"]:
-        print(f"note: {directory} contains {recorded['task']}, the target is {simulator['task']}", file=sys.stderr)
 
 
 def check_trained_alike(checkpoint_dir: Path, trained_config: Any, trained_role: str, config: Any, task: str) -> None:

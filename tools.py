@@ -22,15 +22,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
+PACKAGES = set(  # the names of requirements.txt's as they are imported
+    "PIL av dm_control filelock gymnasium h5py imageio matplotlib metaworld mujoco numpy pyarrow robodesk ruamel scipy "
+    "sklearn tensorboard torch tqdm".split()
+)
 
-def _quiet_interrupt(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+
+def _one_line_for_users(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C during the imports, and a Python without the packages, print one line instead of a traceback."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+    elif isinstance(value, ModuleNotFoundError) and (value.name or "").split(".")[0] in PACKAGES:
+        print(missing_package_line(value.name.split(".")[0]), file=sys.stderr, flush=True)
+        os._exit(2)  # an exception's own status is 1
     else:
         sys.__excepthook__(kind, value, trace)
 
 
-sys.excepthook = _quiet_interrupt  # before all slow imports, so that Ctrl-C during them prints one line too
+def missing_package_line(package: str) -> str:
+    """What to do if the running Python does not have a package of requirements.txt."""
+    own, python = Path(__file__).resolve().parent / ".venv", Path(sys.executable)
+    if own.resolve() == Path(sys.prefix).resolve() or not (own / "bin/python").exists():
+        return f"error: {python} has no package {package}; `make setup` makes .venv with all packages"
+    return (
+        f"error: {python} has no package {package}; use .venv/bin/python in its place, or first type "
+        f"`source .venv/bin/activate`"
+    )
+
+
+sys.excepthook = _one_line_for_users  # before all slow imports, so that Ctrl-C during them prints one line too
 
 import numpy as np  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402

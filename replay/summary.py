@@ -16,6 +16,7 @@ from replay.mapping import ActionMap, action_map
 from tools import BadInput, progress_bar, write_atomically
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
+LONGEST_NAME = 22  # characters of an episode's name on the contact sheet
 SHEET_SIZE = 128  # pixels of the frames that are decoded from videos
 
 # Settings that the images depend on. They are printed even if the dataset does not record them.
@@ -35,7 +36,7 @@ class Summary:
         action_map: the map of the actions to [-1, 1], if they are not in this range.
         terminal: number of episodes that end with discount 0.
         early: number of episodes with discount 0 in an earlier row.
-        frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's return.
+        frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's name and return.
     """
 
     returns: list[float] = field(default_factory=list)
@@ -49,10 +50,10 @@ class Summary:
     action_map: ActionMap | None = None
     terminal: int = 0
     early: int = 0
-    frames: list[tuple[np.ndarray, float]] = field(default_factory=list)
+    frames: list[tuple[np.ndarray, str, float]] = field(default_factory=list)
 
-    def add(self, episode: dict, *, show: bool) -> None:
-        """Add a validated episode; keep some of its frames if ``show``."""
+    def add(self, episode: dict, name: str, *, show: bool) -> None:
+        """Add a validated episode; keep some of its frames if ``show``. ``name``: where it is."""
         reward = episode["reward"]
         self.returns.append(float(reward.sum(dtype=np.float64)))
         self.lengths.append(len(reward) - 1)
@@ -69,7 +70,7 @@ class Summary:
         self.early += not episode["discount"][:-1].all()
         if show:
             rows = np.linspace(0, len(reward) - 1, SHEET_FRAMES).astype(int)
-            self.frames.append((episode["image"][rows], self.returns[-1]))
+            self.frames.append((episode["image"][rows], name, self.returns[-1]))
 
     def lines(self, description: dict) -> list[str]:
         """The statistics and the description as text, one line each."""
@@ -143,15 +144,24 @@ class Summary:
 
     def draw_sheet(self, path: Path) -> None:
         """Write frames of some episodes, one episode a row in the order of the files, as a PNG file, atomically."""
-        figure = Figure(figsize=(SHEET_FRAMES + 1.2, len(self.frames) * 1.08 + 0.4), layout="constrained")
+        figure = Figure(figsize=(SHEET_FRAMES + 2.4, len(self.frames) * 1.08 + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(self.frames), 1, squeeze=False)[:, 0]
-        for axes, (frames, total) in zip(grid, self.frames, strict=True):
-            axes.imshow(np.concatenate(list(frames), axis=1), interpolation="nearest")
+        for axes, (frames, name, total) in zip(grid, self.frames, strict=True):
+            gap = max(frames.shape[2] // 16, 1)
+            apart = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+            axes.imshow(np.concatenate(list(apart), axis=1)[:, :-gap], interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-            axes.set_ylabel(f"return\n{total:.4g}", rotation=0, ha="right", va="center")
+            axes.set_frame_on(False)
+            label = f"{short_place(name)}\nreturn {total:.4g}"
+            axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         grid[0].set_title("evenly spaced frames, first to last", fontsize=10)
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def short_place(name: str) -> str:
+    """The last `LONGEST_NAME` characters of where an episode is, which differ most often."""
+    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
 
 
 def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, list[str]]:
@@ -181,7 +191,7 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
             if outside := outside_of(action_range, extremes):
                 problems += outside
             elif sizes[place] == next(iter(sizes.values())):
-                summary.add(episode, show=index in show)
+                summary.add(episode, place, show=index in show)
     if unusual := unusual_action_sizes(sizes):
         raise BadInput(unusual[0] + (f" (and {len(unusual) - 1} more)" if len(unusual) > 1 else ""))
     if summary.returns:

@@ -10,6 +10,7 @@ from tools import multiples_crossed
 from training.methods import EVALUATIONS, OFFLINE, SELECTED, Method, Phase, PhaseKind
 
 SIMULATOR_SECONDS = 0.01  # of an agent step, before it is measured; docs/performance.md has those of the suites
+WITHOUT_UPDATES = (*EVALUATIONS, PhaseKind.PREFILL)  # their speed says nothing about that of the others
 Cost = tuple[PhaseKind, bool]  # phases with the same kind of iterations: `Phase.kind`, `Phase.aligned`
 
 
@@ -166,7 +167,7 @@ class Clock:
         differ = [
             (spent, count * self.expected(Phase(kind, aligned=aligned)))
             for (kind, aligned), (spent, count) in self.spent.items()
-            if kind not in (*EVALUATIONS, PhaseKind.PREFILL)
+            if kind not in WITHOUT_UPDATES
         ]
         measured, guessed = map(sum, zip(*differ, strict=True)) if differ else (1.0, 1.0)
         return self.expected(phase) * (measured / guessed if guessed else 1.0)
@@ -179,7 +180,7 @@ class Clock:
 
     def left(self, index: int, done: int) -> float | None:
         """Seconds to the run's end from iteration ``done`` of phase ``index``; None as long as nothing is measured."""
-        if not self.update_seconds and not any(kind not in EVALUATIONS for kind, _ in self.spent):
+        if not self.update_seconds and not any(kind not in WITHOUT_UPDATES for kind, _ in self.spent):
             return None
         later = sum(self.seconds(self.phases[i]) for i in self.planned if i > index)
         return self.seconds(self.phases[index], done) + later

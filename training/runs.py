@@ -106,7 +106,7 @@ def planned_phases(
 
 def resumed_line(logdir: Path, progress: Progress, phases: Sequence[Phase]) -> str:
     if progress.phase == len(phases):
-        return f"{logdir} is finished; more --rounds would continue it"
+        return f"{logdir} is finished: nothing is left to train"
     return f"resuming {logdir} at step {progress.step}"
 
 

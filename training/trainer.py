@@ -26,6 +26,7 @@ from training.policies import Policy
 from training.selector import Selection, SourceSelector
 from training.threads import CoreWaits
 from training.visuals import enlarge, open_loop_images, open_loop_video
+from wrappers import SUITES
 
 
 @dataclass
@@ -125,8 +126,9 @@ class Trainer:
         ``until`` may change the state of the run, and so the next phase. Raises Interrupted on Ctrl-C or SIGTERM.
         """
         if self.progress.phase < len(self.phases):
-            ties, step = self.method.aligned_with_sources, self.progress.step
-            self.logger.describe_run(to_yaml(self.config), list(self.domains), ties=ties, step=step)
+            suites = {domain.task.suite for domain in self.domains.values()} - {""}
+            shown = {"ties": self.method.aligned_with_sources, "success": any(SUITES[s].has_success for s in suites)}
+            self.logger.describe_run(to_yaml(self.config), list(self.domains), **shown, step=self.progress.step)
             print(self._plan(), file=sys.stderr)
         try:
             while self.progress.phase < len(self.phases):
@@ -276,7 +278,8 @@ class Trainer:
         """A video of each domain's open-loop predictions."""
         seed = self.config.seed, self.progress.step
         for name, images in open_loop_images(self.domains, 4, seed).items():
-            self.logger.video(name, "open_loop", open_loop_video(*images), self.progress.step)
+            video = open_loop_video(*images, side=self.config.video_size // 2)
+            self.logger.video(name, "open_loop", video, self.progress.step)
 
     # Saving and resuming
 

@@ -17,9 +17,8 @@ from training.summary import offline_figures
 from wrappers import SUITES, Task, parse_target, parse_task
 
 SHORT_BLOCKS = {"demo", "debug"}  # of configs.yaml: runs that test the program, and are too short to compare methods
-PARTS_OF_A_RUN = (
-    r"videos|pretrained|source(_\d+)?|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
-)
+# Folders in a run directory, not searched.
+PARTS_OF_A_RUN = r"videos|pretrained|source(_\d+)?|(source(_\d+)?|target)_replay"
 UNFINISHED_FOLDER = r"\..+\.partial"  # see `tools.directory_when_complete`
 
 

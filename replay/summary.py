@@ -16,7 +16,6 @@ from replay.mapping import ActionMap, action_map
 from tools import BadInput, progress_bar, write_atomically
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
-LONGEST_NAME = 22  # characters of an episode's name on the contact sheet
 SHEET_SIZE = 128  # pixels of the frames that are decoded from videos
 
 # Settings that the images depend on. They are printed even if the dataset does not record them.
@@ -144,24 +143,17 @@ class Summary:
 
     def draw_sheet(self, path: Path) -> None:
         """Write frames of some episodes, one episode a row in the order of the files, as a PNG file, atomically."""
-        figure = Figure(figsize=(SHEET_FRAMES + 2.4, len(self.frames) * 1.08 + 0.4), layout="constrained")
+        figure = Figure(figsize=(SHEET_FRAMES + 0.2, len(self.frames) * 1.3 + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(self.frames), 1, squeeze=False)[:, 0]
         for axes, (frames, name, total) in zip(grid, self.frames, strict=True):
             gap = max(frames.shape[2] // 16, 1)
             apart = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
             axes.imshow(np.concatenate(list(apart), axis=1)[:, :-gap], interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.set_frame_on(False)
-            label = f"{short_place(name)}\nreturn {total:.4g}"
-            axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-        grid[0].set_title("evenly spaced frames, first to last", fontsize=10)
+            axes.set_axis_off()
+            axes.set_title(f"{name.rpartition('/')[2]}: return {total:.4g}", loc="left", fontsize=8, pad=3)
+        figure.suptitle("evenly spaced frames of each episode, first to last", fontsize=10)
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
-
-
-def short_place(name: str) -> str:
-    """The last `LONGEST_NAME` characters of where an episode is, which differ most often."""
-    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
 
 
 def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, list[str]]:

@@ -190,7 +190,7 @@ def test_status_of_a_finished_run(leader: Path):
     state = status(leader)
     last = scores(leader)[-1]
     assert state == {
-        "phase": "evaluate 2/2",
+        "phase": "evaluate (at the end)",
         "step": (26 + 2 + 8) + (4 + 15) + 2 * 10 + 20,
         "steps": state["step"],
         "score": pytest.approx(float(last["mean"])),

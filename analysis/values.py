@@ -27,7 +27,7 @@ TABLE = (  # heading, column of values.csv, format, what it is
     ("continued", "continued_return", ".2f", "return if the last rewards continued after the time limit"),
     ("over cont.", "continued_difference", "+.2f", "estimate - continued"),
     ("steps", "compared_steps", "d", "how many are compared, of all episodes"),
-    ("unseen", "unseen", ".0%", "largest share of a return after the time limit, if rewards are constant"),
+    ("unseen", "unseen", ".0%", "largest share of a return after the time limit (constant rewards)"),
     ("corr.", "correlation", ".2f", "correlation of estimate and continued return over these steps"),
     ("source", "source_estimate", ".2f", "the source critic's value of the same states (Eq. 6)"),
     ("corr. src", "source_correlation", ".2f", "its correlation with the continued return"),

@@ -267,7 +267,7 @@ def test_runs_with_equal_settings_have_equal_names_in_all_suites(tmp_path: Path)
     write_run(root / "2", [1, 2], target_iterations=40, seed=1)
     write_run(root / "3", [1, 2], target_iterations=20, **door)
     write_run(root / "4", [1, 2], target_iterations=20, method="offline_dv2", **door)
-    labels = {Path(line["folder"]).name: line["method"] for line in lines(run_tables(root) / "cells.csv")}
+    labels = {Path(line["folder"]).name: line["row"] for line in lines(run_tables(root) / "cells.csv")}
     assert labels["1"] == labels["3"] == "coworld, target_iterations 20"
     assert labels["2"] == "coworld, target_iterations 40" and labels["4"] == "offline_dv2"
 

@@ -112,8 +112,6 @@ class PhaseBar:
 
     def finish(self) -> None:
         """Print the line of a finished phase."""
-        if self.bar is not None:
-            self.bar.clear()
         self._print(f"{self._count():,} {self.unit} in {clock_time(time.monotonic() - self.began)}")
 
     def close(self) -> None:

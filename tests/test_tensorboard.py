@@ -180,6 +180,19 @@ def test_the_title_of_the_scores_is_never_run(monkeypatch: pytest.MonkeyPatch, t
 # Videos
 
 
+def test_videos_of_predictions_have_labels_and_large_images():
+    truth, predicted = np.full((2, 7, 32, 32, 3), 100, np.uint8), np.full((2, 7, 32, 32, 3), 120, np.uint8)
+    video = visuals.open_loop_video(truth, predicted, context=5, side=128)
+    (left, top), gap = visuals.LABELS, 4
+    assert video.shape == (7, top + 3 * (128 + gap), left + 2 * (128 + gap), 3)
+    for row, grey in enumerate((100, 120, 138)):  # seen, predicted, half the difference on grey
+        at = top + row * (128 + gap)
+        assert (video[:, at : at + 128, left : left + 128] == grey).all()
+        assert (video[:, at : at + 128, :left].min((1, 2, 3)) < 100).all()  # the row's name
+    header = video[:, :top, left + 30 :]
+    assert (header[0] == header[4]).all() and (header[5] != header[4]).any()  # given, then predicted from actions
+
+
 @pytest.mark.parametrize(
     ("shape", "size", "expected"),
     [

@@ -246,7 +246,7 @@ def test_an_ablation_right_after_the_plain_run_has_its_own_directory(
     names = {path.name for path in Path("runs").iterdir()}
     assert names == {f"{pair}-{plain}-seed0", f"{pair}-{plain}-state_alignment=False-seed0"}
     errors = capsys.readouterr().err
-    assert f"resuming runs/{pair}-{plain}-seed0" in errors
+    assert f"runs/{pair}-{plain}-seed0 is finished" in errors
     assert errors.count("give --configs defaults dmc debug") == 3
 
 

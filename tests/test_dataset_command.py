@@ -266,7 +266,10 @@ def test_the_command_line(tmp_path):
             dataset.main(wrong)
     bad = subprocess.run([*run, "info", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert bad.returncode == 2
-    assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"
+    advice = (
+        f"give the folder that holds the episodes, or record some: python collect.py --task TASK --out {tmp_path}/none"
+    )
+    assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; {advice}\n"
 
 
 def test_nobody_reads_the_output(tmp_path):

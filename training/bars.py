@@ -61,7 +61,8 @@ class RunBars:
     def draw(self, index: int, done: int) -> None:
         """Draw the bar of the whole run."""
         if self.whole is None:
-            self.whole = progress_bar(1.0, "whole run", position=0, bar_format=WHOLE)
+            text = self.whole_text(index, done)
+            self.whole = progress_bar(1.0, "whole run", position=0, unit=text, bar_format=WHOLE)
         self.whole.unit, self.whole.n = self.whole_text(index, done), self.clock.share(index, done)
         self.whole.refresh()
 
@@ -112,6 +113,8 @@ class PhaseBar:
 
     def finish(self) -> None:
         """Print the line of a finished phase."""
+        if self.bar is not None:
+            self.bars.draw(self.index, self.length)  # an evaluation may end before its longest length
         self._print(f"{self._count():,} {self.unit} in {clock_time(time.monotonic() - self.began)}")
 
     def close(self) -> None:

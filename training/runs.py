@@ -107,7 +107,7 @@ def planned_phases(
 def resumed_line(logdir: Path, progress: Progress, phases: Sequence[Phase]) -> str:
     if progress.phase == len(phases):
         return f"{logdir} is finished: nothing is left to train"
-    return f"resuming {logdir} at step {progress.step}"
+    return f"resuming {logdir} at iteration {progress.step}"
 
 
 def dataset_line(figures: Sequence[float]) -> str:

@@ -66,7 +66,6 @@ class Trainer:
     auto_threads: bool = False  # whether the number of threads may change while the run goes on
     waits: CoreWaits | None = field(default_factory=CoreWaits)
     update_seconds: dict[str, float] = field(default_factory=dict)  # of an update, by domain, if it was measured
-
     planned: list[int] | None = None  # the indices of the phases that this process runs; None: all that are left
 
     @cached_property

@@ -23,6 +23,7 @@ from tools import BadInput, Parser, exit_on_bad_input, user_path  # isort: skip
 import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
 import argparse
+import os
 import sys
 
 from analysis.embeddings import alignment_table, compute_panels, embeddings_picture
@@ -59,10 +60,10 @@ def check(args: argparse.Namespace) -> None:
     for logdir in args.logdir:
         if not (logdir / CHECKPOINT).exists():
             raise BadInput(f"no checkpoint at {logdir / CHECKPOINT}; train first, or give the run's directory")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {args.out} cannot be written: {error.strerror}; choose another") from None
+    folder = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        reason = "it cannot be written" if folder.is_dir() else f"{folder} is not a folder"
+        raise BadInput(f"--out {args.out}: {reason}; choose another")
 
 
 def note(text: str) -> None:
@@ -73,8 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = command().parse_args(arguments)
     args.logdir = [logdir.expanduser() for logdir in args.logdir]
     args.out = (args.out or args.logdir[0] / "analysis").expanduser()
-    labels, device = run_labels(args.logdir), pick_device(args.device)
     check(args)
+    labels, device = run_labels(args.logdir), pick_device(args.device)
     use_threads(args.threads)
     runs, panels = [], {}
     for logdir, label in zip(args.logdir, labels, strict=True):

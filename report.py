@@ -3,8 +3,7 @@ r"""Tables (Markdown, CSV, LaTeX) and pictures (PNG, PDF) of finished runs: retu
 python report.py runs --out report
 
 Every folder under the given ones that contains config.yaml and scores.csv is a run. Runs that differ only in their seed
-are in the same cell of the tables. Demo and debug runs are left out, unless their own directories are given or there
-are no others.
+are in the same cell of the tables. Demo and debug runs are left out, unless a given folder has no other runs.
 
 If one folder is given, its file report.args may hold options for it; those of the command line come after them.
 """

@@ -23,18 +23,38 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
+PACKAGES = set(  # the names of requirements.txt's as they are imported
+    "PIL av dm_control filelock gymnasium h5py imageio matplotlib metaworld mujoco numpy pyarrow robodesk ruamel scipy "
+    "sklearn tensorboard torch tqdm".split()
+)
 
-def _one_line_errors(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+
+def _one_line_for_users(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+    """One line instead of a traceback: Ctrl-C or bad input during the imports, and a Python without the packages."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
     elif issubclass(kind, BadInput):  # raised outside `exit_on_bad_input`: while a module is imported
         print(_error_line(value), file=sys.stderr)
         sys.exit(2)
+    elif isinstance(value, ModuleNotFoundError) and (value.name or "").split(".")[0] in PACKAGES:
+        print(missing_package_line(value.name.split(".")[0]), file=sys.stderr, flush=True)
+        os._exit(2)  # an exception's own status is 1
     else:
         sys.__excepthook__(kind, value, trace)
 
 
-sys.excepthook = _one_line_errors  # before all slow imports, so that Ctrl-C during them prints one line too
+def missing_package_line(package: str) -> str:
+    """What to do if the running Python does not have a package of requirements.txt."""
+    own, python = Path(__file__).resolve().parent / ".venv", Path(sys.executable)
+    if own.resolve() == Path(sys.prefix).resolve() or not (own / "bin/python").exists():
+        return f"error: {python} has no package {package}; `make setup` makes .venv with all packages"
+    return (
+        f"error: {python} has no package {package}; use .venv/bin/python in its place, or first type "
+        f"`source .venv/bin/activate`"
+    )
+
+
+sys.excepthook = _one_line_for_users  # before all slow imports, so that Ctrl-C during them prints one line too
 
 import numpy as np  # noqa: E402
 from filelock import FileLock, Timeout  # noqa: E402

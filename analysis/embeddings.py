@@ -127,11 +127,11 @@ def embeddings_panel(axis: Axes, parts: list[AgentEmbeddings]) -> None:
 
 
 def alignment_table(runs: dict[str, Panels]) -> str:
-    """A line for each run and source: the KL between its embeddings and the target's, before and after alignment."""
-    lines = []
+    """For each run and source: the KL between its embeddings and the target's, before and after alignment."""
+    lines = ["KL of the target's embeddings to the source's, on the target's images (Eq. 3):"]
     for label, panels in runs.items():
         sources = list(zip(*panels.values(), strict=True))[1:]  # the same agent in each panel
         for parts in sources:
-            values = ", ".join(f"{part.kl:.3g} {title}" for part, title in zip(parts, panels, strict=True))
-            lines.append(f"{label}: KL of the target's embeddings to {parts[0].name}: {values}")
+            lines.append(f"{label}, {parts[0].name}")
+            lines += [f"  {part.kl:<9.3g} {title}" for part, title in zip(parts, panels, strict=True)]
     return "\n".join(lines)

@@ -13,25 +13,33 @@ from analysis.rows import TaskPair
 from analysis.runs import task_order
 from tools import BadInput
 from training.visuals import plt
-from wrappers import SUITES
+from wrappers import SUITES, Task
 
+NEAR_ZERO = 0.1  # of the highest mean return of a target: the ratio to a return below it says nothing
 BASELINES = ("offline_dv2", "dv2_finetune")  # for the ratio
 
 
 def heatmap_values(results: Results, baseline: str | None) -> dict[TaskPair, float]:
     """Mean return of coworld with default settings and one source, or its ratio to the ``baseline``'s mean return.
 
-    Pairs are left out if a run is missing, or if the baseline's return is not above 0.
+    Pairs are left out if a run is missing, or if the baseline's return is below `NEAR_ZERO` of the target's highest.
     """
-    values = {}
+    values, highest = {}, {target: highest_mean(results, target) for target in results.targets}
     for pair in results.columns:
         cell = results.cell("coworld", pair, "mean") if pair.source else None
         base = results.cell(baseline, pair, "mean") if baseline else None
         if cell and not baseline:
             values[pair] = cell.mean
-        elif cell and base and base.mean > 0:
+        elif cell and base and base.mean > 0 and base.mean >= NEAR_ZERO * highest[pair.target]:
             values[pair] = cell.mean / base.mean
     return values
+
+
+def highest_mean(results: Results, target: Task) -> float:
+    """The highest mean return of a row on ``target``."""
+    columns = [pair for pair in results.columns if pair.target == target]
+    cells = [results.cell(label, pair, "mean") for label in results.labels for pair in columns]
+    return max((cell.mean for cell in cells if cell), default=0.0)
 
 
 def choose_baseline(results: Results, kind: str | None) -> str | None:
@@ -47,8 +55,8 @@ def choose_baseline(results: Results, kind: str | None) -> str | None:
     best = max(BASELINES, key=lambda baseline: len(pairs[baseline]))
     if kind == "improvement" and not pairs[best]:
         raise BadInput(
-            f"--heatmap improvement: no run of {' or '.join(BASELINES)} has a task pair of coworld's runs; "
-            f"give --heatmap return"
+            f"--heatmap improvement: no run of {' or '.join(BASELINES)} has a task pair of coworld's runs and a return "
+            f"that is not near 0; give --heatmap return"
         )
     return best if kind == "improvement" or pairs[best] == all_pairs else None
 
@@ -76,7 +84,7 @@ def draw_heatmap(results: Results, baseline: str | None, path: Path) -> None:
         draw_panel(axis, panel, bool(baseline))
         axis.set_title(f"{SUITES[next(iter(panel)).target.suite].title} targets", fontsize=10)
     shown = f"mean return divided by {baseline}'s" if baseline else "mean return"
-    gap = "no run or no baseline" if baseline else "no run"
+    gap = "no run, no baseline, or its return is near 0" if baseline else "no run"
     figure.suptitle(f"CoWorld: {shown}\n(framed: a target's best source; hatched: {gap})", fontsize=11)
     figure.tight_layout()
     save_figure(figure, path)

@@ -1,5 +1,6 @@
 """The files of a report: reads run directories, computes, and writes tables and pictures."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ from analysis.rows import name_rows, set_labels
 from analysis.runs import RunResult, leave_out_short_runs, read_runs, run_folders
 from analysis.separation import separate_rows
 from analysis.verdicts import verdict_section
-from tools import BadInput, write_csv, write_text
+from tools import BadInput, one_line, write_csv, write_text
+
+TITLE = "# Report on "  # begins table.md
+CSV_FILES = ("cells", "curves", "table", "profiles", "offline")
 
 
 def write_report(
@@ -54,8 +58,7 @@ def write_report(
     Returns the report as text, with the names of the files at the end. Raises BadInput if there is no run, two runs
     have the same cell and seed, an argument is wrong, or ``out`` cannot be written, before anything is written.
     """
-    by = list(by)
-    runs, left_out = find_runs(list(folders))
+    by, (runs, left_out) = list(by), find_runs(list(folders))
     average_evaluations(runs, last)
     set_labels(runs, by)
     chosen, not_finished = choose_runs(runs, unfinished)
@@ -75,7 +78,7 @@ def write_report(
     sections += [*improvement_section(improved), *missing_section(results), *offline_section(chosen)]
     sections += [*correlation_section(agreement), *verdict_section(chosen)]
     text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
-    make_folder(out)
+    earlier = make_folder(out)
     pictures = draw_pictures(results, x, baseline, profiles, improved, out)
     write_text(out / "table.md", text + "\n" + "\n".join(f"![{p}]({p})" for p in pictures) + "\n")
     lines = {"cells": run_rows(runs, results, set(chosen)), "curves": curve_rows(runs, set(chosen))}
@@ -83,6 +86,7 @@ def write_report(
     written = write_lines(lines, out)
     latex = write_latex(out, len(chosen), [*score_tables(results), *comparison_tables(means, improved)], pictures)
     files = [out / name for name in ("table.md", *written, *latex, *pictures)]
+    remove_earlier(earlier, files)
     return f"{text}\nwritten, each picture as PDF too: {' '.join(map(str, files))}"
 
 
@@ -135,9 +139,27 @@ def draw_pictures(
     return pictures
 
 
-def make_folder(out: Path) -> None:
-    """Raises BadInput if ``out`` cannot be a folder."""
+def make_folder(out: Path) -> list[Path]:
+    """Make ``out``. Returns the files that an earlier report wrote there. Raises BadInput if it cannot be a folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {out} cannot be written: {error.strerror}; choose another") from None
+        table, document = out / "table.md", out / "report.tex"
+        text = table.read_text() if table.is_file() else ""
+        latex = document.read_text() if document.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--out {out} cannot be written: {one_line(error)}; choose another") from None
+    if not text.startswith(TITLE):
+        return []
+    names = [
+        *re.findall(r"^!\[[^]/]+\]\(([^()/]+\.png)\)$", text, re.MULTILINE),
+        *(f"{name}.csv" for name in CSV_FILES),
+    ]
+    names += [f"{name}.tex" for name in re.findall(r"\\input{(table-[\w-]+)}", latex)]
+    return [out / name for name in names]
+
+
+def remove_earlier(earlier: list[Path], written: list[Path]) -> None:
+    """Delete the files of an earlier report that this one does not have, with the PDFs of its pictures."""
+    for path in set(earlier) - set(written):
+        for file in (path, path.with_suffix(".pdf")) if path.suffix == ".png" else (path,):
+            file.unlink(missing_ok=True)

@@ -81,11 +81,24 @@ def set_labels(runs: list[RunResult], by: list[str]) -> None:
 
 
 def label_setting(runs: list[RunResult], key: str, group: Callable[[RunResult], Any]) -> None:
-    """Add ``key value`` to the labels of the groups of runs that differ in a setting."""
+    """Add ``key value`` to the labels of the groups of runs that differ in a setting; see `add_to_labels`."""
+    texts = {}
     for members in group_by(runs, group).values():
         if len({str(run.settings.get(key)) for run in members}) > 1:
-            for run in members:
-                run.label += f", {key} {run.settings.get(key)}"
+            texts |= {run: f"{key} {run.settings.get(key)}" for run in members}
+    add_to_labels(texts, {run: f"{key} {run.settings.get(key)}" for run in runs})
+
+
+def add_to_labels(texts: dict[RunResult, str], others: dict[RunResult, str]) -> None:
+    """Add a text to the label of each of the runs ``texts``, which need it, for example because rows of their suite
+    differ in it, and to those of ``others`` that have the same label and would have the same text.
+
+    So runs with equal settings have equal names, in whatever suite they are.
+    """
+    needed = {(run.label, text) for run, text in texts.items()}
+    for run, text in {**others, **texts}.items():
+        if run in texts or (run.label, text) in needed:
+            run.label += f", {text}"
 
 
 def name_rows(runs: list[RunResult], names: list[str]) -> None:

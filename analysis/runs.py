@@ -19,7 +19,8 @@ from training.summary import offline_figures
 from wrappers import SUITES, Task, parse_target, parse_task
 
 SHORT_BLOCKS = {"demo", "quick", "debug"}  # of configs.yaml: their runs are too short to compare methods
-PARTS_OF_A_RUN = r"videos|pretrained|(source(_\d+)?|target)_replay"  # folders in a run directory, not searched
+# Folders in a run directory, not searched.
+PARTS_OF_A_RUN = r"videos|pretrained|source(_\d+)?|(source(_\d+)?|target)_replay"
 UNFINISHED_FOLDER = r"\..+\.partial"  # see `tools.directory_when_complete`
 
 
@@ -219,18 +220,25 @@ def read_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
     return runs, left_out
 
 
+def is_below(folder: Path, root: Path) -> bool:
+    """Whether ``folder`` is ``root`` or in it, by the path that led to it or by its own."""
+    return folder.is_relative_to(root) or folder.resolve().is_relative_to(root.resolve())
+
+
 def leave_out_short_runs(runs: list[RunResult], roots: list[Path]) -> tuple[list[RunResult], list[str]]:
     """(runs without demo and debug runs, a line if there were any).
 
-    Such a run stays if it is itself one of ``roots``, the folders of the command line, or if all runs are such runs.
+    Such a run stays if it is in one of ``roots``, the folders of the command line, that has no other kind of run: then
+    it is meant.
     """
-    named = {root.resolve() for root in roots}
-    kept = [run for run in runs if not run.short or run.folder.resolve() in named]
-    if len(kept) == len(runs) or all(run.short for run in runs):
+    below = {root: [run for run in runs if is_below(run.folder, root)] for root in roots}
+    meant = {run for found in below.values() if all(run.short for run in found) for run in found}
+    kept = [run for run in runs if not run.short or run in meant]
+    if len(kept) == len(runs):
         return runs, []
     count = len(runs) - len(kept)
     what = f"{count} demo, quick or debug run{'s' * (count > 1)}, too short to compare methods"
-    return kept, [f"left out {what}; give a run's own directory to include it"]
+    return kept, [f"left out {what}; give their own folder to include them"]
 
 
 def task_order(task: Task) -> tuple[int, int, str]:

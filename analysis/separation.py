@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from analysis.rows import group_by, label_setting
+from analysis.rows import add_to_labels, group_by, label_setting
 from analysis.runs import RunResult
 from config import settings_with
 
@@ -54,13 +54,24 @@ def separate_rows(runs: list[RunResult], by: list[str]) -> None:
             label_setting(runs, key, lambda run: run.target.suite)
     for run in runs:
         if not run.finished:
-            add_to_labels([run], f"unfinished (round {run.final.round} of {run.settings['rounds']})")
-    for row in group_by(runs, lambda run: (run.label, run.target.suite)).values():
-        label_updates(row)
+            run.label += f", unfinished (round {run.final.round} of {run.settings['rounds']})"
+    label_updates(runs)
 
 
-def label_updates(row: list[RunResult]) -> None:
-    """Add the number of target updates to the labels of a row whose runs differ in it."""
+def label_updates(runs: list[RunResult]) -> None:
+    """Add the number of target updates to the labels of the rows of a suite whose runs differ in it."""
+    texts, others = {}, {}
+    for row in group_by(runs, lambda run: run.label).values():
+        for group in update_groups(row):
+            others |= dict.fromkeys(group, f"{group[0].final.target_updates} target updates")
+        for of_suite in group_by(row, lambda run: run.target.suite).values():
+            if len({others[run] for run in of_suite}) > 1:
+                texts |= {run: others[run] for run in of_suite}
+    add_to_labels(texts, others)
+
+
+def update_groups(row: list[RunResult]) -> list[list[RunResult]]:
+    """The runs of a row by their number of target updates; numbers that are `NEAR` are one."""
     groups: list[list[RunResult]] = []
     for run in sorted(row, key=lambda run: run.final.target_updates):
         number = run.final.target_updates
@@ -68,8 +79,7 @@ def label_updates(row: list[RunResult]) -> None:
             groups[-1].append(run)
         else:
             groups.append([run])
-    for group in groups if len(groups) > 1 else []:
-        add_to_labels(group, f"{group[0].final.target_updates} target updates")
+    return groups
 
 
 # Datasets
@@ -91,14 +101,14 @@ def label_datasets(runs: list[RunResult]) -> None:
                 names = dataset_names([datasets[group[0]] for group in several])
                 known.update(names)
                 for group, name in zip(several, names, strict=True):
-                    add_to_labels(group, f"data {name}")
+                    add_to_all(group, f"data {name}")
         for one in groups:
             found = known & words_of(datasets[one[0][0]].path)
             if len(one) == 1 and found:
-                add_to_labels(one[0], f"data {max(found, key=len)}")
+                add_to_all(one[0], f"data {max(found, key=len)}")
 
 
-def add_to_labels(runs: list[RunResult], text: str) -> None:
+def add_to_all(runs: list[RunResult], text: str) -> None:
     for run in runs:
         run.label += f", {text}"
 

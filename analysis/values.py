@@ -16,19 +16,21 @@ from training.visuals import plt, save_figure
 PANEL_COLUMNS = 3  # of the picture
 TEXT_BOX = {"facecolor": "white", "edgecolor": "0.7", "boxstyle": "round"}
 ESTIMATE, SOURCE, TRUTH = "tab:orange", "tab:green", "tab:blue"
-TABLE = (  # heading, column of values.csv, format
-    ("score", "score", "10.1f"),
-    ("estimate", "estimate", "11.2f"),
-    ("true return", "true_return", "13.2f"),
-    ("difference", "difference", "+12.2f"),
-    ("+-", "difference_std", "9.2f"),
-    ("continued", "continued_return", "11.2f"),
-    ("difference", "continued_difference", "+12.2f"),
-    ("steps", "compared_steps", "7d"),
-    ("unseen", "unseen", "8.0%"),
-    ("correlation", "correlation", "13.2f"),
-    ("source's", "source_estimate", "10.2f"),
-    ("correlation", "source_correlation", "13.2f"),
+WIDTH = 80  # characters of a line of the table, as of a terminal
+LONGEST_LABEL = 24
+TABLE = (  # heading, column of values.csv, format, what it is
+    ("score", "score", ".1f", "return of an episode, not discounted"),
+    ("estimate", "estimate", ".2f", "the critic's value of the states at the compared steps"),
+    ("return", "true_return", ".2f", "discounted return from these steps to the episode's last reward"),
+    ("over", "difference", "+.2f", "estimate - return; above 0 the critic over-estimates"),
+    ("+-", "difference_std", ".2f", "standard deviation of that over the episodes"),
+    ("continued", "continued_return", ".2f", "return if the last rewards continued after the time limit"),
+    ("over cont.", "continued_difference", "+.2f", "estimate - continued"),
+    ("steps", "compared_steps", "d", "how many are compared, of all episodes"),
+    ("unseen", "unseen", ".0%", "largest share of a return after the time limit (constant rewards)"),
+    ("corr.", "correlation", ".2f", "correlation of estimate and continued return over these steps"),
+    ("source", "source_estimate", ".2f", "the source critic's value of the same states (Eq. 6)"),
+    ("corr. src", "source_correlation", ".2f", "its correlation with the continued return"),
 )
 
 
@@ -92,14 +94,23 @@ def step_rows(run: EvaluatedRun, limit: float) -> list[dict[str, Any]]:
 
 
 def values_table(rows: list[dict[str, Any]]) -> str:
-    """The lines of values.csv for a terminal. A positive difference is an over-estimate. None is shown as `-`."""
-    width = max(len("run"), *(len(row["run"]) for row in rows))
-    headings = [f"{heading:>{len(format(0, form))}}" for heading, _, form in TABLE]
-    lines = [f"{'run':{width}}" + "".join(headings)]
-    for row in rows:
-        fields = [f"{'-':>{len(format(0, form))}}" if row[k] is None else format(row[k], form) for _, k, form in TABLE]
-        lines.append(f"{row['run']:{width}}" + "".join(fields))
-    return "\n".join(lines)
+    """The lines of values.csv for a terminal: a column for each run, and what each line is. None is shown as `-`.
+
+    Runs that do not fit into the width are in a further table. The cut name of a long one begins with dots.
+    """
+    names = [run if len(run) <= LONGEST_LABEL else f"...{run[3 - LONGEST_LABEL :]}" for run in (r["run"] for r in rows)]
+    head, width = max(len(heading) for heading, *_ in TABLE), max(9, *map(len, names)) + 2
+    each = max((WIDTH - head) // width, 1)
+    blocks = []
+    for start in range(0, len(rows), each):
+        part = slice(start, start + each)
+        lines = ["".join([" " * head, *(f"{name:>{width}}" for name in names[part])])]
+        for heading, key, form, _ in TABLE:
+            fields = ["-" if row[key] is None else format(row[key], form) for row in rows[part]]
+            lines.append("".join([f"{heading:{head}}", *(f"{field:>{width}}" for field in fields)]))
+        blocks.append("\n".join(lines))
+    meanings = [f"{heading:{head}}  {text}" for heading, *_, text in TABLE]
+    return "\n\n".join([*blocks, "\n".join(meanings)])
 
 
 def short_episode_notes(rows: list[dict[str, Any]], limit: float) -> list[str]:

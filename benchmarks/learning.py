@@ -28,9 +28,9 @@ Curve = dict[str, np.ndarray]  # the columns of curve.csv
 
 def record(run: Path, out: Path) -> None:
     """Write the record of ``run`` to ``out``. Minutes are those of the event files, pauses included."""
-    events = EventAccumulator(str(run), {"scalars": 0})
+    tag, folder = "source/eval/return", run / "source"
+    events = EventAccumulator(str(folder if folder.is_dir() else run), {"scalars": 0})  # an older run has no folder
     events.Reload()
-    tag = "source/eval/return"
     if not (run / "config.yaml").is_file() or tag not in events.Tags()["scalars"]:
         raise BadInput(f"{run} has no evaluations of a source agent; give the directory of a run")
     points = events.Scalars(tag)

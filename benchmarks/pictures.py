@@ -24,6 +24,13 @@ TASKS = (
     *("dmc_walker_nofoot", "dmc_cheetah_run", "dmc_cheetah_downhill"),
     *("dmc_cheetah_uphill", "dmc_cheetah_nopaw"),
 )
+# RoboDesk's tasks begin with the same frame, so they are shown solved: joints of the desk and what they then are.
+SOLVED = {
+    "robodesk_push_green": {"green_button": [-0.005], "green_light": [-0.005]},
+    "robodesk_open_slide": {"slide_joint": [0.6]},
+    "robodesk_open_drawer": {"drawer_joint": [-0.35]},
+    "robodesk_upright_block_off_table": {"upright_block": [0.7, 0.75, 0.1, 0.7, 0.7, 0, 0]},
+}
 COMPARED = ("metaworld_door-close", "metaworld_drawer-close", "robodesk_push_green", "dmc_walker_walk")
 TITLE, GAP = 30, 6  # pixels
 
@@ -32,6 +39,19 @@ def first_frame(task: str, size: int, render: str, seed: int = 0) -> np.ndarray:
     """The frame after the reset, (size, size, 3) uint8."""
     env = make_env(task, size=size, render=render)
     image = env.reset(seed=seed)[0]["image"]
+    env.close()
+    return image
+
+
+def solved_frame(task: str, size: int) -> np.ndarray:
+    """The frame of a RoboDesk task as it is when it is solved, (size, size, 3) uint8."""
+    env = make_env(task, size=size, render="full")
+    env.reset(seed=0)
+    desk = env.unwrapped._desk
+    for joint, position in SOLVED[task].items():
+        desk.physics.named.data.qpos[joint] = position
+    desk.physics.forward()
+    image = desk.render()
     env.close()
     return image
 
@@ -51,10 +71,12 @@ def sheet(images: list[np.ndarray], titles: list[str], columns: int) -> Image.Im
 
 
 def tasks_sheet() -> Image.Image:
-    """The first frame of each task, at 144 pixels, which is large enough for people."""
+    """The first frame of each task, of RoboDesk's the solved one, at 144 pixels, which is large enough for people."""
     names = {"metaworld": "Meta-World", "robodesk": "RoboDesk", "dmc": "DMC"}
     titles = [f"{names[parse_task(task).suite]}\n{parse_task(task).name}" for task in TASKS]
-    return sheet([first_frame(task, 144, "full") for task in TASKS], titles, columns=6)
+    titles = [title.replace("RoboDesk", "RoboDesk, solved") for title in titles]
+    images = [solved_frame(task, 144) if task in SOLVED else first_frame(task, 144, "full") for task in TASKS]
+    return sheet(images, titles, columns=6)
 
 
 def render_sheet() -> Image.Image:

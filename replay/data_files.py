@@ -106,7 +106,10 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
         raise BadInput(f"dataset format {format!r} is unknown; {nearest(format, ('auto', *FORMATS))}")
     directory = Path(directory).expanduser()
     if not directory.exists():
-        raise BadInput(f"{directory}: no such directory; give the folder that holds the episodes")
+        raise BadInput(
+            f"{directory}: no such directory; give the folder that holds the episodes, or record some: python "
+            f"collect.py --task TASK --out {directory}"
+        )
     found = _files_by_format([directory] if directory.is_file() else _visible_files(directory))
     if not found and directory.is_dir():
         try:

@@ -38,7 +38,7 @@ class Summary:
         action_map: the map of the actions to [-1, 1], if they are not in this range.
         terminal: number of episodes that end with discount 0.
         early: number of episodes with discount 0 in an earlier row.
-        frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's return.
+        frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's name and return.
     """
 
     returns: list[float] = field(default_factory=list)
@@ -53,10 +53,10 @@ class Summary:
     action_map: ActionMap | None = None
     terminal: int = 0
     early: int = 0
-    frames: list[tuple[np.ndarray, float]] = field(default_factory=list)
+    frames: list[tuple[np.ndarray, str, float]] = field(default_factory=list)
 
-    def add(self, episode: dict, *, show: bool) -> None:
-        """Add a validated episode; keep some of its frames if ``show``.
+    def add(self, episode: dict, name: str, *, show: bool) -> None:
+        """Add a validated episode; keep some of its frames if ``show``. ``name``: where it is.
 
         Raises BadInput if its images cannot be read; it is not added then.
         """
@@ -78,7 +78,7 @@ class Summary:
         self.terminal += bool(episode["discount"][-1] == 0)
         self.early += not episode["discount"][:-1].all()
         if show:
-            self.frames.append((np.stack(frames), self.returns[-1]))
+            self.frames.append((np.stack(frames), name, self.returns[-1]))
 
     def lines(self, description: dict) -> list[str]:
         """The statistics and the description as text, one line each."""
@@ -153,14 +153,16 @@ class Summary:
 
     def draw_sheet(self, path: Path) -> None:
         """Write frames of some episodes, one episode a row in the order of the files, as a PNG file, atomically."""
-        figure = Figure(figsize=(SHEET_FRAMES + 1.2, len(self.frames) * 1.08 + 0.4), layout="constrained")
+        figure = Figure(figsize=(SHEET_FRAMES + 0.2, len(self.frames) * 1.3 + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(self.frames), 1, squeeze=False)[:, 0]
-        for axes, (frames, total) in zip(grid, self.frames, strict=True):
-            axes.imshow(np.concatenate(list(frames), axis=1), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.set_ylabel(f"return\n{total:.4g}", rotation=0, ha="right", va="center")
-        grid[0].set_title("evenly spaced frames, first to last", fontsize=10)
+        for axes, (frames, name, total) in zip(grid, self.frames, strict=True):
+            gap = max(frames.shape[2] // 16, 1)
+            apart = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+            axes.imshow(np.concatenate(list(apart), axis=1)[:, :-gap], interpolation="nearest")
+            axes.set_axis_off()
+            axes.set_title(f"{name.rpartition('/')[2]}: return {total:.4g}", loc="left", fontsize=8, pad=3)
+        figure.suptitle("evenly spaced frames of each episode, first to last", fontsize=10)
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
@@ -197,7 +199,7 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
                 if outside := outside_of(action_range, extremes):
                     problems += outside
                 elif sizes[place] == next(iter(sizes.values())):
-                    summary.add(episode, show=index in show)
+                    summary.add(episode, place, show=index in show)
             except BadInput as error:
                 problems.append(str(error))
     if unusual := unusual_action_sizes(sizes):

@@ -2,32 +2,23 @@
 
 import json
 import statistics
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from agents.base import BaseAgent, Batch
-from config import Config, settings_that_affect
+from config import settings_that_affect
 from sweeping.jobs import DATA, PRETRAINING, RUN, Job, PlannedRun
 from sweeping.networks import domain_sizes, source_networks
 from tools import BadInput, progress_bar
 from training.device import pick_device, pick_precision
-from training.methods import AgentBuilder, Phase, PhaseKind, source_updates, warm_up_updates
+from training.estimate import update_seconds, updates
+from training.methods import AgentBuilder, PhaseKind
 from training.pretraining import compared_settings, describe_phases
 
 DEVICES = (1, 2, 4, 8, 16)
-REPEATS = 2  # after one that is not counted
 SHOWN = 5  # runs that could be a `source_from`
-
-
-def updates(phases: Sequence[Phase], config: Config) -> int:
-    """The updates of all agents in ``phases``, the first of a run or all of them."""
-    kinds = PhaseKind.TRAIN_TARGET, PhaseKind.TRAIN_OFFLINE
-    offline = sum(phase.iterations for phase in phases if phase.kind in kinds)
-    return source_updates(phases, config) + warm_up_updates(phases) + offline // config.train_every
 
 
 def updates_of(job: Job, planned: PlannedRun) -> int:
@@ -43,27 +34,11 @@ def seconds_per_update(planned: PlannedRun) -> float:
     """The mean of one update of each agent of a run, on random batches, on this machine."""
     config, method = planned.config, planned.method
     device = pick_device(config.device)
-    config = config.replace(precision=pick_precision(config.precision, device), compile="off")
+    config = config.replace(precision=pick_precision(config.precision, device))
     action_dims, states = domain_sizes(config, method)
     if not method.uses_sources and method.dataset:
         action_dims = {"target": action_dims["target"]}
-    agents = method.agents(AgentBuilder(config, device, action_dims, states))
-    means = []
-    for agent in agents.values():
-        batch = agent.random_batch()
-        batches = [batch] * (1 + method.shared_world_model)  # Multi-task DV2's updates take one of each domain
-        times = [timed(agent, batches, device) for _ in range(REPEATS + 1)]
-        means.append(min(times[1:]))
-    return statistics.fmean(means)
-
-
-def timed(agent: BaseAgent, batches: Sequence[Batch], device: torch.device) -> float:
-    """Seconds of one update, whose arguments are ``batches``."""
-    start = time.perf_counter()
-    agent.update(*batches)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return statistics.fmean(update_seconds(AgentBuilder(config, device, action_dims, states), method).values())
 
 
 def kind_of(planned: PlannedRun) -> tuple[str, str]:

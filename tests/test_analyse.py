@@ -47,6 +47,21 @@ def analyse_runs(*arguments: object) -> None:
 # Small examples
 
 
+def test_the_table_fits_a_terminal_and_explains_its_headings():
+    other = ValuedEpisode(np.array([1.0, 9.0, 9.0]), np.zeros(4), terminated=False)
+    config = tiny(target_task="walker_downhill", discount=0.5)
+    rows = [values.value_row(EvaluatedRun(name, config, [other], np.zeros(0)), 0.1) for name in ("x" * 99, *"abcdef")]
+    for count in (1, 2, 7):
+        table = values.values_table(rows[:count])
+        assert max(map(len, table.splitlines())) <= 80
+        *blocks, meanings = table.split("\n\n")
+        shown = " ".join(block.splitlines()[0] for block in blocks).split()
+        assert shown == [f"...{'x' * 21}", *"abcdef"[: count - 1]]
+        headings = [heading for heading, *_ in values.TABLE]
+        for lines_of in (*(block.splitlines()[1:] for block in blocks), meanings.splitlines()):
+            assert all(line.startswith(heading) for line, heading in zip(lines_of, headings, strict=True))
+
+
 def test_true_returns_begin_with_the_reward_of_arriving_and_end_with_the_last():
     # G_2 = 2 + 4/2, G_1 = 1 + 2/2 + 4/4, G_0 = 0 + 1/2 + 2/4 + 4/8
     np.testing.assert_allclose(EXAMPLE.true_returns(0.5), [1.5, 3.0, 4.0])
@@ -83,7 +98,9 @@ def test_the_table_averages_over_the_compared_steps_of_each_episode_and_then_ove
     assert (row["continued_return"], row["continued_difference"]) == (1.5, 4.25 - 1.5)
     assert row["correlation"] == pytest.approx(np.corrcoef([2, 5, 1, 9], [2, 4, 0, 0])[0, 1])
     assert row["source_estimate"] is row["source_correlation"] is None
-    assert values.values_table([row]).endswith(f"{'-':>10}{'-':>13}")
+    table = values.values_table([row]).splitlines()
+    assert table[0].split() == ["name"] and table[2].split() == ["estimate", "4.25"]
+    assert table[11].split() == ["source", "-"] and table[12].split() == ["corr.", "src", "-"]
     steps = values.step_rows(run, 0.13)
     assert [(s["episode"], s["step"], s["compared"]) for s in steps[:4]] == [(0, 0, 1), (0, 1, 1), (0, 2, 0), (1, 0, 1)]
     assert [s["true_return"] for s in steps] == [1.5, 3.0, 4.0, 0.0, 0.0, 0.0]
@@ -180,7 +197,9 @@ def test_two_runs_one_without_the_agents_before_alignment(
     shown = capsys.readouterr()
     assert f"note: {other} has no {BEFORE_ALIGNMENT}: embeddings of {CHECKPOINT} only" in shown.err
     assert "note: whole: its episodes are short for a discount of 0.995" in shown.err
-    assert "source: walker_walk: " in shown.out and "before alignment, " in shown.out and str(out) in shown.out
+    assert (
+        "whole, source: walker_walk\n  " in shown.out and " before alignment\n" in shown.out and str(out) in shown.out
+    )
     for name in (name for name in names if name.endswith(".png")):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
@@ -260,7 +279,7 @@ def test_every_source_is_compared_with_the_target(dots_dataset: Path, tmp_path: 
     shown = capsys.readouterr()
     assert (tmp_path / "two" / "analysis" / "embeddings.png").exists() and "no embeddings" not in shown.err
     for source in ("source 1: to_left", "source 2: to_right"):
-        line = rf"two: KL of the target's embeddings to {source}: (\S+) before alignment, (\S+) after alignment\n"
+        line = rf"two, {source}\n  (\S+) +before alignment\n  (\S+) +after alignment\n"
         before, after = re.search(line, shown.out).groups()
         assert 0 < float(before) != float(after) > 0
 
@@ -279,4 +298,4 @@ def test_bad_input(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     shutil.copytree(finished, tmp_path / "damaged")
     (tmp_path / "damaged" / CHECKPOINT).write_bytes(b"half")
     assert "damaged" in error(tmp_path / "damaged")
-    assert not (finished / "analysis" / "values.csv").exists()
+    assert not (finished / "analysis").exists() and not (tmp_path / "damaged" / "analysis").exists()

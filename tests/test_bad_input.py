@@ -1,6 +1,7 @@
 """Bad input to the commands: one line on stderr, exit status 2, and no file is changed."""
 
 import ast
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--source_task", "walker_wlak"], "nearest: walker_walk"),
         (["--target_task", "walker_downhil"], "nearest: walker_downhill"),
         (["--target_task", "", "--method", "online_dv2"], "--target_task is missing"),
-        (["--target_task", "cheetah_run", "--offline_traindir", "nowhere"], "nowhere"),
+        (["--target_task", "cheetah_run", "--offline_traindir", "nowhere"], "collect.py --task TASK --out nowhere"),
         (["--device", "tpu"], "tpu"),
         (["--method", "coworl"], "nearest: coworld"),
         (["--device", "cuda:99"], "GPU"),
@@ -245,7 +246,7 @@ def test_an_ablation_right_after_the_plain_run_has_its_own_directory(
     names = {path.name for path in Path("runs").iterdir()}
     assert names == {f"{pair}-{plain}-seed0", f"{pair}-{plain}-state_alignment=False-seed0"}
     errors = capsys.readouterr().err
-    assert f"resuming runs/{pair}-{plain}-seed0" in errors
+    assert f"runs/{pair}-{plain}-seed0 is finished" in errors
     assert errors.count("give --configs defaults dmc debug") == 3
 
 
@@ -361,6 +362,13 @@ def test_the_command_prints_one_line_and_no_traceback(tmp_path: Path):
     result = command("co_training.py", *tasks, "--offline_traindir", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS, "sweep"}))
+def test_a_python_without_the_packages_says_which_to_use(name: str):
+    result = command("-S", f"{name}.py", "--help")  # without site-packages
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"error: \S+ has no package \w+; .*(make setup|source \.venv/bin/activate).*\n", result.stderr)
 
 
 def test_help_lists_every_key_with_its_comment(capsys: pytest.CaptureFixture):

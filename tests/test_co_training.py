@@ -124,8 +124,12 @@ def test_every_tie_is_logged_and_eta_falls(finished: Path):
 
 
 def test_tensorboards_reader_finds_the_curves_and_videos(finished: Path):
-    events = EventAccumulator(str(finished), size_guidance={"images": 0, "scalars": 0}).Reload()
-    tags = events.Tags()
+    events, source = (
+        EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+        for folder in (finished, finished / "source")
+    )
+    assert not any(tag.startswith("source") for tag in events.Tags()["scalars"])  # so that its colour is another
+    tags = {kind: [*events.Tags()[kind], *source.Tags()[kind]] for kind in ("scalars", "images")}
     for domain in ("source", "target"):
         model, behavior = ("image_loss", "reward_loss", "kl"), ("actor_loss", "critic_loss", "value")
         assert {f"{domain}/model/{name}" for name in model} <= set(tags["scalars"])
@@ -135,7 +139,7 @@ def test_tensorboards_reader_finds_the_curves_and_videos(finished: Path):
     assert {"target/ties/state_alignment", "target/ties/value_constraint", "target/eval/return"} <= set(tags["scalars"])
     gif = events.Images("target/model/open_loop")[0]
     assert gif.encoded_image_string[:4] == b"GIF8"
-    assert (gif.width, gif.height) == (3 * 32, 3 * 32)  # a batch of three
+    assert (gif.width, gif.height) == (66 + 3 * (32 + 2), 18 + 3 * (32 + 2))  # a batch of three, gaps and labels
     logged = {p["step"]: p["target/model/image_loss"] for p in metrics(finished) if "target/model/image_loss" in p}
     for event in events.Scalars("target/model/image_loss"):
         assert event.value == pytest.approx(logged[event.step])

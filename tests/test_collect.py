@@ -22,7 +22,7 @@ from agents.agent import Agent
 from replay import OfflineDataset
 from tools import BadInput, exit_on_bad_input
 from training.checkpoint import resume_point
-from training.collecting import EpisodeSaver, learning_phases, score_to_reach
+from training.collecting import EpisodeSaver, below_quality_note, learning_phases, score_to_reach
 from training.collector import Collector
 from training.logger import read_scores
 from training.methods import SELECTED, Phase, PhaseKind
@@ -57,7 +57,11 @@ def test_medium_replay_stops_at_the_evaluation_that_reaches_a_third(tmp_path: Pa
 def test_medium_expert_below_its_score_keeps_every_episode_and_prints_a_note(tmp_path: Path, capsys):
     described = collected(tmp_path, "--quality", "medium-expert", "--episodes", 4)
     assert described["episodes"] == 4 and described["score_to_reach"] == 500
-    assert "is below the 500.0 asked for" in capsys.readouterr().err
+    note = "note: --quality medium-expert ends at an evaluation of 500.0, the task's known maximum return; the last one"
+    assert note in capsys.readouterr().err
+    assert "ends at an evaluation of 100.0, a third of --max_score; " in below_quality_note(
+        "medium-replay", 5, 100, 300
+    )
 
 
 def test_known_maxima():

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import OTHER_PROGRAMS, ROOT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import dataset
-from replay import OfflineDataset, minari_writer, save_episode
+from replay import OfflineDataset, minari_writer, save_episode, summary
 from replay.formats import npz
 from tools import BadInput
 
@@ -64,6 +65,19 @@ def test_info_is_right(tmp_path, capsys):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(1 << 24)) > 2
     assert OfflineDataset(tmp_path, size=16).episodes == 20, "the pictures do not disturb the dataset"
+
+
+def test_the_contact_sheet_names_its_episodes_and_has_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    figures = []
+    monkeypatch.setattr(summary, "FigureCanvasAgg", lambda figure: figures.append(figure) or FigureCanvasAgg(figure))
+    sheet = summary.Summary(frames=[(np.zeros((10, 32, 32, 3), np.uint8), "/data/robot/b.hdf5 episode 3", 12.5)])
+    sheet.draw_sheet(tmp_path / "sheet.png")
+    (axis,) = figures[0].axes
+    assert axis.get_title(loc="left") == "b.hdf5 episode 3: return 12.5"
+    title, figure = axis.title.get_window_extent(), figures[0].bbox
+    assert figure.x0 <= title.x0 and title.x1 <= figure.x1
+    shown = axis.images[0].get_array()[0, :, 0]
+    assert len(shown) == 10 * 32 + 9 * 2 and (shown == 255).sum() == 9 * 2
 
 
 def test_info_of_data_that_may_not_be_written_to(tmp_path, capsys, monkeypatch):
@@ -252,7 +266,10 @@ def test_the_command_line(tmp_path):
             dataset.main(wrong)
     bad = subprocess.run([*run, "info", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert bad.returncode == 2
-    assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; give the folder that holds the episodes\n"
+    advice = (
+        f"give the folder that holds the episodes, or record some: python collect.py --task TASK --out {tmp_path}/none"
+    )
+    assert bad.stderr == f"error: {tmp_path / 'none'}: no such directory; {advice}\n"
 
 
 def test_nobody_reads_the_output(tmp_path):

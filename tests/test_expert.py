@@ -29,7 +29,7 @@ def test_an_expert_learns_and_its_episodes_have_images(tmp_path: Path, capsys):
     assert [e["steps"] for e in described["evaluations"]] == [20, 40]
     assert described["policy"] == "sac" and described["episodes"] == 2 and described["steps"] == 40
     best = max(evaluation["mean"] for evaluation in described["evaluations"])
-    assert f"note: the expert's best evaluation, {best:.1f}, is below 38.0" in capsys.readouterr().err
+    assert f"note: the expert's best evaluation, {best:.1f}, is below the 38.0 at which" in capsys.readouterr().err
     data = OfflineDataset(tmp_path / "a", size=32)
     batch = data.sample(1, 20, np.random.default_rng(0))
     assert batch["image"].shape == (1, 20, 32, 32, 3) and batch["image"].std() > 10 and batch["action"].std() > 0.1

@@ -70,7 +70,7 @@ def test_settings_without_effect_may_differ_when_a_run_is_resumed(dataset: Path,
     saved["config"] |= {"envs": 0, "sparse_reward": True, "metaworld_camera": "topview"}
     save_checkpoint(tmp_path / CHECKPOINT, saved)
     train(dataset, tmp_path, "--method", "offline_dv2", *ONE_ROUND)
-    assert "resuming" in capsys.readouterr().err
+    assert f"{tmp_path} is finished" in capsys.readouterr().err
 
 
 def test_a_run_without_rounds_that_is_made_longer(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -69,29 +69,28 @@ def test_a_point_is_the_mean_since_the_last_point(tmp_path: Path):
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first == {"step": 10, "phase": "source", "source/other/loss": 2.0, "source/ties/eta": 0.5}
     assert second == {"step": 20, "source/other/loss": "nan"}  # NaN is not JSON
-    assert EventAccumulator(str(tmp_path)).Reload().Scalars("source/other/loss")[0].value == 2.0
+    assert EventAccumulator(str(tmp_path / "source")).Reload().Scalars("source/other/loss")[0].value == 2.0
 
 
-def test_resuming_removes_points_written_after_the_checkpoint(tmp_path: Path):
+@pytest.mark.parametrize(("domain", "folder"), [("target", ""), ("source", "source"), ("source_2", "source_2")])
+def test_resuming_removes_points_written_after_the_checkpoint(domain: str, folder: str, tmp_path: Path):
     logger = Logger(tmp_path)
-    logger.add("a", {"x": 1.0})
+    logger.add(domain, {"x": 1.0})
     logger.write(1)
-    logger.add("a", {"x": 5.0})
+    logger.add(domain, {"x": 5.0})
     state = logger.state()
     for step in (2, 3):
-        logger.add("a", {"x": 100.0})
+        logger.add(domain, {"x": 100.0})
         logger.write(step)
     logger.close()
     logger = Logger(tmp_path, state["sizes"], step=1)
     logger.load_state(state)
-    logger.add("a", {"x": 7.0})
+    logger.add(domain, {"x": 7.0})
     logger.write(2)
     logger.close()
-    assert [json.loads(line)["a/other/x"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
-        1.0,
-        6.0,
-    ]
-    assert [e.value for e in EventAccumulator(str(tmp_path)).Reload().Scalars("a/other/x")] == [1.0, 6.0]
+    name, written = f"{domain}/other/x", (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)[name] for line in written] == [1.0, 6.0]
+    assert [e.value for e in EventAccumulator(str(tmp_path / folder)).Reload().Scalars(name)] == [1.0, 6.0]
 
 
 def test_one_process_at_a_time_can_lock_a_folder(tmp_path: Path):
@@ -304,4 +303,7 @@ def test_scores_below_zero_are_inside_the_picture(mean: float, bottom: bool, tmp
     rows = [{"phase": phase, "step": "5", "mean": str(mean), "std": "1"} for phase in ("evaluate_random", "evaluate")]
     visuals.score_curve(rows, "title", tmp_path / "scores.png")
     low, high = limits[0]
-    assert low < mean < high and (low == 0) == bottom
+    assert low < mean < high and (-0.1 * high < low < 0) == bottom
+    rows = [{**row, "mean": "0"} for row in rows[:1]] + rows[1:]
+    visuals.score_curve(rows, "title", tmp_path / "scores.png")
+    assert limits[1][0] < 0 < limits[1][1]  # a random policy's line at 0 is inside too

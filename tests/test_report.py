@@ -1,6 +1,7 @@
 """report.py: its numbers on run directories that the tests write, and on those of real runs."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -351,6 +352,12 @@ def test_the_heat_map_shows_a_ratio_where_the_baseline_is_complete(runs: Path, t
     assert heatmap_values(results, None) == dict(zip(results.columns, (150, 50), strict=True))
     assert choose_baseline(results, "improvement") == "offline_dv2"
     assert heatmap_values(results, "offline_dv2") == {results.columns[0]: 2.0}  # 150 / 75
+    for run in read:
+        if run.settings["method"] == "offline_dv2":
+            run.scores = [replace(score, mean=14.9) for score in run.scores]  # near 0: below a tenth of coworld's 150
+    assert heatmap_values(compute_results(read, []), "offline_dv2") == {}
+    read = [read_run(folder) for folder in run_folders([runs])]
+    set_labels(read, [])
     down = compute_results([run for run in read if str(run.target) == DOWNHILL], [])
     assert choose_baseline(down, None) == "offline_dv2" and choose_baseline(down, "return") is None
     write_run(tmp_path / "alone", [1, 2])

@@ -71,6 +71,27 @@ def test_the_same_runs_give_the_same_files(tmp_path: Path):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_report_in_the_same_folder_leaves_nothing_of_the_one_before(tmp_path: Path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"a/1{seed}", [1, 20 + seed], seed=seed)
+        write_run(tmp_path / f"a/2{seed}", [1, 30], seed=seed, method="offline_dv2")
+    write_run(tmp_path / "b/1", [1, 20], target_task="walker_uphill")
+    out = tmp_path / "out"
+    write_report([tmp_path / "a"], out)
+    (out / "notes.md").write_text("my own")
+    (out / "curves-mine.png").write_bytes(b"my own")
+    write_report([tmp_path / "b"], out)
+    write_report([tmp_path / "b"], tmp_path / "alone")
+    found = {path.name for path in out.iterdir()}
+    assert found == {path.name for path in (tmp_path / "alone").iterdir()} | {"notes.md", "curves-mine.png"}
+    assert not any("downhill" in name or "improvement" in name for name in found)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/table.md").write_text("# Notes\n\n![a.png](a.png)\n")
+    (tmp_path / "other/a.png").write_bytes(b"of another program")
+    write_report([tmp_path / "b"], tmp_path / "other")
+    assert (tmp_path / "other/a.png").exists()
+
+
 def test_snapshots_of_the_pretraining_are_not_runs(tmp_path: Path):
     run = write_run(tmp_path / "runs/pretrained/1", [1, 2])  # not in a run directory
     write_run(run / "pretrained", [1, 2])

@@ -223,9 +223,7 @@ def test_demo_and_debug_runs_are_left_out_unless_they_are_named(tmp_path: Path, 
     demo = write_run(root / "demo/run", [1, 9], configs=("dmc", "demo"), actor_layers=2)
     for name in ("a", "b"):
         write_run(root / f"debug-{name}", [1, 8], configs=("dmc", "debug"), batch_size=4 + (name == "b"))
-    note = (
-        "left out 3 demo, quick or debug runs, too short to compare methods; give a run's own directory to include it"
-    )
+    note = "left out 3 demo, quick or debug runs, too short to compare methods; give their own folder to include them"
     out = run_tables(root)
     assert rows(out) == {"coworld": "40.0 (1)"} and listed(out, "Notes") == [note]
     assert f"warning: {note}" in capsys.readouterr().err and len(lines(out / "cells.csv")) == 1
@@ -249,6 +247,29 @@ def test_an_error_suggests_only_settings_that_differ_and_matter(tmp_path: Path, 
     write_run(root / "same/2", [1, 2], ewc_scale=2, configs=("dmc", "small", "debug"))
     line = refused(report.main, [root / "same"], capsys)
     assert "--by" not in line and "move one of them away" in line
+
+
+def test_demo_runs_of_a_folder_of_their_own_stay_in_beside_other_folders(tmp_path: Path):
+    write_run(tmp_path / "runs/real", [1, 40], configs=("dmc",))
+    for seed in (0, 1):
+        write_run(tmp_path / f"short/{seed}", [1, 9], seed=seed, configs=("dmc", "demo"), value_constraint="off")
+    run_tables(tmp_path / "runs")
+    report.main([str(tmp_path / name) for name in ("runs", "short")] + ["--out", str(tmp_path / "out")])
+    assert rows(tmp_path / "out") == {"coworld": "40.0 (1)", "coworld, value_constraint off": "9.0 +- 0.0 (2)"}
+
+
+# Names
+
+
+def test_runs_with_equal_settings_have_equal_names_in_all_suites(tmp_path: Path):
+    root, door = tmp_path / "runs", {"source_task": "metaworld_drawer-close", "target_task": "metaworld_door-close"}
+    write_run(root / "1", [1, 2], target_iterations=20)
+    write_run(root / "2", [1, 2], target_iterations=40, seed=1)
+    write_run(root / "3", [1, 2], target_iterations=20, **door)
+    write_run(root / "4", [1, 2], target_iterations=20, method="offline_dv2", **door)
+    labels = {Path(line["folder"]).name: line["row"] for line in lines(run_tables(root) / "cells.csv")}
+    assert labels["1"] == labels["3"] == "coworld, target_iterations 20"
+    assert labels["2"] == "coworld, target_iterations 40" and labels["4"] == "offline_dv2"
 
 
 # Scores

@@ -190,7 +190,7 @@ def test_status_of_a_finished_run(leader: Path):
     state = status(leader)
     last = scores(leader)[-1]
     assert state == {
-        "phase": "evaluate 2/2",
+        "phase": "evaluate (at the end)",
         "step": (26 + 2 + 8) + (4 + 15) + 2 * 10 + 20,
         "steps": state["step"],
         "score": pytest.approx(float(last["mean"])),
@@ -354,7 +354,7 @@ def test_a_resumed_run_keeps_its_own_source(dots_dataset: Path, leader: Path, tm
     assert "holds a run that pretrains its sources itself: --source_from has no effect" in line
     assert files(follower) == before
     train(dots_dataset, follower, *ONE_ROUND, "--source_from", leader / ".." / leader.name)
-    assert "resuming" in capsys.readouterr().err
+    assert f"{follower} is finished" in capsys.readouterr().err
     train(dots_dataset, tmp_path / "third", *ONE_ROUND, "--source_from", follower, "--precision", "auto")
     assert "precision: float32" in capsys.readouterr().err  # the one of the pretraining
     assert_same_results(follower, tmp_path / "third")

@@ -319,7 +319,7 @@ def test_a_target_without_a_simulator_needs_its_dataset(tmp_path: Path):
 
 
 def test_an_update_of_every_method_can_be_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(estimate, "REPEATS", 1)
+    monkeypatch.setattr("training.estimate.REPEATS", 1)
     spec = read_spec(write_spec(tmp_path), [f"method=[{','.join(METHODS)}]"])
     planned = planned_runs(spec, expand(spec), tmp_path / "out", CHECKS)
     assert {p.run.method for p in planned} == set(METHODS)

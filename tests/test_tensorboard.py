@@ -3,7 +3,9 @@
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -20,12 +22,28 @@ from training import visuals
 from training.logger import CHARTS, CURVES, Logger, curve_name, find_curve
 
 
+class Events:
+    """The events of a run: TensorBoard reads those of the source as another run."""
+
+    def __init__(self, logdir: Path):
+        sizes = {"images": 0, "scalars": 0, "tensors": 0}
+        self.of_run, self.of_source = (
+            EventAccumulator(str(folder), size_guidance=sizes).Reload() for folder in (logdir, logdir / "source")
+        )
+
+    def Tags(self) -> dict[str, list[str]]:
+        return {kind: [*self.of_run.Tags()[kind], *self.of_source.Tags()[kind]] for kind in ("scalars", "images")}
+
+    def __getattr__(self, name: str) -> Callable[[str], Any]:
+        return lambda tag: getattr(self.of_source if tag.startswith("source/") else self.of_run, name)(tag)
+
+
 @pytest.fixture(scope="module")
-def events(finished: Path) -> EventAccumulator:
-    return EventAccumulator(str(finished), size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
+def events(finished: Path) -> Events:
+    return Events(finished)
 
 
-def test_every_curve_of_a_run_has_a_group_and_a_description(events: EventAccumulator):
+def test_every_curve_of_a_run_has_a_group_and_a_description(events: Events):
     tags = [*events.Tags()["scalars"], *events.Tags()["images"]]
     domains, groups, names = (set(parts) for parts in zip(*(tag.split("/") for tag in tags), strict=True))
     assert domains == {"source", "target", "run"} and groups == {*CURVES} - {"offline"} and len(names) > 20
@@ -37,7 +55,7 @@ def test_every_curve_of_a_run_has_a_group_and_a_description(events: EventAccumul
     assert events.Scalars("target/eval/return")[-1].step == 127
 
 
-def test_metrics_jsonl_and_tensorboard_have_the_same_curves(finished: Path, events: EventAccumulator):
+def test_metrics_jsonl_and_tensorboard_have_the_same_curves(finished: Path, events: Events):
     points = metrics(finished)
     assert {key for point in points for key in point if "/" in key} == set(events.Tags()["scalars"])
     for tag in events.Tags()["scalars"]:
@@ -45,7 +63,7 @@ def test_metrics_jsonl_and_tensorboard_have_the_same_curves(finished: Path, even
         assert {e.step: pytest.approx(e.value) for e in events.Scalars(tag)} == logged
 
 
-def test_the_settings_of_a_run_are_text(finished: Path, events: EventAccumulator):
+def test_the_settings_of_a_run_are_text(finished: Path, events: Events):
     (text,) = events.Tensors("run/config/text_summary")[0].tensor_proto.string_val
     settings, about = (finished / "config.yaml").read_text().split("# commit ")
     assert settings in text.decode() and re.fullmatch(
@@ -53,13 +71,25 @@ def test_the_settings_of_a_run_are_text(finished: Path, events: EventAccumulator
     )
 
 
-def test_the_layout_shows_the_curves_of_both_domains_together(events: EventAccumulator):
+def test_the_layout_shows_the_curves_of_both_domains_together(events: Events):
     layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     assert [category.title for category in layout.category] == list(CHARTS)
     assert charts["image loss"] == ["^source/model/image_loss$", "^target/model/image_loss$"]
     assert {"^target/eval/return$", "^source/data/episode_return$"} < set(charts["return"])
+    assert "success" not in charts  # the walker reports none, so its chart would be empty
     assert all(find_curve(metric)[1] for charts in CHARTS.values() for chart in charts.values() for metric in chart)
+
+
+def test_a_run_whose_task_reports_success_has_a_chart_of_it(tmp_path: Path):
+    logger = Logger(tmp_path)
+    logger.describe_run("", ["target"], ties=False, success=True, step=0)
+    logger.close()
+    read = EventAccumulator(str(tmp_path)).Reload()
+    layout = Layout.FromString(read.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    titles = [[chart.title for chart in category.chart] for category in layout.category]
+    assert titles[0] == ["return", "success"] and "Ties" not in [category.title for category in layout.category]
+    assert CHARTS["Returns"].keys() == {"return", "success"}  # not changed
 
 
 def test_an_unknown_metric_is_in_the_group_other(tmp_path: Path):
@@ -150,6 +180,19 @@ def test_the_title_of_the_scores_is_never_run(monkeypatch: pytest.MonkeyPatch, t
 
 
 # Videos
+
+
+def test_videos_of_predictions_have_labels_and_large_images():
+    truth, predicted = np.full((2, 7, 32, 32, 3), 100, np.uint8), np.full((2, 7, 32, 32, 3), 120, np.uint8)
+    video = visuals.open_loop_video(truth, predicted, context=5, side=128)
+    (left, top), gap = visuals.LABELS, 4
+    assert video.shape == (7, top + 3 * (128 + gap), left + 2 * (128 + gap), 3)
+    for row, grey in enumerate((100, 120, 138)):  # seen, predicted, half the difference on grey
+        at = top + row * (128 + gap)
+        assert (video[:, at : at + 128, left : left + 128] == grey).all()
+        assert (video[:, at : at + 128, :left].min((1, 2, 3)) < 100).all()  # the row's name
+    header = video[:, :top, left + 30 :]
+    assert (header[0] == header[4]).all() and (header[5] != header[4]).any()  # given, then predicted from actions
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,16 @@ def score_to_reach(task: Task, quality: str | None, max_score: float | None) -> 
     return SHARE_OF_MAXIMUM[quality] * best_return(task, max_score) if quality in SHARE_OF_MAXIMUM else float("inf")
 
 
+def below_quality_note(quality: str, score: float, wanted: float, max_score: float | None) -> str:
+    """A note that the agent's last evaluation, ``score``, did not reach ``wanted``, where the quality ends."""
+    share = "a third of " if SHARE_OF_MAXIMUM[quality] < 1 else ""
+    maximum = "--max_score" if max_score is not None else "the task's known maximum return"
+    return (
+        f"note: --quality {quality} ends at an evaluation of {wanted:.1f}, {share}{maximum}; the last one is "
+        f"{score:.1f}. The episodes are kept; more --episodes, in a new --out, continue the training"
+    )
+
+
 def learning_phases(config: Config) -> list[Phase]:
     """DreamerV2 online for ``config.episodes`` episodes, evaluated every ``eval_every`` steps."""
     left = config.episodes * config.time_limit - config.prefill
@@ -85,7 +95,7 @@ def collect_from_learner(
         run_to_completion(trainer, loops, until=reached)
         if args.quality and not reached(trainer):
             score = trainer.progress.last_score
-            print(f"note: the last evaluation, {score:.1f}, is below the {wanted:.1f} asked for", file=sys.stderr)
+            print(below_quality_note(args.quality, score, wanted, args.max_score), file=sys.stderr)
         replay = trainer.sources[0].store
         copy_episodes([stored.path for stored in replay.stored[: args.episodes]], folder)
         scores = [row for row in read_scores(trainer.logdir) if row["phase"] == "evaluate"]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from config import Config
-from tools import progress_bar
 from training.collector import episode_seed
 from training.policies import Policy, RandomPolicy
 from wrappers import Task
@@ -144,17 +143,10 @@ class Evaluator:
     def evaluate(
         self, policy: Policy | None, domain: str, on_step: Callable[[int], None] = lambda steps: None
     ) -> EvalResult:
-        """``eval_episodes`` episodes with a progress bar. Without a policy, actions are random."""
+        """``eval_episodes`` episodes. Without a policy, actions are random. ``on_step``: see `evaluate`."""
         config, envs, seed = self.config, self._envs(domain), EVALUATION_SEED + self.config.seed
         policy = policy or RandomPolicy(envs[0].action_space, np.random.default_rng(seed))
-        steps = config.eval_episodes * config.time_limit
-        with progress_bar(steps, f"evaluate {domain}", leave=False) as bar:
-
-            def step(count: int) -> None:
-                bar.update(count)
-                on_step(count)
-
-            return evaluate(policy, envs, config.eval_episodes, seed, step)
+        return evaluate(policy, envs, config.eval_episodes, seed, on_step)
 
     def _envs(self, domain: str) -> list[Any]:
         config = self.config

@@ -155,25 +155,28 @@ class Logger:
         self.columns = [*SCORES, *OFFLINE_COLUMNS * offline]
         if not self.scores_file.stat().st_size:
             self._append(self.scores_file, ",".join(self.columns) + "\n")
-        self.writer = SummaryWriter(str(directory), purge_step=None if step is None else step + 1)
+        self.directory, self.purge_step = directory, None if step is None else step + 1
+        self.writers: dict[str, SummaryWriter] = {}  # by folder of the event files, in ``directory``
         self.mirror = mirror
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
         self.latest: dict[str, float] = {}
         self.measured: tuple[float, dict[str, int]] | None = None  # time and totals of the last point
 
-    def describe_run(self, config: str, domains: Sequence[str], *, ties: bool, step: int) -> None:
+    def describe_run(self, config: str, domains: Sequence[str], *, ties: bool, success: bool, step: int) -> None:
         """Write the settings as TensorBoard text, and a layout whose charts show the curves of all domains together.
 
-        ``ties``: whether the run has the ties between source and target.
+        ``ties``: whether the run has the ties between source and target; ``success``: whether a task reports success.
         """
-        self.writer.add_text("run/config", f"```yaml\n{config}```", step)
+        self._writer("run").add_text("run/config", f"```yaml\n{config}```", step)
         layout = {category: dict(charts) for category, charts in CHARTS.items() if ties or category != "Ties"}
+        if not success:
+            del layout["Returns"]["success"]
         for charts in layout.values():
             for title, metrics in charts.items():
                 curves = [f"^{curve_name(domain, metric)}$" for metric in metrics for domain in domains]
                 charts[title] = ["Multiline", curves]  # regular expressions of names
-        self.writer.add_custom_scalars(layout)
+        self._writer("run").add_custom_scalars(layout)
 
     def add(self, domain: str, metrics: dict[str, Tensor | float]) -> None:
         """Add values to the mean of each metric's curve at the next `write`."""
@@ -263,7 +266,8 @@ class Logger:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the sizes of the files, and the sums since the last point."""
-        self.writer.flush()
+        for writer in self.writers.values():
+            writer.flush()
         sums = {k: float(v) for k, v in self.sums.items()}
         sizes = {file.name: file.stat().st_size for file in self._files() if file.exists()}
         return {"sizes": sizes, "sums": sums, "counts": dict(self.counts), "latest": dict(self.latest)}
@@ -273,9 +277,20 @@ class Logger:
         self.latest = dict(state["latest"])
 
     def close(self) -> None:
-        self.writer.close()
+        for writer in self.writers.values():
+            writer.close()
         if self.mirror:
             self.mirror.close()
+
+    def _writer(self, domain: str) -> SummaryWriter:
+        """TensorBoard's writer for a domain. Each source has a folder, which TensorBoard shows in a colour of its own.
+
+        The target's curves, and those of the whole run, are in the run's directory itself.
+        """
+        folder = domain if domain.startswith("source") else ""
+        if folder not in self.writers:
+            self.writers[folder] = SummaryWriter(str(self.directory / folder), purge_step=self.purge_step)
+        return self.writers[folder]
 
     def _rates(self, totals: dict[str, int]) -> dict[str, float]:
         """Curves of the rates at which ``totals`` grew since the last call; without those that did not."""
@@ -299,7 +314,7 @@ class Logger:
             summary_description=find_curve(*name.split("/")[:0:-1])[1],
         )
         summary = Summary(value=[Summary.Value(tag=name, metadata=metadata, **value)])
-        self.writer._get_file_writer().add_summary(summary, step)
+        self._writer(name.split("/")[0])._get_file_writer().add_summary(summary, step)
 
     def _files(self) -> tuple[Path, ...]:
         return self.metrics_file, self.scores_file, self.choices_file

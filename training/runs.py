@@ -33,6 +33,7 @@ from training.domains import (
     open_simulators,
     simulated_tasks,
 )
+from training.estimate import update_seconds, updates
 from training.evaluator import Evaluator
 from training.logger import Logger
 from training.methods import Method, Phase, PhaseKind
@@ -41,6 +42,7 @@ from training.pretraining import (
     awaits_snapshot,
     check_networks,
     check_pretrain_only,
+    find_pretraining,
     read_snapshot,
     share_pretraining,
 )
@@ -92,6 +94,24 @@ def compute_with_threads(config: Config, method: Method, saved: Mapping[str, Any
     return config.replace(threads=str(number))
 
 
+def planned_phases(
+    method: Method, phases: Sequence[Phase], progress: Progress, pretrain_only: bool, awaits: bool
+) -> list[int]:
+    """The indices of the phases that this process is to run.
+
+    ``awaits``: the pretraining comes from a snapshot.
+    """
+    pretraining = find_pretraining(method, phases)
+    end = pretraining.stop if pretrain_only else len(phases)
+    return [i for i in range(progress.phase, end) if not (awaits and i in pretraining)]
+
+
+def resumed_line(logdir: Path, progress: Progress, phases: Sequence[Phase]) -> str:
+    if progress.phase == len(phases):
+        return f"{logdir} is finished: nothing is left to train"
+    return f"resuming {logdir} at iteration {progress.step}"
+
+
 def dataset_line(figures: Sequence[float]) -> str:
     """The line of config.yaml that tells report.py which runs learned from the same dataset."""
     return "# dataset: {} episodes, {} steps, sum of returns {}\n".format(*figures)
@@ -137,7 +157,10 @@ def open_trainer(
         evaluator = Evaluator(config, simulated_tasks(tasks))
         resources.callback(evaluator.close)
         envs = open_simulators(config, method, resources)
-        agents = method.agents(agent_builder(config, device, envs, dataset, evaluator))
+        builder = agent_builder(config, device, envs, dataset, evaluator)
+        planned = planned_phases(method, phases, progress, pretrain_only, bool(snapshot))
+        seconds = update_seconds(builder, method, updates([phases[i] for i in planned], config))
+        agents = method.agents(builder)
         seed_training(config.seed)
         if snapshot:
             check_networks(config, snapshot, agents)
@@ -156,9 +179,10 @@ def open_trainer(
         selector = SourceSelector(config, sources)
         trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, identity, offline)
         trainer.auto_threads, trainer.limits = auto_threads, limits
+        trainer.update_seconds, trainer.planned = seconds, planned
         if saved:
             trainer.load_state_dict(saved)
-            print(f"resuming {logdir} at step {progress.step}", file=sys.stderr)
+            print(resumed_line(logdir, progress, phases), file=sys.stderr)
         else:
             for source in trainer.sources:
                 source.clear()

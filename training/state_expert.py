@@ -95,7 +95,11 @@ def train_expert(
         agent.policy.load_state_dict(training.best)
     if not training.reached and stop.signal is None:
         best = training.best_mean
-        print(f"note: the expert's best evaluation, {best:.1f}, is below {training.wanted:.1f}", file=sys.stderr)
+        wanted = f"the {training.wanted:.1f} at which its training ends early"
+        print(
+            f"note: the expert's best evaluation, {best:.1f}, is below {wanted}; give more --expert_steps",
+            file=sys.stderr,
+        )
     return state_policy(agent, space), training.evaluations
 
 

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,22 @@ import torch
 
 from agents.base import BaseAgent
 from config import Config, to_yaml
-from tools import StopRequest, multiples_crossed, progress_bar
+from tools import StopRequest, multiples_crossed
+from training.bars import RunBars
 from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
 from training.data_limits import DataLimits
 from training.device import restore_torch_rng, torch_rng_state
 from training.domains import Domain, OnlineDomain, data_properties
 from training.evaluator import Evaluator
 from training.logger import OFFLINE_PREFIX, Logger, curve_name
-from training.methods import OFFLINE, SELECTED, Method, Phase, PhaseKind
+from training.methods import OFFLINE, ONLINE, SELECTED, Method, Phase, PhaseKind
 from training.offline_figures import OfflineFigures
+from training.plan import Clock, base_names, phase_names, plan_line
 from training.policies import Policy
 from training.selector import Selection, SourceSelector
 from training.threads import CoreWaits
 from training.visuals import enlarge, open_loop_images, open_loop_video
+from wrappers import SUITES
 
 
 @dataclass
@@ -63,6 +67,20 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
     auto_threads: bool = False  # whether the number of threads may change while the run goes on
     waits: CoreWaits | None = field(default_factory=CoreWaits)
+    update_seconds: dict[str, float] = field(default_factory=dict)  # of an update, by domain, if it was measured
+    planned: list[int] | None = None  # the indices of the phases that this process runs; None: all that are left
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of the phases in bars, lines and status.json."""
+        return phase_names(self.phases, self.method, self.config, len(self.sources))
+
+    @cached_property
+    def bars(self) -> RunBars:
+        simulated = bool(self.evaluator.tasks)
+        planned = range(self.progress.phase, len(self.phases)) if self.planned is None else self.planned
+        clock = Clock(self.phases, self.config, planned, simulated, self.update_seconds)
+        return RunBars(clock, self.config)
 
     @property
     def logdir(self) -> Path:
@@ -109,16 +127,28 @@ class Trainer:
         ``until`` may change the state of the run, and so the next phase. Raises Interrupted on Ctrl-C or SIGTERM.
         """
         if self.progress.phase < len(self.phases):
-            ties, step = self.method.aligned_with_sources, self.progress.step
-            self.logger.describe_run(to_yaml(self.config), list(self.domains), ties=ties, step=step)
-        while self.progress.phase < len(self.phases):
-            if until(self):
-                return
-            phase = self.phases[self.progress.phase]
-            self._write_status(phase)
-            loops[phase.kind](self, phase)
-            self._finish(phase)
-        self._write_status(self.phases[-1], finished=True)
+            suites = {domain.task.suite for domain in self.domains.values()} - {""}
+            shown = {"ties": self.method.aligned_with_sources, "success": any(SUITES[s].has_success for s in suites)}
+            self.logger.describe_run(to_yaml(self.config), list(self.domains), **shown, step=self.progress.step)
+            print(self._plan(), file=sys.stderr)
+        try:
+            while self.progress.phase < len(self.phases):
+                if until(self):
+                    return
+                phase = self.phases[self.progress.phase]
+                self._write_status()
+                loops[phase.kind](self, phase)
+                self._finish(phase)
+        finally:
+            self.bars.close()
+        self._write_status(finished=True)
+
+    def _plan(self) -> str:
+        """The line before the run. The expected time is left out if no update was measured."""
+        clock = self.bars.clock
+        phases = [self.phases[i] for i in clock.planned]
+        seconds = sum(map(clock.seconds, phases)) if self.update_seconds else None
+        return plan_line(phases, base_names(phases, self.method, len(self.sources)), self.config, seconds)
 
     def steps(self, phase: Phase, stride: int = 1) -> Iterator[None]:
         """Iterate over the remaining steps of a phase, logging, saving and stopping in between.
@@ -127,18 +157,19 @@ class Trainer:
         """
         config, progress = self.config, self.progress
         saved_at = time.monotonic()
-        with progress_bar(phase.iterations, self._label(phase), initial=progress.iteration) as bar:
+        begun = progress.target_iterations - progress.iteration
+        with self.bars.phase(progress.phase, self._label(), progress.iteration, begun) as bar:
             while progress.iteration < phase.iterations:
                 yield
                 self._count(stride)
                 bar.update(stride)
                 if multiples_crossed(progress.step, stride, config.log_every):
                     self._write_point(phase)
-                    bar.set_postfix(self._postfix(phase), refresh=False)
+                    bar.values = self._postfix(phase)
                 if config.video_every and multiples_crossed(progress.step, stride, config.video_every):
                     self._log_open_loop()
                 if crowded := self.waits is not None and self.config.threads != "1" and self.waits.are_long():
-                    bar.write(self._leave_cores_to_others(), file=sys.stderr)
+                    self.bars.write(self._leave_cores_to_others())
                 stop = self.stop.signal is not None
                 if stop or crowded or time.monotonic() > saved_at + 60 * config.checkpoint_minutes:
                     self.save()
@@ -189,10 +220,13 @@ class Trainer:
         """Evaluation episodes, and the video of the first. Returns columns of scores.csv."""
 
         def on_step(steps: int) -> None:
+            bar.update(steps)
             if self.stop.signal is not None:
                 raise Interrupted  # the last phase is saved, and this one will be repeated
 
-        result = self.evaluator.evaluate(policy, phase.domain, on_step)
+        with self.bars.phase(self.progress.phase, self._label()) as bar:
+            result = self.evaluator.evaluate(policy, phase.domain, on_step)
+            bar.values = {"return": f"{result.mean:.1f}"}
         if policy is not None:
             frames = enlarge(result.frames, self.config.video_size)
             self.logger.video(phase.domain, "evaluation", frames, self.progress.step)
@@ -218,17 +252,19 @@ class Trainer:
         counts = {"source_steps": p.source_steps, "target_updates": p.target_updates}
         totals = {"updates": p.source_updates + p.target_updates, "frames": p.source_steps}
         self.logger.write(p.step, totals, phase=str(phase.kind), round=phase.round, **counts)
-        self._write_status(phase)
+        self._write_status()
 
-    def _write_status(self, phase: Phase, finished: bool = False) -> None:
+    def _write_status(self, finished: bool = False) -> None:
         p = self.progress
-        place = {"phase": self._label(phase), "step": p.step, "steps": self.total_steps}
+        place = {"phase": self.names[-1] if finished else self._label(), "step": p.step, "steps": self.total_steps}
         self.logger.status(**place, score=p.last_score, finished=finished)
 
-    def _label(self, phase: Phase) -> str:
-        of_rounds = f" {phase.round}/{self.config.rounds}" if phase.round else ""
-        source = f", {self.source(phase).name}" if len(self.sources) > 1 and phase.kind not in OFFLINE else ""
-        return f"{phase.kind.replace('_', ' ')}{of_rounds}{source}"
+    def _label(self) -> str:
+        """The running phase's name, with the source that it trains if the selector chose it."""
+        index = min(self.progress.phase, len(self.phases) - 1)
+        phase = self.phases[index]
+        chosen = phase.kind in ONLINE and phase.source == SELECTED and len(self.sources) > 1
+        return self.names[index] + (f", {self.source(phase).name}" if chosen else "")
 
     def _postfix(self, phase: Phase) -> dict[str, str]:
         """The latest values of the curves that matter, for the progress bar."""
@@ -243,7 +279,8 @@ class Trainer:
         """A video of each domain's open-loop predictions."""
         seed = self.config.seed, self.progress.step
         for name, images in open_loop_images(self.domains, 4, seed).items():
-            self.logger.video(name, "open_loop", open_loop_video(*images), self.progress.step)
+            video = open_loop_video(*images, side=self.config.video_size // 2)
+            self.logger.video(name, "open_loop", video, self.progress.step)
 
     # Saving and resuming
 

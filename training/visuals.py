@@ -10,7 +10,7 @@ from typing import Any
 import imageio.v3 as imageio
 import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from tools import BadInput, require, write_atomically
 
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 CONTEXT = 5  # frames that an open-loop prediction is given
 ROWS = ("seen", "predicted", "difference")
+LABELS = (66, 18)  # pixels left of the images and above them, in a video of predictions
 
 
 def encode_gif(frames: np.ndarray, fps: int) -> bytes:
@@ -96,10 +97,26 @@ def open_loop_images(
     return {name: pair for name, pair in images.items() if pair is not None}
 
 
-def open_loop_video(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Images (B, T, H, W, 3) as frames (T, 3 H, B W, 3): rows seen, predicted, difference; a column a sequence."""
-    rows = np.concatenate([truth, predicted, difference(truth, predicted)], 2)  # (B, T, 3 H, W, 3)
-    return np.concatenate(list(rows), 2)
+def open_loop_video(truth: np.ndarray, predicted: np.ndarray, context: int = CONTEXT, side: int = 0) -> np.ndarray:
+    """Images (B, T, H, W, 3) as frames (T, H', W', 3) with a row for each of `ROWS` and a column for each sequence.
+
+    Images are enlarged by a whole factor until their longer side has ``side`` pixels. Labels name the rows, and say
+    whether a frame is given or predicted from actions alone.
+    """
+    factor = max(-(-side // max(truth.shape[2:4])), 1)
+    large = [part.repeat(factor, 2).repeat(factor, 3) for part in (truth, predicted, difference(truth, predicted))]
+    gap, font = max(2, factor), ImageFont.load_default(11)
+    frames = []
+    for t in range(truth.shape[1]):
+        images = mosaic(np.stack([part[:, t] for part in large]), gap)
+        page = Image.new("RGB", (images.shape[1] + LABELS[0], images.shape[0] + LABELS[1]), "white")
+        page.paste(Image.fromarray(images), LABELS)
+        pen, row = ImageDraw.Draw(page), images.shape[0] // len(ROWS)
+        pen.text((LABELS[0], 2), f"t = {t}, {'given' if t < context else 'from actions alone'}", "black", font)
+        for i, name in enumerate(ROWS):
+            pen.text((4, LABELS[1] + i * row + row // 2 - 6), name, "black", font)
+        frames.append(np.asarray(page))
+    return np.stack(frames)
 
 
 def mosaic(images: np.ndarray, gap: int) -> np.ndarray:
@@ -149,7 +166,7 @@ def score_curve(rows: list[dict[str, Any]], title: str, path: Path, warning: str
     axis.set_title(title, fontsize=min(12, 720 / max(len(title), 1)))  # a long title fits the width
     axis.set(xlabel="iterations (source agent steps + target iterations)", ylabel="episode return")
     if all(float(row["mean"]) >= 0 for row in rows):
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=-0.03 * axis.get_ylim()[1])  # a line at 0 is inside, not on the frame
     axis.grid(alpha=0.3)
     axis.legend(loc="best")
     if warning:

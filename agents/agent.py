@@ -103,14 +103,21 @@ class Agent(BaseAgent):
 
     @torch.no_grad()
     def infer_posterior(self, batch: Batch) -> State:
-        """The posterior states stoch and deter (B, T, ...) of a batch, without gradient."""
+        """The posterior states of a batch as `weighted` returns them, without gradient."""
         with self.autocast():
-            return self.world.observe(batch, self.noise(batch)).latent
+            return self.weighted(self.world.observe(batch, self.noise(batch)).latent, batch)
+
+    def weighted(self, post: State, batch: Batch) -> State:
+        """Posterior states stoch and deter (B, T, ...) with their ``weight`` (B, T) as start states of imagination.
+
+        It is the batch's discount, 0 where the task terminated. Without a discount head no state has a weight.
+        """
+        return post if self.world.discount is None else {**post, "weight": batch["discount"]}
 
     # Learning
 
     def sample(self, store: Store, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Sequences (B, T, ...) of the agent's observations, action, reward and discount."""
+        """Sequences (B, T, ...) of the agent's observations, action, reward, discount and perhaps is_first."""
         keys = (*self.keys, "action", "reward", "discount")
         return store.sample(self.config.batch_size, self.config.batch_length, rng, keys)
 
@@ -134,7 +141,8 @@ class Agent(BaseAgent):
         """One update of the world model (Eq. 2), then of critic and actor. Subclasses add the ties.
 
         batch: image (B, T, H, W, 3) uint8 or the agent's low-dimensional observations (B, T, ...), action
-        (B, T, own A), reward and discount (B, T).
+        (B, T, own A), reward and discount (B, T). If sequences hold several episodes, is_first (B, T) bool is true
+        where one begins.
         """
         post, metrics = self.update_world_model(batch)
         return {**metrics, **self.update_behavior(post)}
@@ -147,7 +155,7 @@ class Agent(BaseAgent):
         """One step of the world model's optimiser on `world_model_loss`, whose arguments these are.
 
         The gradient is the mean over ``grad_accum`` micro-batches, each weighted by its share of the rows.
-        Returns the posterior states stoch and deter (B, T, ...), without history, and the metrics.
+        Returns the posterior states, without history, as `weighted` does, and the metrics.
         """
         posts, metrics = [], {}
         for share, part in micro_batches(self.config.grad_accum, batch, noise, *ties):
@@ -157,7 +165,8 @@ class Agent(BaseAgent):
             metrics = add_metrics(metrics, share, values)
             posts.append(post)
         metrics["model_grad_norm"] = self.model_opt.step()
-        return {key: torch.cat([post[key] for post in posts]) for key in posts[0]}, metrics
+        post = {key: torch.cat([post[key] for post in posts]) for key in posts[0]}
+        return self.weighted(post, batch), metrics
 
     def world_model_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics, State]:
         """Eq. 2 on ``batch`` with the latents' ``noise``: (loss, metrics, posterior states)."""
@@ -200,7 +209,10 @@ class Agent(BaseAgent):
     def behavior_loss(
         self, start: State, noise: RolloutNoise, source_critic: nn.Module | None
     ) -> tuple[Tensor, Metrics]:
-        """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...)."""
+        """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...).
+
+        ``start`` may have a ``weight`` (N,) of each: 0 in a terminal state, which no action follows.
+        """
         config, behavior, world = self.config, self.behavior, self.frozen_world
         trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
         feat = world.rssm.sampled(trajectory.feat)
@@ -210,8 +222,8 @@ class Agent(BaseAgent):
         discount = world.predicted_discount(feat[:-1], config.discount)
         slow_value = behavior.slow_critic(feat)  # (H + 1, N)
         returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
-        ones = torch.ones_like(discount[:1])
-        weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
+        first = start.get("weight", torch.ones_like(discount[0])).unsqueeze(0)
+        weight = torch.cat([first, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
         actor_loss = behavior.actor_loss(trajectory, returns, slow_value[:-1], weight, config)
         visited, source_value = feat[:-1].detach(), None
         if source_critic is not None:
@@ -244,7 +256,7 @@ class Agent(BaseAgent):
         with self.autocast():
             loss, _, post = self.world_model_loss(batch, self.noise(batch))
         self.backward(loss, 1.0, self.model_opt)
-        for share, part in micro_batches(self.config.grad_accum, *self.start_imagination(post)):
+        for share, part in micro_batches(self.config.grad_accum, *self.start_imagination(self.weighted(post, batch))):
             with self.autocast():
                 loss, _ = self.behavior_loss(*part, None)
             self.backward(loss, share, self.actor_opt, self.critic_opt)

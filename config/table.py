@@ -173,6 +173,7 @@ SETTINGS = {
     "action_range": Setting(used_if=(DATASET,), affects="target"),
     "dataset_cache": Setting(used_if=(DATASET,), **RECORD),
     "holdout": Setting(maximum=1, used_if=(DATASET,), affects="target"),
+    "sample_ends": Setting(**one_of("auto", "on", "off")),
     "replay_size": Setting(used_if=(ONLINE,), resumable=True),
     # World model
     "dyn_stoch": Setting(minimum=1, used_if=(WORLD_MODEL,), affects="sources cost"),

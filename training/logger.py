@@ -80,6 +80,9 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "episode_return": "Return of the episodes that the agent collects.",
         "episode_length": "Length of the episodes that the agent collects, in agent steps.",
         "episode_success": "Share of the collected episodes that succeeded.",
+        "used_rows": "Rows of stored episodes that batches are drawn from.",
+        "unused_rows": "Rows of stored episodes that no batch is drawn from: those held out.",
+        "short_rows": "Used rows of episodes that are shorter than a sequence, and joined (docs/datasets.md).",
     },
     "throughput": {
         "updates_per_second": "Updates of all agents a second since the last point.",
@@ -172,11 +175,18 @@ class Logger:
             self.sums[key] = self.sums.get(key, 0.0) + value
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    def write(self, step: int, totals: dict[str, int] | None = None, **context: int | str) -> None:
-        """One point of every curve that has values, at ``step``.
+    def write(
+        self,
+        step: int,
+        totals: dict[str, int] | None = None,
+        present: dict[str, float] | None = None,
+        **context: int | str,
+    ) -> None:
+        """One point of every curve that has values, at ``step``; nothing if none has.
 
         Args:
             totals: counters, each of which gives a curve of its rate a second since the last call.
+            present: values of other curves at this step, by their names.
             context: goes into the line of metrics.jsonl.
 
         Raises:
@@ -185,7 +195,7 @@ class Logger:
         rates = self._rates(totals or {})
         if not self.sums:
             return
-        point = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
+        point = {key: float(total) / self.counts[key] for key, total in self.sums.items()} | (present or {})
         self.sums.clear(), self.counts.clear()
         for key, value in {**point, **rates}.items():
             self._add_point(key, step, "scalars", DATA_CLASS_SCALAR, simple_value=value)

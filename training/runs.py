@@ -146,6 +146,8 @@ def open_trainer(
         if saved:
             trainer.load_state_dict(saved)
             print(f"resuming {logdir} at step {progress.step}", file=sys.stderr)
+            for source in trainer.sources:
+                trainer.describe_replay(source)
         else:
             for source in trainer.sources:
                 source.clear()

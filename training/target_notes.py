@@ -2,18 +2,21 @@
 
 from config import Config, has_target_simulator, read_blocks, target_task
 from replay import SequenceStore
+from training.data_notes import data_notes, termination_note
 from training.methods import Method
 from wrappers import SUITES, Task
 
 
 def target_notes(config: Config, method: Method, dataset: SequenceStore | None) -> list[str]:
-    """A warning if the blocks do not fit the target, and notes if it has no simulator or if its episodes terminate.
+    """A warning if the blocks do not fit the target, and notes on its episodes and on a missing simulator.
 
     ``config`` is resolved; ``dataset`` has the episodes that the target agent learns from.
     """
     found = [block_warning(config.configs, target_task(config))]
     if dataset and method.world_model:  # model-free agents use the stored discounts
-        found.append(termination_note(config, dataset))
+        found.append(termination_note("target", dataset, config))
+    if dataset:
+        found += data_notes("target", dataset, config, method)
     notes = [note for note in found if note]
     if method.dataset and not has_target_simulator(config):
         notes.append(
@@ -21,19 +24,6 @@ def target_notes(config: Config, method: Method, dataset: SequenceStore | None) 
             f"the episodes, which are not trained on (docs/offline_evaluation.md)"
         )
     return notes
-
-
-def termination_note(config: Config, dataset: SequenceStore) -> str | None:
-    """That the agent does not learn where episodes terminate, if some do."""
-    if config.pred_discount:
-        return None
-    ends = [dataset.read(i, episode.rows - 1)["discount"][0] for i, episode in enumerate(dataset.stored)]
-    if all(ends):
-        return None
-    return (
-        f"note: {ends.count(0)} of {len(ends)} episodes end with discount 0; the agent learns where the task ends only "
-        f"with --pred_discount True"
-    )
 
 
 def block_warning(names: list[str], target: Task) -> str | None:

@@ -216,13 +216,13 @@ def test_lompos_imagined_rewards_are_penalised_and_those_of_the_data_are_not():
 
 def test_lompos_transitions_stay_in_an_episode_and_none_is_imagined_from_its_end():
     """The means of Gaussian latents identify the rows that transitions came from."""
-    agent, data = lompo(transitions=400, imag_horizon=1, pred_discount=True), with_ends(batch(5))
+    agent, data = lompo(transitions=400, imag_horizon=2, pred_discount=True), with_ends(batch(5))
     post, world = agent.infer_posterior(data), agent.world
     feat, middle = world.rssm.feat(post), 4
     own, (imagined, _) = agent.data_transitions(post, data), agent.imagined_transitions(post)
     rows = [tuple((feat == found).all(-1).nonzero()[0].tolist()) for found in own["feat"]]
     assert set(rows) == {(b, t) for b in range(3) for t in range(7) if t != middle - 1}
-    starts = {tuple((feat == found).all(-1).nonzero()[0].tolist()) for found in imagined["feat"]}
+    starts = {tuple((feat == found).all(-1).nonzero()[0].tolist()) for found in imagined["feat"][:200]}
     assert starts == {(b, t) for b in range(3) for t in range(8) if t != middle - 1}
 
 

@@ -17,7 +17,7 @@ import dataset as dataset_command
 import wrappers
 from replay import OfflineDataset, OnlineReplay, SequenceStore, save_episode
 from replay.endings import Ending, ends_matter
-from training.data_notes import data_notes
+from training.data_notes import data_notes, row_counts
 from training.methods import METHODS
 from training.visuals import prediction_sheet
 
@@ -36,7 +36,7 @@ def store_of(kind: type[SequenceStore], folder: Path, lengths: list[int], sample
     return replay
 
 
-def row_counts(batch: dict[str, np.ndarray]) -> dict[int, int]:
+def times_sampled(batch: dict[str, np.ndarray]) -> dict[int, int]:
     """How often each row, by its reward, is in a batch."""
     rows, counts = np.unique(batch["reward"].astype(int), return_counts=True)
     return dict(zip(rows.tolist(), counts.tolist(), strict=True))
@@ -68,7 +68,7 @@ def test_every_row_of_short_episodes_is_sampled_as_often_as_one_in_the_middle_of
     kind: type[SequenceStore], tmp_path: Path
 ):
     lengths = [4, 40, 2, 5]
-    counts = row_counts(store_of(kind, tmp_path, lengths).sample(6000, LENGTH, np.random.default_rng(0)))
+    counts = times_sampled(store_of(kind, tmp_path, lengths).sample(6000, LENGTH, np.random.default_rng(0)))
     short = [1000 * number + row for number in (0, 2, 3) for row in range(lengths[number])]
     middle = [1000 + row for row in range(LENGTH - 1, 40 - LENGTH + 1)]
     assert counts.keys() == {1000 * i + row for i, rows in enumerate(lengths) for row in range(rows)}
@@ -104,7 +104,7 @@ def test_one_short_episode_is_repeated(tmp_path: Path):
 
 @KINDS
 def test_with_sample_ends_every_row_is_sampled_equally_often(kind: type[SequenceStore], tmp_path: Path):
-    counts = row_counts(store_of(kind, tmp_path, [20, 8, 13], "on").sample(4000, LENGTH, np.random.default_rng(0)))
+    counts = times_sampled(store_of(kind, tmp_path, [20, 8, 13], "on").sample(4000, LENGTH, np.random.default_rng(0)))
     expected = 4000 * LENGTH / (20 + 8 + 13)
     assert len(counts) == 20 + 8 + 13
     assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in counts.values())
@@ -175,6 +175,14 @@ def test_notes_count_the_short_episodes_and_name_the_choice(tmp_path: Path):
     ]
     store.sample_ends = "on"
     assert data_notes("target", store, tiny(batch_length=2), METHODS["coworld"]) == []
+
+
+def test_held_out_rows_are_counted_as_unused(tmp_path: Path):
+    store = store_of(OfflineDataset, tmp_path, [4, 9, 3, 4])
+    held_out = store.hold_out(0.25, np.random.default_rng(0))
+    counts = row_counts(store, tiny(batch_length=6), METHODS["offline_dv2"], held_out)
+    rows = [episode.rows for episode in store.stored]
+    assert counts == {"used_rows": sum(rows), "unused_rows": 20 - sum(rows), "short_rows": sum(rows) - 9 * (9 in rows)}
 
 
 def test_info_counts_the_rows_of_short_episodes(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from config import read_blocks
 from replay import FORMATS, DataMapping
 from replay.check import describe, find_problems
 from replay.convert import convert, refuse_within
@@ -59,6 +60,8 @@ def parser() -> Parser:
     info = add("info", run_info, "statistics, a histogram of returns and a contact sheet")
     out_help = "folder for the pictures (default: DIR, or the current one if DIR is read-only)"
     info.add_argument("--out", type=user_path, help=out_help)
+    rows = read_blocks()["defaults"]["batch_length"]
+    info.add_argument("--batch_length", type=int, default=rows, help=f"rows of a run's sequences (default: {rows})")
     check = add("check", run_check, "name every bad file")
     change = add("convert", run_convert, "write the same episodes in another format", "IN")
     change.add_argument("out", type=user_path, metavar="OUT")
@@ -115,6 +118,8 @@ def data_files(args: argparse.Namespace, size: int | None = None) -> list[DataFi
 
 def run_info(args: argparse.Namespace) -> int:
     """Print the summary of a dataset and draw its two pictures. Actions outside [-1, 1] are shown too."""
+    if args.batch_length < 2:
+        raise BadInput(f"--batch_length {args.batch_length}: a sequence has 2 or more rows")
     files = [file.with_any_actions() for file in data_files(args, SHEET_SIZE)]
     description = describe(args.directory, files)
     summary, problems = summarize(files, args.action_range)
@@ -126,7 +131,7 @@ def run_info(args: argparse.Namespace) -> int:
     print(f"dataset       {args.directory}")
     print(f"format        {files[0].format.name}, {len(files)} file(s)")
     facts = [f"{name:<14}{text}" for name, text in files[0].format.facts(args.directory).items()]
-    print("\n".join([*facts, *summary.lines(description)]))
+    print("\n".join([*facts, *summary.lines(description, args.batch_length)]))
     print_notes(args.directory, files)
     for warning in summary.warnings(args.directory, files[0].mapping.action_at):
         print(f"warning: {warning}", file=sys.stderr)

@@ -23,6 +23,7 @@ from networks import (
     ScalarHead,
     State,
     StateEncoder,
+    first_rows,
     mlp,
     pad_action,
     scale_image,
@@ -221,7 +222,7 @@ class WorldModel(nn.Module):
 
     def observe(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> WorldModelOutput:
         """Posterior and prior for observations (B, T, ...) and actions (B, T, own A), from the zero state."""
-        return self.rollout_posterior(self.embed(batch), batch["action"], noise=noise)
+        return self.rollout_posterior(self.embed(batch), batch["action"], noise, first_rows(batch))
 
     def observe_pair(
         self, batches: Sequence[dict[str, Tensor]], noise: Sequence[Tensor], second_embed: Tensor | None = None
@@ -230,14 +231,14 @@ class WorldModel(nn.Module):
         first, second = batches
         actions = [pad_action(batch["action"], self.action_dim) for batch in batches]
         embeds = [self.embed(first), self.embed(second) if second_embed is None else second_embed]
-        pair = self.rollout_posterior(torch.cat(embeds), torch.cat(actions), noise=torch.cat(list(noise)))
-        return pair.split(len(first["action"]))
+        inputs = torch.cat(embeds), torch.cat(actions), torch.cat(list(noise)), first_rows(*batches)
+        return self.rollout_posterior(*inputs).split(len(first["action"]))
 
     def rollout_posterior(
-        self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
+        self, embed: Tensor, action: Tensor, noise: Tensor | None = None, first: Tensor | None = None
     ) -> WorldModelOutput:
-        """embed (B, T, E), action (B, T, own A), padded here, from ``state`` or zeros; ``noise`` is `RSSM.noise`'s."""
-        post, prior = self.rssm.observe(embed, pad_action(action, self.action_dim), state, noise)
+        """`RSSM.observe` from the zero state, of embed (B, T, E) and action (B, T, own A), which is padded here."""
+        post, prior = self.rssm.observe(embed, pad_action(action, self.action_dim), noise=noise, first=first)
         return WorldModelOutput(embed, post, prior, self.rssm.feat(post))
 
     def _observation(self, batch: dict[str, Tensor]) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough, kl_divergence
 
 from ops import compute_dtype, no_autocast, recurrent
-from ops.convolution import conv2d, conv_transpose2d
+from ops.convolution import Conv2d, ConvTranspose2d
+from ops.ensemble import EnsembleLinear
 from ops.one_hot import FeatureLinear, Features, sampled
 from ops.recurrent import Activation, Latent, StepState, StepWeights
 from ops.truncated_normal import TruncatedNormal
@@ -51,20 +52,6 @@ def mlp(
 def scale_image(image: Tensor) -> Tensor:
     """uint8 (..., H, W, 3) in 0..255 to float (..., H, W, 3) in -0.5..0.5."""
     return (image / 255.0).sub_(0.5)
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution of stride 2, in the form that is fastest on the device."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.bias)
-
-
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution of stride 2, in the form that is fastest on the device."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return conv_transpose2d(x, self.weight, self.bias)
 
 
 class ConvEncoder(nn.Module):
@@ -158,6 +145,8 @@ def recurrent_step(
         h_t = (1 - sigmoid(u - 1)) h_{t-1} + sigmoid(u - 1) tanh(sigmoid(r) c)
         z_t ~ the latent with statistics W_s act(W_h h_t + W_e e_t) + b_s
 
+    At the first row of an episode h_{t-1}, z_{t-1} and a_t are zeros, also in the middle of a sequence.
+
     Args:
         a: W_a a_t with its bias, (N, X). a_t is the action that led to step t, the paper's a_{t-1}.
         e: W_e e_t with its bias, (N, U); for the prior the bias alone, (U,).
@@ -237,24 +226,35 @@ class RSSM(nn.Module):
         return empty.uniform_(generator=generator) if self.discrete else empty.normal_(generator=generator)
 
     def observe(
-        self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
+        self,
+        embed: Tensor,
+        action: Tensor,
+        state: State | None = None,
+        noise: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> tuple[State, State]:
         """Posterior and prior of a sequence: embed (B, T, E), action (B, T, A), where action t led to embedding t.
 
-        Returns (posterior, prior): dicts of deter (B, T, D), stoch (B, T, S * K) and the distribution's
-        parameters (B, T, ...).
+        ``first`` (B, T) is true where an episode begins, if sequences hold several. Returns (posterior, prior): dicts
+        of deter (B, T, D), stoch (B, T, S * K) and the distribution's parameters (B, T, ...).
         """
-        post = self.posterior(embed, action, state, noise)
+        post = self.posterior(embed, action, state, noise, first)
         return post, {"deter": post["deter"], **self.prior(post["deter"])}
 
     def posterior(
-        self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None
+        self,
+        embed: Tensor,
+        action: Tensor,
+        state: State | None = None,
+        noise: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> State:
         """`observe` without the prior, which acting does not need."""
         state = state or self.initial(embed.shape[0])
         noise = self.noise(*embed.shape[:2]) if noise is None else noise
+        action = action if first is None else action.masked_fill(first.unsqueeze(-1), 0.0)
         weights = self._step_weights(self.post_deter.weight, self.post_out.weight, self.post_out.bias)
-        stoch, deter, stat = self._scan(weights, action, self.post_embed(embed), noise, state)
+        stoch, deter, stat = self._scan(weights, action, self.post_embed(embed), noise, state, first)
         return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
 
     def _step_weights(self, hidden: Tensor, out: Tensor, out_bias: Tensor) -> StepWeights:
@@ -262,11 +262,12 @@ class RSSM(nn.Module):
         return StepWeights(self.stoch_in.weight, self.cell.gates.weight, norm.weight, norm.bias, hidden, out, out_bias)
 
     def _scan(
-        self, weights: StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, weights: StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State,
+        first: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         initial = state["stoch"], state["deter"]
         return recurrent.scan(
-            recurrent_step, weights, self.latent, self.act, self.action_in(action), given, noise, initial
+            recurrent_step, weights, self.latent, self.act, self.action_in(action), given, noise, initial, first
         )
 
     def draw_members(self, steps: int) -> tuple[Tensor | None, ...]:
@@ -317,26 +318,6 @@ class RSSM(nn.Module):
     def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
         """Parameters of p(z_t | h_t), (..., D) -> (..., S, K) or (..., S)."""
         return self.latent.parameters(self.prior_out(self.act.function(self.prior_hidden(deter))))
-
-
-class EnsembleLinear(nn.Module):
-    """K linear layers as one batched product, each initialised like nn.Linear."""
-
-    def __init__(self, members: int, inputs: int, outputs: int):
-        super().__init__()
-        layers = [nn.Linear(inputs, outputs) for _ in range(members)]
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))  # (K, O, I)
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))  # (K, O)
-
-    def forward(self, x: Tensor, member: Tensor | None = None) -> Tensor:
-        """All members: x (K, N, I) -> (K, N, O). One ``member``, a scalar index: x (..., I) -> (..., O)."""
-        if member is None:
-            return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
-        return F.linear(x, *self.member(member))
-
-    def member(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight (O, I) and bias (O,) of one member. index_select does not read the index back from the device."""
-        return tuple(p.index_select(0, index.reshape(1)).squeeze(0) for p in (self.weight, self.bias))
 
 
 class EnsembleRSSM(RSSM):
@@ -393,6 +374,13 @@ class ScalarHead(nn.Module):
     def forward(self, feat: Features) -> Tensor:
         """(..., F) -> (...)."""
         return self.layers(feat).squeeze(-1)
+
+
+def first_rows(*batches: dict[str, Tensor]) -> Tensor | None:
+    """`is_first` of batches, (B, T) in all, one below the other; None if none of them has it."""
+    if not any("is_first" in batch for batch in batches):
+        return None
+    return torch.cat([b.get("is_first", torch.zeros_like(b["reward"], dtype=torch.bool)) for b in batches])
 
 
 def pad_action(action: Tensor, size: int) -> Tensor:

@@ -12,7 +12,7 @@ from agents.optim import Optimizer, Tree, add_metrics, cast_weights, frozen, mic
 from agents.value_bound import ValueBound
 from config import Config
 from models import ActorCritic, RolloutNoise, WorldModel
-from networks import State, pad_action
+from networks import State, first_rows, pad_action
 from ops.one_hot import Features
 
 
@@ -106,19 +106,26 @@ class Agent(BaseAgent):
 
     @torch.no_grad()
     def infer_posterior(self, batch: Batch, embed: Tensor | None = None) -> State:
-        """The posterior states stoch and deter (B, T, ...) of a batch, without gradient.
+        """The posterior states of a batch as `weighted` returns them, without gradient.
 
         ``embed``: (B, T, E), this agent's `embed` of the batch, if it is known.
         """
+        embed = self.embed(batch) if embed is None else embed
         with self.autocast():
-            if embed is None:
-                return self.world.observe(batch, self.noise(batch)).latent
-            return self.world.rollout_posterior(embed, batch["action"], noise=self.noise(batch)).latent
+            first, noise = first_rows(batch), self.noise(batch)
+            return self.weighted(self.world.rollout_posterior(embed, batch["action"], noise, first).latent, batch)
+
+    def weighted(self, post: State, batch: Batch) -> State:
+        """Posterior states stoch and deter (B, T, ...) with their ``weight`` (B, T) as start states of imagination.
+
+        It is the batch's discount, 0 where the task terminated. Without a discount head no state has a weight.
+        """
+        return post if self.world.discount is None else {**post, "weight": batch["discount"]}
 
     # Learning
 
     def sample(self, store: Store, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Sequences (B, T, ...) of the agent's observations, action, reward and discount."""
+        """Sequences (B, T, ...) of the agent's observations, action, reward, discount and perhaps is_first."""
         keys = (*self.keys, "action", "reward", "discount")
         return store.sample(self.config.batch_size, self.config.batch_length, rng, keys)
 
@@ -142,7 +149,8 @@ class Agent(BaseAgent):
         """One update of the world model (Eq. 2), then of critic and actor. Subclasses add the ties.
 
         batch: image (B, T, H, W, 3) uint8 or the agent's low-dimensional observations (B, T, ...), action
-        (B, T, own A), reward and discount (B, T).
+        (B, T, own A), reward and discount (B, T). If sequences hold several episodes, is_first (B, T) bool is true
+        where one begins.
         """
         post, metrics = self.update_world_model(batch)
         return {**metrics, **self.update_behavior(post)}
@@ -155,7 +163,7 @@ class Agent(BaseAgent):
         """One step of the world model's optimiser on `world_model_loss`, whose arguments these are.
 
         The gradient is the mean over ``grad_accum`` micro-batches, each weighted by its share of the rows.
-        Returns the posterior states stoch and deter (B, T, ...), without history, and the metrics.
+        Returns the posterior states, without history, as `weighted` does, and the metrics.
         """
         posts, metrics = [], {}
         for share, part in micro_batches(self.config.grad_accum, batch, noise, *ties):
@@ -165,7 +173,8 @@ class Agent(BaseAgent):
             metrics = add_metrics(metrics, share, values)
             posts.append(post)
         metrics["model_grad_norm"] = self.model_opt.step()
-        return {key: torch.cat([post[key] for post in posts]) for key in posts[0]}, metrics
+        post = {key: torch.cat([post[key] for post in posts]) for key in posts[0]}
+        return self.weighted(post, batch), metrics
 
     def world_model_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics, State]:
         """Eq. 2 on ``batch`` with the latents' ``noise``: (loss, metrics, posterior states)."""
@@ -221,8 +230,8 @@ class Agent(BaseAgent):
     ) -> tuple[Tensor, Metrics]:
         """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...).
 
-        ``source_start``: the same states in the source's model, if the ``bound`` of Eq. 6 rolls them out, with
-        ``source_noise``.
+        ``start`` may have a ``weight`` (N,) of each: 0 in a terminal state, which no action follows. ``source_start``:
+        the same states in the source's model, if the ``bound`` of Eq. 6 rolls them out, with ``source_noise``.
         """
         config, behavior, world = self.config, self.behavior, self.frozen_world
         trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
@@ -233,8 +242,8 @@ class Agent(BaseAgent):
         discount = world.predicted_discount(feat[:-1], config.discount)
         slow_value = behavior.slow_critic(feat)  # (H + 1, N)
         returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
-        ones = torch.ones_like(discount[:1])
-        weight = torch.cat([ones, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
+        first = start.get("weight", torch.ones_like(discount[0])).unsqueeze(0)
+        weight = torch.cat([first, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
         actor_loss = behavior.actor_loss(trajectory, returns, slow_value[:-1], weight, config)
         visited, source_value, alpha = feat[:-1].detach(), None, 0.0
         if bound is not None:
@@ -267,7 +276,7 @@ class Agent(BaseAgent):
         with self.autocast():
             loss, _, post = self.world_model_loss(batch, self.noise(batch))
         self.backward(loss, 1.0, self.model_opt)
-        (start,), noise = self.start_imagination(post)
+        (start,), noise = self.start_imagination(self.weighted(post, batch))
         for share, part in micro_batches(self.config.grad_accum, start, noise):
             with self.autocast():
                 loss, _ = self.behavior_loss(*part)

@@ -133,7 +133,9 @@ class CURLAgent(StackAgent):
         with torch.no_grad():
             action, log_prob = squashed_gaussian(self.actor(self.encoder(later)), self.normal())
             value = self.slow_critic(self.slow_encoder(later), action).amin(0) - alpha * log_prob
-            reward, discount = nstep_return(batch["reward"], batch["discount"], self.config.discount)
+            reward, discount = nstep_return(
+                batch["reward"], batch["discount"], self.config.discount, batch.get("steps")
+            )
             target = reward + discount * value
         errors = (self.critic(encoded, batch["action"]) - target).square().mean(1)
         return errors.sum(), {"value": target.mean()}

@@ -27,6 +27,12 @@ def log_prob_deviation(log_prob: Tensor) -> Tensor:
     return log_prob.std(0, correction=0)
 
 
+def draw_rows(weight: Tensor, count: int) -> Tensor:
+    """``count`` random indices, each with a probability proportional to its ``weight`` (N,); one may come twice."""
+    sums = weight.cumsum(0)
+    return torch.searchsorted(sums, (1 - torch.rand(count, device=sums.device)) * sums[-1])
+
+
 class ClippedNormal(NamedTuple):
     """The policy's distribution: its mode (..., A) plus normal noise, clipped to [-1, 1]."""
 
@@ -116,10 +122,14 @@ class LOMPOAgent(Agent):
 
     @torch.no_grad()
     def data_transitions(self, post: State, batch: Batch) -> Transitions:
-        """``transitions`` random ones of a batch's posterior states (B, T, ...)."""
+        """``transitions`` random ones of a batch's posterior states (B, T, ...), none of them across episodes."""
         feat = self.world.rssm.feat(post)
-        pairs = feat.shape[0] * (feat.shape[1] - 1)
-        chosen = torch.randint(pairs, (self.config.transitions,), device=self.device)
+        if "is_first" in batch:
+            within = ~batch["is_first"][:, 1:].flatten()
+            chosen = draw_rows(within.float(), self.config.transitions)
+        else:
+            pairs = feat.shape[0] * (feat.shape[1] - 1)
+            chosen = torch.randint(pairs, (self.config.transitions,), device=self.device)
         columns = {
             "feat": feat[:, :-1],
             "next_feat": feat[:, 1:],
@@ -131,11 +141,18 @@ class LOMPOAgent(Agent):
 
     @torch.no_grad()
     def imagined_transitions(self, post: State) -> tuple[Transitions, Metrics]:
-        """``transitions`` or a few more, imagined for ``imag_horizon`` steps, with penalised rewards."""
+        """``transitions`` or a few more, imagined for ``imag_horizon`` steps, with penalised rewards.
+
+        States are start states with a probability proportional to their weight, see `Agent.weighted`.
+        """
         config, world = self.config, self.world
         flat = {key: value.flatten(0, 1) for key, value in post.items()}
         starts = -(-config.transitions // config.imag_horizon)
-        chosen = torch.randint(len(flat["deter"]), (starts,), device=self.device)
+        weight = flat.pop("weight", None)
+        if weight is None:
+            chosen = torch.randint(len(flat["deter"]), (starts,), device=self.device)
+        else:
+            chosen = draw_rows(weight, starts)
         state = {key: value[chosen] for key, value in flat.items()}
         columns: dict[str, list[Tensor]] = {key: [] for key in ("feat", "next_feat", "action", "penalty")}
         for member in world.rssm.draw_members(config.imag_horizon):

@@ -42,13 +42,17 @@ def noisy_action(mean: Tensor, noise: Tensor, clip: float | None = None) -> Tens
     return action + (action.detach().clamp(-1 + EDGE, 1 - EDGE) - action.detach())
 
 
-def nstep_return(reward: Tensor, discount: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def nstep_return(reward: Tensor, discount: Tensor, gamma: float, steps: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """sum over i < n of gamma^i d_1 ... d_i r_{i+1}, and the factor gamma^n d_1 ... d_n of the value after n steps.
 
     reward r_1 ... r_n and discount d_1 ... d_n, (B, n) -> (B,), (B,). Equal to V-D4RL's where only an episode's last
-    step has discount 0.
+    step has discount 0. ``steps`` (B,) is n of each transition, if an episode ends before; rewards after it are 0.
     """
-    factors = (gamma * discount).cumprod(1)
+    if steps is not None:
+        factor = torch.where(torch.arange(reward.shape[1], device=steps.device) < steps[:, None], gamma, 1.0)
+    else:
+        factor = gamma
+    factors = (factor * discount).cumprod(1)
     before = torch.cat([torch.ones_like(factors[:, :1]), factors[:, :-1]], 1)
     return (before * reward).sum(1), factors[:, -1]
 
@@ -264,7 +268,7 @@ class DrQBCAgent(StackAgent):
         with torch.no_grad():
             mean = self.mean_action(later)
             action = noisy_action(mean, self.noise(*mean.shape), config.noise_clip)
-            reward, discount = nstep_return(batch["reward"], batch["discount"], config.discount)
+            reward, discount = nstep_return(batch["reward"], batch["discount"], config.discount, batch.get("steps"))
             target = reward + discount * self.slow_critic(later, action).amin(0)
         feat = self.critic.trunk(encoded)
         values = self.critic.values(feat, batch["action"])  # (2, B)

@@ -56,7 +56,7 @@ def generate(folder: Path, steps: int, size: int) -> None:
 def measure(folder: Path, size: int, updates: int) -> dict[str, float]:
     """Open a dataset, sample and train, in this process. Times in seconds, memory in MB."""
     start = time.monotonic()
-    dataset = OfflineDataset(folder, size=size, length=LENGTH)
+    dataset = OfflineDataset(folder, size=size)
     found = {"opening": time.monotonic() - start, "opened": peak_memory()}
     if updates < 0:
         return found
@@ -105,7 +105,7 @@ def in_new_process(folder: Path, size: int, updates: int) -> dict[str, float]:
 
 def compare_reads(folder: Path, size: int) -> dict[str, float]:
     """Seconds to fill a batch of images in three ways, from one dataset, the system's file cache warm."""
-    dataset = OfflineDataset(folder, size=size, length=LENGTH)
+    dataset = OfflineDataset(folder, size=size)
     stored, own = dataset.stored, sorted(folder.glob("*.npz"))
     batch = np.empty((BATCH, LENGTH, size, size, 3), np.uint8)
 

@@ -106,14 +106,20 @@ def model_losses(
     noise: Tensor,
     source: WorldModel | None = None,
 ) -> tuple[dict[str, Tensor], list[Latent]]:
-    """The terms of Eq. 2 of a model on images, with ``source`` also Eq. 3's; and the posterior of each step."""
+    """The terms of Eq. 2 of a model on images, with ``source`` also Eq. 3's; and the posterior of each step.
+
+    Where an episode begins (``is_first`` of the batch), the state and the action before the step are zeros.
+    """
     state = world.rssm.initial(len(batch["action"]))
     stoch, deter = state["stoch"], state["deter"]
-    terms = {"image": [], "reward": [], "prior side": [], "posterior side": [], "state_alignment": []}
+    names = "image reward discount state_alignment".split()
+    terms = {name: [] for name in (*names, "prior side", "posterior side")}
     latents = []
+    begins = batch.get("is_first", torch.zeros_like(batch["reward"])).float()[..., None]  # (B, T, 1)
     for t in range(batch["action"].shape[1]):
         embed = encode(world, batch["image"][:, t])
-        deter = recur(world, stoch, deter, batch["action"][:, t])
+        stoch, deter, action = ((1 - begins[:, t]) * x for x in (stoch, deter, batch["action"][:, t]))
+        deter = recur(world, stoch, deter, action)
         prior, post = prior_of(world, deter), posterior_of(world, deter, embed)
         stoch = sample(world, post, noise[:, t])
         latents.append((stoch, deter))
@@ -121,6 +127,9 @@ def model_losses(
         image = batch["image"][:, t].float() / 255.0 - 0.5
         terms["image"].append(0.5 * ((decode(world, feat) - image) ** 2).sum((1, 2, 3)))
         terms["reward"].append(0.5 * (head(world.reward.layers, feat)[:, 0] - batch["reward"][:, t]) ** 2)
+        if world.discount is not None:
+            probability = torch.sigmoid(head(world.discount.layers, feat)[:, 0])
+            terms["discount"].append(F.binary_cross_entropy(probability, batch["discount"][:, t], reduction="none"))
         terms["prior side"].append(kl_divergence(detached(world, post), prior))
         terms["posterior side"].append(kl_divergence(post, detached(world, prior)))
         if source is not None:
@@ -145,17 +154,26 @@ def act(behavior: ActorCritic, feat: Tensor, uniform: Tensor) -> tuple[Tensor, T
     return action, (0.5 * math.log(2 * math.pi * math.e) + (std * mass).log() + edges).sum(-1)
 
 
+def discount_at(world: WorldModel, feat: Tensor, gamma: float) -> Tensor:
+    """gamma times the probability, if the model has one, that the episode goes on after states of (N, F): (N,)."""
+    if world.discount is None:
+        return torch.full_like(feat[:, 0], gamma)
+    return gamma * torch.sigmoid(head(world.discount.layers, feat)[:, 0])
+
+
 def behavior_losses(
     agent: SourceAgent | TargetAgent,
     start: Latent,
     noise: tuple[Tensor, Tensor],
     source_critic: nn.Module | None,
+    start_weight: Tensor | float = 1.0,
     source: tuple[WorldModel, Latent, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The actor's loss (Eq. 7 with rho = 1) and the critic's (Eq. 11, Eq. 6), from starts of (N, ...).
 
-    With ``source``, its world model, start states and random numbers, its critic values the states that its own model
-    imagines with the same actions (``constraint_latents: source``), else those of the agent.
+    ``start_weight`` (N,) is 0 for starts in terminal states. With ``source``, its world model, start states and random
+    numbers, its critic values the states that its own model imagines with the same actions (``constraint_latents:
+    source``), else those of the agent.
     """
     world, behavior, config = agent.world, agent.behavior, agent.config
     stoch, deter = (x.detach() for x in start)
@@ -171,14 +189,14 @@ def behavior_losses(
             padded = F.pad(action.detach(), (0, source[0].action_dim - action.shape[-1]))
             source_deter = recur(source[0], source_stoch, source_deter, padded)
             source_stoch = sample(source[0], prior_of(source[0], source_deter), source[2][:, t])
+    gammas = [discount_at(world, feat, config.discount) for feat in feats[:-1]]
     returns = [head(behavior.slow_critic.layers, feats[-1])[:, 0]]
-    for feat, following in zip(feats[-2::-1], feats[:0:-1], strict=True):
+    for gamma, feat, following in zip(gammas[::-1], feats[-2::-1], feats[:0:-1], strict=True):
         value = head(behavior.slow_critic.layers, following)[:, 0]
         mixed = (1 - config.discount_lambda) * value + config.discount_lambda * returns[0]
-        returns.insert(0, head(world.reward.layers, feat)[:, 0] + config.discount * mixed)
-    actor_loss, critic_loss = [], []
+        returns.insert(0, head(world.reward.layers, feat)[:, 0] + gamma * mixed)
+    actor_loss, critic_loss, weight = [], [], start_weight
     for t, feat in enumerate(feats[:-1]):
-        weight = config.discount**t
         if t < config.imag_horizon - 1:
             actor_loss.append(-weight * (config.actor_entropy * entropies[t] + returns[t + 1]))
         value = head(behavior.critic.layers, feat.detach())[:, 0]
@@ -188,6 +206,7 @@ def behavior_losses(
                 theirs = head(source_critic.layers, source_feats[t] if source else feat)[:, 0]
             loss = loss + config.value_constraint_scale * torch.maximum(value, theirs)
         critic_loss.append(weight * loss)
+        weight = weight * gammas[t].detach()
     return torch.stack(actor_loss).mean(), torch.stack(critic_loss).mean()
 
 
@@ -216,7 +235,8 @@ class PlainTrainer:
         agent = self.agent
         noise = agent.behavior.noise(agent.world, len(start[0]), agent.config.imag_horizon)
         agent.world.requires_grad_(False)
-        actor_loss, critic_loss = behavior_losses(agent, start, noise, source.behavior.critic)
+        weight = 1.0 if agent.world.discount is None else batch["discount"].flatten()
+        actor_loss, critic_loss = behavior_losses(agent, start, noise, source.behavior.critic, weight)
         agent.world.requires_grad_(True)
         self._step(1, actor_loss)
         self._step(2, critic_loss)

@@ -87,7 +87,7 @@ def dataset(config: Config) -> Iterator[OfflineDataset]:
                 "discount": np.ones(201, np.float32),
             }
             save_episode(Path(folder), episode, id=f"{number:032x}")
-        yield OfflineDataset(folder, size=size, length=config.batch_length, cache_dir=f"{folder}/cache")
+        yield OfflineDataset(folder, size=size, cache_dir=f"{folder}/cache")
 
 
 @contextmanager

@@ -182,6 +182,7 @@ SETTINGS = {
     "read_memory": Setting(minimum=0.25, used_if=(DATASET,), **RECORD),
     "read_seconds": Setting(minimum=1, maximum=10**6, used_if=(DATASET,), **RECORD),
     "holdout": Setting(maximum=1, used_if=(DATASET,), affects="target"),
+    "sample_ends": Setting(**one_of("auto", "on", "off")),
     "replay_size": Setting(used_if=(ONLINE,), resumable=True),
     # World model
     "dyn_stoch": Setting(minimum=1, used_if=(WORLD_MODEL,), affects="sources cost"),

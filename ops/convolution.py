@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ops import compute_dtype, no_autocast
@@ -104,3 +104,17 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return SubpixelConvTranspose.apply(x, weight, bias).permute(0, 3, 1, 2)
         # With its bias inside, oneDNN's takes up to five times as long.
         return F.conv_transpose2d(x, weight, stride=2) + bias.view(-1, 1, 1)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution of stride 2, in the form that is fastest on the device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution of stride 2, in the form that is fastest on the device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_transpose2d(x, self.weight, self.bias)

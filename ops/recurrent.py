@@ -186,17 +186,19 @@ CONCATENATED = [StepState._fields.index(name) for name in "stoch gru_in gates me
 class Scan(torch.autograd.Function):
     """``step`` for every column of ``added`` (B, T, X), ``given`` (B, T, U) or (U,), and ``noise`` (B, T, ...).
 
-    Returns stoch (B, T, S * K), deter (B, T, D) and stat (B, T, stats).
+    Where ``first`` (B, T) is true, the state before the step is zero, and no gradient reaches earlier steps. It may be
+    None. Returns stoch (B, T, S * K), deter (B, T, D) and stat (B, T, stats).
     """
 
     @staticmethod
     def forward(
         ctx: Any, step: Step, latent: Latent, act: Activation, added: Tensor, given: Tensor, noise: Tensor,
-        stoch: Tensor, deter: Tensor, *weights: Tensor,
+        first: Tensor | None, stoch: Tensor, deter: Tensor, *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         w, state, outputs, states = StepWeights(*weights), (stoch, deter), [], []
         for t in range(added.shape[1]):
             e = given if given.dim() == 1 else given[:, t]
+            state = zero_where(first, t, state)
             output, saved = step(w, latent, act, added[:, t], e, noise[:, t], state)
             state = output[:2]
             outputs.append(output)
@@ -204,13 +206,13 @@ class Scan(torch.autograd.Function):
                 states.append(saved)
         ctx.latent, ctx.act, ctx.given_dim, ctx.stoch_dtype = latent, act, given.dim(), stoch.dtype
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*weights, *(tensor for saved in states for tensor in saved))
+        ctx.save_for_backward(first, *weights, *(tensor for saved in states for tensor in saved))
         return tuple(stack(column) for column in zip(*outputs, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, count, size = ctx.saved_tensors, len(StepWeights._fields), len(StepState._fields)
+        (first, *saved), count, size = ctx.saved_tensors, len(StepWeights._fields), len(StepState._fields)
         w = StepWeights(*saved[:count])
         states = [StepState(*saved[i : i + size]) for i in range(count, len(saved), size)]
         grads: list[StepGradients] = []
@@ -219,16 +221,22 @@ class Scan(torch.autograd.Function):
             stoch, deter, stat = (None if x is None else x[:, t] for x in outputs)
             after = plus(before[0], stoch), plus(before[1], deter), stat
             before, found = step_backward(w, ctx.latent, ctx.act, states[t], *after)
+            before = zero_where(first, t, before)
             grads.insert(0, found)
         added, hidden = (stack([getattr(g, name) for g in grads]) for name in ("added", "hidden"))
         given = hidden if ctx.given_dim > 1 else hidden.sum((0, 1))
-        weights = weight_gradients(w, states, grads) if any(ctx.needs_input_grad[8:]) else [None] * count
-        return None, None, None, added, given, None, before[0].to(ctx.stoch_dtype), before[1], *weights
+        weights = weight_gradients(w, states, grads) if any(ctx.needs_input_grad[9:]) else [None] * count
+        return None, None, None, added, given, None, None, before[0].to(ctx.stoch_dtype), before[1], *weights
 
 
 def stack(steps: Sequence[Tensor]) -> Tensor:
     """T tensors (B, ...) as one (B, T, ...), without a copy if T is 1."""
     return torch.stack(tuple(steps), 1) if len(steps) > 1 else steps[0].unsqueeze(1)
+
+
+def zero_where(first: Tensor | None, t: int, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """z and h (B, ...), or their gradients, with zeros in the sequences whose step t is ``first`` (B, T)."""
+    return state if first is None else tuple(x.masked_fill(first[:, t, None], 0.0) for x in state)
 
 
 def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -245,8 +253,9 @@ def scan(
     given: Tensor,
     noise: Tensor,
     state: tuple[Tensor, Tensor],
+    first: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`Scan` with products in `compute_dtype`; ``state`` is (z, h)."""
     dtype = compute_dtype(added.device)
     with no_autocast(added.device):
-        return Scan.apply(step, latent, act, added.to(dtype), given.to(dtype), noise, *state, *w.to(dtype))
+        return Scan.apply(step, latent, act, added.to(dtype), given.to(dtype), noise, first, *state, *w.to(dtype))

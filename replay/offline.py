@@ -29,13 +29,12 @@ class OfflineDataset(SequenceStore):
         directory: the folder with the episodes.
         size: side of the model's images, in pixels; others are resized once, with a note on stderr.
         format: "auto" recognises the format; else a name in `replay.FORMATS`.
-        length: the sequence length that at least one episode must have, in rows; None to skip this check.
-        nstep: the same for `sample_windows`, in agent steps.
         cache_dir: where to put the copy; by default a hidden folder beside the episodes, or the user's
             cache directory if the data is read-only.
         mapping: the names of the arrays in the files.
         action_range: range of the data's actions, which are rescaled to [-1, 1]: "data" for each dimension's smallest
             and largest value, or numbers, see `replay.mapping.parse_range`; "" if they are in [-1, 1] already.
+        sample_ends: see `SequenceStore`.
 
     Attributes:
         problems: one line for each file or episode that was left out.
@@ -46,8 +45,7 @@ class OfflineDataset(SequenceStore):
 
     Raises:
         BadInput: the directory is missing or empty, all its files are bad, actions differ in size between
-            episodes, no episode is as long as ``length``, or there is no space for the copy. A bad file
-            among good ones only causes a warning on stderr.
+            episodes, or there is no space for the copy. A bad file among good ones only causes a warning on stderr.
     """
 
     def __init__(
@@ -56,13 +54,12 @@ class OfflineDataset(SequenceStore):
         *,
         size: int,
         format: str = "auto",
-        length: int | None = None,
-        nstep: int | None = None,
         cache_dir: Path | str | None = None,
         mapping: DataMapping = PLAIN,
         action_range: str = "",
+        sample_ends: str = "off",
     ):
-        super().__init__(directory)
+        super().__init__(directory, sample_ends)
         parse_range(action_range)  # first: reading the data can take minutes
         mapping = replace(mapping, any_actions=action_range != "")
         files = find_data_files(self.directory, format, mapping)
@@ -82,10 +79,6 @@ class OfflineDataset(SequenceStore):
         self._action_map = self._find_action_map(action_range)
         names = files[0].format.action_names(self.directory, mapping.action_key)
         self.action_names = names if len(names) == self.action_dim else []
-        if length is not None:
-            self._start_ends(length)
-        if nstep is not None:
-            self._start_ends(nstep + 1, "nstep")
 
     @property
     def action_map(self) -> dict[str, list[float]] | None:

@@ -20,13 +20,14 @@ class OnlineReplay(SequenceStore):
     Args:
         directory: made if it is missing.
         capacity: in agent steps. Above it the oldest episodes are evicted; their files are deleted by `delete_evicted`.
+        sample_ends: see `SequenceStore`.
 
     Raises:
         BadInput: the capacity is not positive, or the directory cannot be made or written to.
     """
 
-    def __init__(self, directory: Path | str, *, capacity: int):
-        super().__init__(directory)
+    def __init__(self, directory: Path | str, *, capacity: int, sample_ends: str = "off"):
+        super().__init__(directory, sample_ends)
         if capacity < 1:
             raise BadInput(f"replay capacity {capacity} must be at least 1 step")
         self.capacity = capacity

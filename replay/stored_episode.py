@@ -6,11 +6,13 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from replay.endings import Ending
 from replay.mapping import ActionMap
 from replay.npz_files import read_npy_header
 from replay.safe_read import READ_ERRORS
@@ -65,6 +67,13 @@ class StoredEpisode:
         episode.read_rows(0, {"reward": reward})
         episode.total_reward = float(reward.sum(dtype=np.float64))
         return episode
+
+    @cached_property
+    def ending(self) -> Ending:
+        """Its end. The first use reads its rewards and discounts."""
+        arrays = {key: np.empty(self.rows, self.arrays[key].dtype) for key in ("reward", "discount")}
+        self.read_rows(0, arrays)
+        return Ending.of(**arrays)
 
     def read_rows(self, first: int, into: dict[str, np.ndarray]) -> None:
         """Fill arrays (T, ...) with the rows from ``first`` on. The data is read straight into the arrays.

@@ -12,6 +12,7 @@ from replay.action_rows import action_rows_note
 from replay.cache import may_write
 from replay.check import list_episodes, outside_of, unusual_action_sizes
 from replay.data_files import DataFile
+from replay.endings import Ending, ends_matter, why
 from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, image_shape
 from replay.mapping import ActionMap, action_map
 from replay.slices import SlicedArray, slices
@@ -38,6 +39,7 @@ class Summary:
         action_map: the map of the actions to [-1, 1], if they are not in this range.
         terminal: number of episodes that end with discount 0.
         early: number of episodes with discount 0 in an earlier row.
+        endings: of each episode.
         frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's name and return.
     """
 
@@ -53,6 +55,7 @@ class Summary:
     action_map: ActionMap | None = None
     terminal: int = 0
     early: int = 0
+    endings: list[Ending] = field(default_factory=list)
     frames: list[tuple[np.ndarray, str, float]] = field(default_factory=list)
 
     def add(self, episode: dict, name: str, *, show: bool) -> None:
@@ -77,11 +80,12 @@ class Summary:
         self.image_sizes[size] = self.image_sizes.get(size, 0) + 1
         self.terminal += bool(episode["discount"][-1] == 0)
         self.early += not episode["discount"][:-1].all()
+        self.endings.append(Ending.of(reward, episode["discount"]))
         if show:
             self.frames.append((np.stack(frames), name, self.returns[-1]))
 
-    def lines(self, description: dict) -> list[str]:
-        """The statistics and the description as text, one line each."""
+    def lines(self, description: dict, batch_length: int) -> list[str]:
+        """The statistics and the description as text, one line each. ``batch_length`` is that of a run, in rows."""
         sizes = ", ".join(f"{size} ({count} episodes)" for size, count in self.image_sizes.items())
         ranges = " ".join(
             f"[{low:.3f}, {high:.3f}]" for low, high in zip(self.action_low, self.action_high, strict=True)
@@ -98,7 +102,19 @@ class Summary:
             *rescaled,
             f"reward        [{self.reward_low:.4g}, {self.reward_high:.4g}] a step",
             f"image size    {sizes}",
+            *self.sampling(batch_length),
             *recorded,
+        ]
+
+    def sampling(self, batch_length: int) -> list[str]:
+        """What a run with sequences of ``batch_length`` rows draws them from, see docs/datasets.md."""
+        rows = [steps + 1 for steps in self.lengths]
+        short = [count for count in rows if count < batch_length]
+        joined = f", {sum(short)} in {len(short)} episodes shorter than batch_length {batch_length}, which are joined"
+        often = "sampled as often as other rows" if ends_matter(self.endings) else "sampled less often than other rows"
+        return [
+            f"rows used     {sum(rows)} of {sum(rows)}{joined if short else ''}",
+            f"ends          {often}: {why(self.endings)}",
         ]
 
     def warnings(self, directory: Path, action_at: str = "auto") -> list[str]:

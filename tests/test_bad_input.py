@@ -50,7 +50,7 @@ def refused(main, arguments: list[object], capsys: pytest.CaptureFixture) -> str
         (["--prefill", "3"], "prefill 3 is shorter than an episode"),
         (["--envs", "3"], "of each of 3 simulators"),
         (["--envs", "100000"], "processor cores"),
-        (["--batch_length", "40"], "batch_length"),
+        (["--sample_ends", "often"], "sample_ends: 'often' (the command line) is not one of auto, on, off"),
         (["--target_task", "cartpole_swingup"], "dimensions"),
         (["--logdir", "configs.yaml/run"], "configs.yaml/run"),
     ],

@@ -10,6 +10,7 @@ import torch._inductor.config
 from conftest import tiny
 from test_agents import batch, update_target
 from torch import Tensor
+from updates import with_ends
 
 from agents.compilation import Compiled, wanted
 from agents.coworld import SourceAgent, TargetAgent
@@ -46,6 +47,30 @@ def test_compiled_updates_equal_eager_ones(capfd: pytest.CaptureFixture, monkeyp
     eager, compiled = short(), short(compile="on")
     assert "not compiled" not in capfd.readouterr().err
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@pytest.mark.parametrize("discrete", [0, 4])
+def test_compiled_losses_of_several_episodes_in_a_sequence_equal_eager_ones(discrete: int):
+    """Of the world model, as on a GPU, and of actor and critic."""
+    torch.manual_seed(0)
+    config = tiny(size="16,16", imag_horizon=2, kl_free=0.0, dyn_discrete=discrete, pred_discount=True)
+    target = TargetAgent(config, 6, 6, torch.device("cpu"))
+    data = with_ends({key: value[:, :3] for key, value in batch(size=16).items()})
+    noise = target.noise(data)
+    start, rollout = target.start_imagination(target.infer_posterior(data))
+    assert "weight" in start
+    for function, inputs, optimizers in (
+        (target.world_model_loss, (data, noise), [target.model_opt]),
+        (target.behavior_loss, (start, rollout, None), [target.actor_opt, target.critic_opt]),
+    ):
+        parameters = [p for optimizer in optimizers for p in optimizer.parameters]
+        found = []
+        for call in (function, torch.compile(function, dynamic=False)):
+            loss = call(*inputs)[0]
+            found.append([loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True)])
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
 class Line:

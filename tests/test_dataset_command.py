@@ -284,7 +284,7 @@ def test_nobody_reads_the_output(tmp_path):
 def test_the_demos_dataset_is_complete(tmp_path: Path):
     folder = ROOT / "examples" / "cheetah_downhill"
     described = json.loads((folder / "dataset.json").read_text())
-    data = OfflineDataset(folder, size=32, length=24, cache_dir=str(tmp_path))
+    data = OfflineDataset(folder, size=32, cache_dir=str(tmp_path))
     assert (data.episodes, data.steps) == (described["episodes"], described["steps"]) == (80, 8000)
     assert sorted(data.returns) == pytest.approx(sorted(described["returns"]), rel=1e-4)
     assert sum(file.stat().st_size for file in folder.glob("*.npz")) < 5e6

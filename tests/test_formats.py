@@ -126,7 +126,7 @@ def test_datasets_written_by_minari(storage, kind, below):
 
 @pytest.mark.parametrize("name", ["release_npz", "vd4rl_64px_npz", "vd4rl_84px_hdf5", "minari"])
 def test_files_of_other_programs(tmp_path, name, capsys):
-    data = OfflineDataset(OTHER_PROGRAMS / name, size=64, length=10, cache_dir=tmp_path)
+    data = OfflineDataset(OTHER_PROGRAMS / name, size=64, cache_dir=tmp_path)
     assert data.action_dim == 6 and data.lengths == [24] * (2 if name in ("release_npz", "minari") else 1)
     batch = data.sample(2, 25, np.random.default_rng(0))
     assert batch["image"].shape == (2, 25, 64, 64, 3)

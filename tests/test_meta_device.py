@@ -29,10 +29,10 @@ def small_latents_take_the_path_of_large_ones(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(one_hot, "SMALLEST", 1)
 
 
-def read_nothing(method: str, **settings: object) -> None:
+def read_nothing(method: str, ends: bool = False, **settings: object) -> None:
     agents = built(method, device=META, pred_discount=True, imag_starts=5, **SHORT, **settings)
     transfer(method, agents)
-    metrics: Metrics = update_all(method, agents)
+    metrics: Metrics = update_all(method, agents, ends)
     assert metrics and all(isinstance(value, Tensor) and value.device == META for value in metrics.values())
 
 
@@ -46,6 +46,12 @@ def test_updates_of_every_method_read_nothing_from_the_device(method: str, setti
 def test_a_bound_in_the_sources_latents_reads_nothing_from_the_device(discrete: int, parts: int):
     settings = {"constraint_latents": "source", "value_constraint": "constant", "value_constraint_relative": True}
     read_nothing("coworld", dyn_discrete=discrete, grad_accum=parts, **settings)
+
+
+@pytest.mark.parametrize("method", ["coworld", "offline_dv2", "multitask_dv2", "lompo", "drq_bc", "curl"])
+def test_updates_on_several_episodes_in_a_sequence_read_nothing_from_the_device(method: str):
+    world_model = method in WITH_WORLD_MODEL
+    read_nothing(method, ends=True, **(SETTINGS[1] if world_model else {}))
 
 
 @pytest.mark.parametrize(("discrete", "parts"), [(4, 1), (0, 2)])

@@ -11,6 +11,7 @@ from test_agents import batch, changed, weights
 from test_co_training import scores, train
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform
+from updates import with_ends
 
 import analyse
 import co_training as program
@@ -38,6 +39,16 @@ def test_nstep_returns_by_hand():
     total, factor = nstep_return(reward, discount, 0.5)
     assert total.tolist() == [1 + 5 + 25, 1 + 5]  # nothing after the end of the task, a discount of 0, counts
     assert factor.tolist() == [0.125, 0]
+
+
+def test_returns_of_fewer_steps_by_hand():
+    """After two of three steps the episode ends by a time limit; after one, the task ends."""
+    reward, discount = (
+        torch.tensor([[1.0, 10.0, 0.0], [1.0, 0.0, 0.0]]),
+        torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]]),
+    )
+    total, factor = nstep_return(reward, discount, 0.5, torch.tensor([2, 1]))
+    assert total.tolist() == [1 + 5, 1] and factor.tolist() == [0.25, 0]
 
 
 def test_a_clipped_action_keeps_the_gradient_of_its_mean():
@@ -201,6 +212,18 @@ def test_lompos_imagined_rewards_are_penalised_and_those_of_the_data_are_not():
             assert own["reward"][i] == data["reward"][b, t + 1]
             assert torch.equal(own["action"][i], data["action"][b, t + 1])
     assert found == 8
+
+
+def test_lompos_transitions_stay_in_an_episode_and_none_is_imagined_from_its_end():
+    """The means of Gaussian latents identify the rows that transitions came from."""
+    agent, data = lompo(transitions=400, imag_horizon=2, pred_discount=True), with_ends(batch(5))
+    post, world = agent.infer_posterior(data), agent.world
+    feat, middle = world.rssm.feat(post), 4
+    own, (imagined, _) = agent.data_transitions(post, data), agent.imagined_transitions(post)
+    rows = [tuple((feat == found).all(-1).nonzero()[0].tolist()) for found in own["feat"]]
+    assert set(rows) == {(b, t) for b in range(3) for t in range(7) if t != middle - 1}
+    starts = {tuple((feat == found).all(-1).nonzero()[0].tolist()) for found in imagined["feat"][:200]}
+    assert starts == {(b, t) for b in range(3) for t in range(8) if t != middle - 1}
 
 
 def test_as_many_transitions_are_imagined_as_asked_for():

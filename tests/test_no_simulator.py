@@ -122,7 +122,7 @@ def test_held_out_episodes_are_never_sampled(dataset: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         StoredEpisode, "read_rows", lambda episode, *given: (read.append(episode), original(episode, *given))
     )
-    data, again, other = (OfflineDataset(dataset, size=32, length=8) for _ in range(3))
+    data, again, other = (OfflineDataset(dataset, size=32) for _ in range(3))
     everything = names(data)
     held = data.hold_out(0.4, np.random.default_rng(0))
     assert names(held) == names(again.hold_out(0.4, np.random.default_rng(0)))

@@ -14,13 +14,17 @@ from ops.convolution import conv2d, conv_transpose2d
 SIZES = {"stoch": 3, "deter": 5, "hidden": 7, "min_std": 0.1}
 
 
-def plain_scan(rssm: RSSM, embed: Tensor, action: Tensor, noise: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
+def plain_scan(
+    rssm: RSSM, embed: Tensor, action: Tensor, noise: Tensor, sampled: Tensor, first: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(deter, stat) of `RSSM.posterior` by torch's own operations, given the samples that it drew (B, T, S * K)."""
     batch = len(embed)
+    keep = torch.ones(batch, embed.shape[1], 1) if first is None else 1 - first.float().unsqueeze(-1)
     stoch, deter = torch.zeros(batch, rssm.stoch_size), torch.zeros(batch, rssm.deter)
     act, deters, stats = rssm.act.function, [], []
     for t in range(embed.shape[1]):
-        x = act(rssm.action_in(action[:, t]) + rssm.stoch_in(stoch))
+        stoch, deter = keep[:, t] * stoch, keep[:, t] * deter
+        x = act(rssm.action_in(keep[:, t] * action[:, t]) + rssm.stoch_in(stoch))
         reset, cand, update = rssm.cell.norm(rssm.cell.gates(torch.cat([x, deter], -1))).chunk(3, -1)
         update = torch.sigmoid(update - 1)
         deter = update * torch.tanh(torch.sigmoid(reset) * cand) + (1 - update) * deter
@@ -35,15 +39,19 @@ def plain_scan(rssm: RSSM, embed: Tensor, action: Tensor, noise: Tensor, sampled
     return torch.stack(deters, 1), torch.stack(stats, 1)
 
 
+BORDERS = torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0]]).bool()  # first rows of episodes, in two sequences of four rows
+
+
 @pytest.mark.parametrize("act", recurrent.ACTIVATIONS)
 @pytest.mark.parametrize("discrete", [0, 4])
-def test_scan_has_the_values_and_gradients_of_plain_torch(act: str, discrete: int):
+@pytest.mark.parametrize("first", [None, BORDERS], ids=["one episode", "several"])
+def test_scan_has_the_values_and_gradients_of_plain_torch(act: str, discrete: int, first: Tensor | None):
     torch.manual_seed(0)
     rssm = RSSM(6, 2, discrete=discrete, act=act, **SIZES)
     embed, action = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 2, requires_grad=True)
     noise = rssm.noise(2, 4)
-    post = rssm.posterior(embed, action, noise=noise)
-    deter, stat = plain_scan(rssm, embed, action, noise, post["stoch"].detach())
+    post = rssm.posterior(embed, action, noise=noise, first=first)
+    deter, stat = plain_scan(rssm, embed, action, noise, post["stoch"].detach(), first)
     parameters = rssm.latent.parameters(stat)
     torch.testing.assert_close(post["deter"], deter)
     for key, value in parameters.items():
@@ -58,6 +66,29 @@ def test_scan_has_the_values_and_gradients_of_plain_torch(act: str, discrete: in
     found, expected = gradients(post["deter"], post), gradients(deter, parameters)
     assert sum(g is not None for g in found) == 13  # the two inputs, and all weights but the prior's four
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("discrete", [0, 4])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_states_after_a_border_do_not_depend_on_rows_before_it(discrete: int, precision: torch.dtype):
+    """They are those of a sequence that begins there, and their gradients reach no earlier row."""
+    torch.manual_seed(0)
+    rssm = RSSM(6, 2, discrete=discrete, act="ELU", **SIZES)
+    embed, action = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 2, requires_grad=True)
+    noise = rssm.noise(2, 4)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        post, prior = rssm.observe(embed, action, noise=noise, first=BORDERS)
+        alone, alone_prior = rssm.observe(
+            embed[1:, 2:], torch.cat([torch.zeros(1, 1, 2), action[1:, 3:]], 1), noise=noise[1:, 2:]
+        )
+        assert post["stoch"].dtype == alone["stoch"].dtype
+    for whole, part in ((post, alone), (prior, alone_prior)):
+        for key, value in part.items():
+            torch.testing.assert_close(whole[key][1:, 2:], value)
+    loss = sum(value[1, 2:].float().square().sum() for state in (post, prior) for value in state.values())
+    of_embed, of_action = torch.autograd.grad(loss, [embed, action])
+    assert (of_embed[1, 2:] != 0).all() and (of_action[1, 3] != 0).all()
+    assert (of_embed[0] == 0).all() and (of_embed[1, :2] == 0).all() and (of_action[1, :3] == 0).all()
 
 
 @pytest.mark.filterwarnings("ignore:Input")  # gradcheck prefers float64; the layer norm and the latent are float32

@@ -6,6 +6,7 @@ import torch
 from conftest import tiny
 from test_agents import agents, batch, update_target
 from torch import Tensor, nn
+from updates import with_ends
 
 import config as settings
 import models
@@ -22,34 +23,41 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("discrete", [0, 4])
-@pytest.mark.parametrize("size", [32, 64])
-def test_model_losses_and_gradients_equal_those_of_the_plain_reference(discrete: int, size: int):
-    config = tiny(size=f"{size},{size}", dyn_discrete=discrete, kl_free=0.0)
+@pytest.mark.parametrize(("size", "ends"), [(32, False), (64, False), (32, True)])
+def test_model_losses_and_gradients_equal_those_of_the_plain_reference(discrete: int, size: int, ends: bool):
+    """``ends``: two episodes in every sequence, the first of which terminates."""
+    config = tiny(size=f"{size},{size}", dyn_discrete=discrete, kl_free=0.0, pred_discount=ends)
     torch.manual_seed(0)
     world, data = WorldModel(config, 6), batch(size=size)
+    data = with_ends(data) if ends else data
     noise = world.rssm.noise(3, 8)
     fast, _ = world.losses(world.observe(data, noise), data, config)
     slow, _ = plain.model_losses(world, data, config, noise)
     torch.testing.assert_close(fast, slow)
-    scales = dict.fromkeys(("image", "reward", "kl"), 1.0)
+    scales = dict.fromkeys(("image", "reward", "kl", *["discount"] * ends), 1.0)
     fast_grads, slow_grads = (gradients(world, weighted_sum(losses, scales)) for losses in (fast, slow))
     assert len(slow_grads) == len(list(world.parameters())) and all(g.abs().sum() > 0 for g in slow_grads.values())
     torch.testing.assert_close(fast_grads, slow_grads, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("discrete", "smallest"), [(0, 512), (4, 512), (4, 1)])
+@pytest.mark.parametrize(
+    ("discrete", "smallest", "ends"), [(0, 512, 0), (4, 512, 0), (4, 1, 0), (0, 512, 1), (4, 1, 1)]
+)
 def test_behavior_losses_and_gradients_equal_those_of_the_plain_reference(
-    discrete: int, smallest: int, monkeypatch: pytest.MonkeyPatch
+    discrete: int, smallest: int, ends: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """``smallest`` 1: the heads' first layers add weight columns, as with large latents."""
+    """``smallest`` 1: the heads' first layers add weight columns, as with large latents. ``ends``: as above."""
     monkeypatch.setattr(one_hot, "SMALLEST", smallest)
-    source, target = agents(4, 6, dyn_discrete=discrete)
+    source, target = agents(4, 6, dyn_discrete=discrete, pred_discount=bool(ends))
     torch.manual_seed(0)
-    (start,) = models.start_states([target.world.observe(batch()).post])
+    data = with_ends(batch()) if ends else batch()
+    (start,) = models.start_states([target.infer_posterior(data)])
+    weight = start.get("weight", 1.0)
+    assert not ends or weight.tolist() == [1, 1, 1, 0, 1, 1, 1, 1] * 3
     noise = target.behavior.noise(target.world, 24, target.config.imag_horizon)
     critic = source.behavior.critic
     total, metrics = target.behavior_loss(start, noise, ValueBound(critic))
-    actor_loss, critic_loss = plain.behavior_losses(target, (start["stoch"], start["deter"]), noise, critic)
+    actor_loss, critic_loss = plain.behavior_losses(target, (start["stoch"], start["deter"]), noise, critic, weight)
     torch.testing.assert_close(metrics["actor_loss"], actor_loss)
     torch.testing.assert_close(metrics["critic_loss"], critic_loss)
     for module, slow in ((target.behavior.actor, actor_loss), (target.behavior.critic, critic_loss)):
@@ -71,12 +79,13 @@ def test_bfloat16_losses_are_close_to_those_in_float32():
     torch.testing.assert_close(rounded["reward"], exact["reward"], rtol=0.1, atol=0.01)
 
 
-def updated(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def updated(ends: bool = False, **flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Metrics of a source and a target update, and the optimisers' first moments, proportional to the gradients."""
     torch.manual_seed(0)
-    source, target = agents(kl_free=0.0, **flags)
+    source, target = agents(kl_free=0.0, pred_discount=ends, **flags)
     torch.manual_seed(1)
     data, other = batch(), batch(seed=1)
+    data = with_ends(data) if ends else data  # the other batch of the source's update has one episode a sequence
     metrics = {f"source/{k}": v for k, v in source.update(data, other, 0.64).items()}
     metrics |= {f"target/{k}": v for k, v in update_target(target, source, other).items()}
     del metrics["target/source_value_correlation"]  # that of a batch is no mean over its parts
@@ -88,11 +97,11 @@ def updated(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return metrics, moments
 
 
-@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize(("parts", "ends"), [(2, False), (3, False), (7, False), (2, True)])
 @pytest.mark.parametrize("discrete", [0, 4])
-def test_micro_batches_give_the_metrics_and_gradients_of_the_whole_batch(parts: int, discrete: int):
+def test_micro_batches_give_the_metrics_and_gradients_of_the_whole_batch(parts: int, ends: bool, discrete: int):
     """Without free nats: they clip the mean over a batch, so that term does depend on the split."""
-    whole, in_parts = updated(dyn_discrete=discrete), updated(dyn_discrete=discrete, grad_accum=parts)
+    whole, in_parts = (updated(ends, dyn_discrete=discrete, grad_accum=count) for count in (1, parts))
     torch.testing.assert_close(in_parts, whole, rtol=1e-3, atol=1e-5)
 
 

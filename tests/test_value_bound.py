@@ -39,7 +39,7 @@ def test_losses_and_gradients_equal_those_of_two_plain_models(discrete: int, act
     total, metrics = target.behavior_loss(start, noise, bound, [own], source_noise)
     rolled = source.world, source_start, source_noise
     states = start["stoch"], start["deter"]
-    actor_loss, critic_loss = plain.behavior_losses(target, states, noise, source.behavior.critic, rolled)
+    actor_loss, critic_loss = plain.behavior_losses(target, states, noise, source.behavior.critic, source=rolled)
     torch.testing.assert_close(metrics["actor_loss"], actor_loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(metrics["critic_loss"], critic_loss, rtol=1e-5, atol=1e-5)
     critic = target.behavior.critic

@@ -4,7 +4,7 @@ import torch
 from conftest import OFFLINE_METHODS, tiny
 
 from agents.agent import Agent
-from agents.base import BaseAgent, Metrics
+from agents.base import BaseAgent, Batch, Metrics
 from agents.baselines import FinetunedAgent
 from agents.lompo import LOMPOAgent
 from training.methods import METHODS, AgentBuilder
@@ -31,10 +31,27 @@ def transfer(method: str, agents: dict[str, BaseAgent]) -> None:
         target.anchor_to(agents["source"], [agents["source"].random_batch()])
 
 
-def update_all(method: str, agents: dict[str, BaseAgent]) -> Metrics:
-    """Update every agent, with the ties of the method. Returns the target's metrics."""
+def with_ends(batch: Batch, frames: int = 0) -> Batch:
+    """The batch with the end of an episode, a termination, in the middle of every sequence.
+
+    ``frames`` of a model-free agent's observations: the batch with transitions of one step.
+    """
+    if frames:
+        observed = batch["image"][:, :frames]
+        steps = torch.ones(len(observed), dtype=torch.int64, device=observed.device)
+        return {**batch, "image": torch.cat([observed, batch["image"][:, -frames:]], 1), "steps": steps}
+    middle, discount = batch["reward"].shape[1] // 2, batch["discount"].clone()
+    is_first = torch.zeros_like(batch["reward"], dtype=torch.bool)
+    is_first[:, middle], discount[:, middle - 1] = True, 0.0
+    return {**batch, "discount": discount, "is_first": is_first}
+
+
+def update_all(method: str, agents: dict[str, BaseAgent], ends: bool = False) -> Metrics:
+    """Update every agent, with the ties of the method. Returns the target's metrics. ``ends``: see `with_ends`."""
     target, source = agents["target"], agents.get("source")
     batch = target.random_batch()
+    if ends:
+        batch = with_ends(batch, 0 if isinstance(target, Agent) else target.config.frame_stack)
     if source is not None:
         source.update(source.random_batch(), batch, *[] if METHODS[method].shared_world_model else [0.5])
     if isinstance(target, LOMPOAgent):  # its update leaves the world model as it is

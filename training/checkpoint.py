@@ -17,7 +17,7 @@ import gymnasium
 import torch
 
 from agents.base import BaseAgent
-from config import Config, facts, named_tasks, settings_that_affect, source_tasks, target_task
+from config import Config, facts, merge, named_tasks, read_blocks, settings_that_affect, source_tasks, target_task
 from tools import BadInput, one_line, write_atomically
 from training.methods import (
     COLLECTION,
@@ -302,7 +302,7 @@ def build_agent(saved: dict[str, Any], logdir: Path, domain: str, device: torch.
     """`load_agent` from ``saved``, the checkpoint's contents."""
     if domain not in saved["agents"]:
         raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}")
-    config = Config(**saved["config"])
+    config = Config(**{**merge(read_blocks(), [], {}), **saved["config"]})  # settings that it did not have yet
     method = find_method(config.method) if "target" in saved["action_dims"] else COLLECTION
     agent = method.agents(AgentBuilder(config, device, saved["action_dims"], saved["states"]))[domain]
     agent.load_models(saved["agents"][domain])

@@ -49,8 +49,8 @@ class Domain:
         """
         if self.store.episodes == 0 or self.agent.world is None or self.agent.state:
             return None
-        count, length = min(sequences, self.config.batch_size), self.config.batch_length
-        arrays = self.store.sample(count, length, np.random.default_rng(seed))
+        count, length = min(sequences, self.config.batch_size), min(self.config.batch_length, self.store.longest)
+        arrays = self.store.sample(count, length, np.random.default_rng(seed), whole=True)
         batch = to_device(to_tensors(arrays, self.agent.device), self.agent.device)
         with torch.random.fork_rng():
             predicted = self.agent.world.open_loop(batch["image"], batch["action"], min(context, length - 1))
@@ -150,17 +150,16 @@ def data_mapping(config: Config) -> DataMapping:
 
 def open_dataset(config: Config, method: Method) -> OfflineDataset:
     """The target's dataset. Raises BadInput if there is none or it cannot be used."""
-    needed = {"length": config.batch_length} if method.world_model else {"nstep": config.nstep}
     if not config.offline_traindir:
         raise BadInput("--offline_traindir is missing: give the folder of the target dataset's episodes")
     return OfflineDataset(
         config.offline_traindir,
         size=config.size[0],
-        **needed,
         format=config.dataset_format,
         cache_dir=config.dataset_cache or None,
         mapping=data_mapping(config),
         action_range=config.action_range,
+        sample_ends=config.sample_ends,
     )
 
 
@@ -229,7 +228,8 @@ def build_domains(
     """Every domain of a run by name, online ones first. ``tasks`` are `domain_tasks`, ``envs`` `open_simulators`."""
     domains: dict[str, Domain] = {}
     for index, name in enumerate(envs):
-        replay = OnlineReplay(Path(config.logdir).expanduser() / f"{name}_replay", capacity=config.replay_size)
+        folder = Path(config.logdir).expanduser() / f"{name}_replay"
+        replay = OnlineReplay(folder, capacity=config.replay_size, sample_ends=config.sample_ends)
         # Stream 1 of the run's RNG samples the first online domain's batches, 2 the dataset's, then the others'.
         rng = np.random.default_rng([config.seed, 1 if index == 0 else 2 + index])
         task, role = tasks[name]

@@ -83,6 +83,9 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "episode_return": "Return of the episodes that the agent collects.",
         "episode_length": "Length of the episodes that the agent collects, in agent steps.",
         "episode_success": "Share of the collected episodes that succeeded.",
+        "used_rows": "Rows of stored episodes that batches are drawn from.",
+        "unused_rows": "Rows of stored episodes that no batch is drawn from: those held out.",
+        "short_rows": "Used rows of episodes that are shorter than a sequence, and joined (docs/datasets.md).",
     },
     "throughput": {
         "updates_per_second": "Updates of all agents a second since the last point.",
@@ -185,11 +188,18 @@ class Logger:
             self.sums[key] = self.sums.get(key, 0.0) + value
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    def write(self, step: int, totals: dict[str, int] | None = None, **context: int | str) -> None:
-        """One point of every curve that has values, at ``step``.
+    def write(
+        self,
+        step: int,
+        totals: dict[str, int] | None = None,
+        present: dict[str, float] | None = None,
+        **context: int | str,
+    ) -> None:
+        """One point of every curve that has values, at ``step``; nothing if none has.
 
         Args:
             totals: counters, each of which gives a curve of its rate a second since the last call.
+            present: values of other curves at this step, by their names.
             context: goes into the line of metrics.jsonl.
 
         Raises:
@@ -198,7 +208,7 @@ class Logger:
         rates = self._rates(totals or {})
         if not self.sums:
             return
-        point = {key: float(total) / self.counts[key] for key, total in self.sums.items()}
+        point = {key: float(total) / self.counts[key] for key, total in self.sums.items()} | (present or {})
         self.sums.clear(), self.counts.clear()
         self._add_curves(step, {**point, **rates})
         finite = {key: value if math.isfinite(value) else str(value) for key, value in {**point, **rates}.items()}

@@ -196,6 +196,8 @@ def continue_from_snapshot(trainer: Trainer) -> None:
             link_files([episode.path for episode in source.store.stored], own / source.store.directory.name)
     seed, step = saved["config"]["seed"], trainer.progress.step
     print(f"continuing from the pretraining of {config.source_from}, seed {seed}, step {step}", file=sys.stderr)
+    for source in sources:
+        trainer.describe_replay(source)
 
 
 def link_files(paths: Iterable[Path], folder: Path) -> None:

@@ -83,8 +83,3 @@ def check_against_each_other(config: Config, method: Method) -> None:
             f"prefill {config.prefill} is shorter than an episode (time_limit {config.time_limit}) of each of "
             f"{envs} simulators; raise it"
         )
-    simulators = method.online or has_target_simulator(config)
-    if simulators and method.world_model and config.time_limit + 1 < config.batch_length:
-        raise BadInput(
-            f"batch_length {config.batch_length} is longer than an episode of {config.time_limit} steps; lower it"
-        )

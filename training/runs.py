@@ -183,6 +183,8 @@ def open_trainer(
         if saved:
             trainer.load_state_dict(saved)
             print(resumed_line(logdir, progress, phases), file=sys.stderr)
+            for source in trainer.sources:
+                trainer.describe_replay(source)
         else:
             for source in trainer.sources:
                 source.clear()

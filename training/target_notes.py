@@ -3,8 +3,9 @@
 import numpy as np
 
 from config import Config, has_target_simulator, read_blocks, target_task
-from replay import OfflineDataset, SequenceStore
+from replay import OfflineDataset
 from training.data_limits import DataLimits
+from training.data_notes import data_notes, termination_note
 from training.methods import Method
 from wrappers import SUITES, Task
 
@@ -24,7 +25,9 @@ def target_notes(
     if dataset and method.critic:
         found.append(reward_note(limits))
     if dataset and method.world_model:  # model-free agents use the stored discounts
-        found.append(termination_note(config, dataset))
+        found.append(termination_note("target", dataset, config))
+    if dataset:
+        found += data_notes("target", dataset, config, method)
     notes = [note for note in found if note]
     if method.dataset and not has_target_simulator(config):
         notes.append(
@@ -46,19 +49,6 @@ def reward_note(limits: DataLimits) -> str | None:
     return (
         f"warning: {rewards}: {harm}, which are tuned for a size near 1. Multiply all rewards by {factor:g} in the "
         f"files (docs/datasets.md#rewards); the source's should have a like size"
-    )
-
-
-def termination_note(config: Config, dataset: SequenceStore) -> str | None:
-    """That the agent does not learn where episodes terminate, if some do."""
-    if config.pred_discount:
-        return None
-    ends = [dataset.read(i, episode.rows - 1)["discount"][0] for i, episode in enumerate(dataset.stored)]
-    if all(ends):
-        return None
-    return (
-        f"note: {ends.count(0)} of {len(ends)} episodes end with discount 0; the agent learns where the task ends only "
-        f"with --pred_discount True"
     )
 
 

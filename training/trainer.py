@@ -16,6 +16,7 @@ from tools import StopRequest, multiples_crossed
 from training.bars import RunBars
 from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
 from training.data_limits import DataLimits
+from training.data_notes import data_notes, row_counts, termination_note
 from training.device import restore_torch_rng, torch_rng_state
 from training.domains import Domain, OnlineDomain, data_properties
 from training.evaluator import Evaluator
@@ -198,6 +199,8 @@ class Trainer:
         self._write_point(phase)
         if phase.kind == PhaseKind.TRAIN_SOURCE and phase.source == SELECTED:
             self.selector.end_round()
+        if phase.kind == PhaseKind.PREFILL:
+            self.describe_replay(self.source(phase))
         self.progress.phase += 1
         self.progress.iteration = 0
         self.save()
@@ -251,8 +254,25 @@ class Trainer:
         p = self.progress
         counts = {"source_steps": p.source_steps, "target_updates": p.target_updates}
         totals = {"updates": p.source_updates + p.target_updates, "frames": p.source_steps}
-        self.logger.write(p.step, totals, phase=str(phase.kind), round=phase.round, **counts)
+        self.logger.write(p.step, totals, self._row_counts(), phase=str(phase.kind), round=phase.round, **counts)
         self._write_status()
+
+    def _row_counts(self) -> dict[str, float]:
+        """The curves of the rows of all domains that have episodes."""
+        held_out, points = self.offline.store if self.offline else None, {}
+        for name, domain in self.domains.items():
+            if domain.store.episodes:
+                own = held_out if name == "target" else None
+                counts = row_counts(domain.store, self.config, self.method, own)
+                points |= {curve_name(name, metric): value for metric, value in counts.items()}
+        return points
+
+    def describe_replay(self, source: OnlineDomain) -> None:
+        """Print how the episodes of a replay are sampled, if it has any."""
+        if source.store.episodes:
+            notes = [termination_note(source.name, source.store, self.config)]
+            notes += data_notes(source.name, source.store, self.config, self.method)
+            print("\n".join(filter(None, notes)), file=sys.stderr)
 
     def _write_status(self, finished: bool = False) -> None:
         p = self.progress

@@ -125,21 +125,26 @@ def mosaic(images: np.ndarray, gap: int) -> np.ndarray:
     return np.concatenate([np.concatenate(list(row), 1) for row in padded], 0)
 
 
+def shown_columns(frames: np.ndarray) -> np.ndarray:
+    """Evenly spaced frames that a sheet shows, at most nine."""
+    return np.unique(np.linspace(0, len(frames) - 1, 9).astype(int))
+
+
 def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], context: int, path: Path) -> None:
     """Frames of each domain: seen, predicted open loop after ``context`` frames, and their difference.
 
-    predictions: name -> (truth, predicted), uint8 (T, H, W, 3) each.
+    predictions: name -> (truth, predicted), uint8 (T, H, W, 3) each. Of fewer frames, all but the last are given.
     """
-    steps = min(len(truth) for truth, _ in predictions.values())
-    columns = np.unique(np.linspace(0, steps - 1, 9).astype(int))
-    size = (len(columns) + 0.6, 3.5 * len(predictions))
+    width = max(len(shown_columns(truth)) for truth, _ in predictions.values())
+    size = (width + 0.6, 3.5 * len(predictions))
     figure, axes = plt.subplots(len(predictions), 1, figsize=size, squeeze=False, layout="constrained")
     for axis, (name, (truth, predicted)) in zip(axes[:, 0], predictions.items(), strict=True):
+        columns, given = shown_columns(truth), min(context, len(truth) - 1)
         images = np.stack([frames[columns] for frames in (truth, predicted, difference(truth, predicted))])
         height, width = images.shape[2:4]
         gap = max(width // 16, 1)
         axis.imshow(mosaic(images, gap), interpolation="nearest")
-        titles = [f"t = {t}" + (" (given)" if t < context else "") for t in columns]
+        titles = [f"t = {t}" + (" (given)" if t < given else "") for t in columns]
         axis.set_xticks(width / 2 + (width + gap) * np.arange(len(columns)), titles, fontsize=8)
         axis.set_yticks(height / 2 + (height + gap) * np.arange(len(ROWS)), ROWS, fontsize=8, rotation=90, va="center")
         axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)

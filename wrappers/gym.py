@@ -19,7 +19,7 @@ from wrappers.shared.base import PixelEnv, SimulatorStep
 from wrappers.shared.rendering import close_at_exit
 from wrappers.shared.suites import Suite
 
-_ROWS = {"image", "action", "reward", "discount", "success"}  # the names of a stored episode's other arrays
+_ROWS = {"image", "action", "reward", "discount", "success", "is_first"}  # the names of a stored episode's other arrays
 _UNBOUNDED = 1e9  # action bounds from here on stand for none
 # Environments drawn with pygame need no window, and its greeting on stdout would be a line of ours.
 _PYGAME = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}

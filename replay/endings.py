@@ -1,0 +1,41 @@
+"""Whether the ends of episodes matter to a task, which decides what ``sample_ends: auto`` is."""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+MOST = 0.5  # share of all reward in the last rows from which the ends matter
+
+
+class Ending(NamedTuple):
+    """The end of one episode: whether its last row has discount 0, and sums of absolute rewards."""
+
+    terminated: bool
+    last_reward: float  # of the last row
+    total_reward: float  # of all rows
+
+    @classmethod
+    def of(cls, reward: np.ndarray, discount: np.ndarray) -> "Ending":
+        """The end of an episode with these rewards and discounts, (N,)."""
+        absolute = np.abs(reward, dtype=np.float64)
+        return cls(bool(discount[-1] == 0), float(absolute[-1]), float(absolute.sum()))
+
+
+def ends_matter(endings: Collection[Ending]) -> bool:
+    """Whether an episode terminates, or half of the reward (absolute) is in the last rows of the episodes."""
+    return any(ending.terminated for ending in endings) or reward_share(endings) >= MOST
+
+
+def reward_share(endings: Collection[Ending]) -> float:
+    """The share of the episodes' absolute reward that is in their last rows; 0 without any reward."""
+    total = sum(ending.total_reward for ending in endings)
+    return sum(ending.last_reward for ending in endings) / total if total else 0.0
+
+
+def why(endings: Collection[Ending]) -> str:
+    """The reason for the answer of `ends_matter`, for notes."""
+    terminated = sum(ending.terminated for ending in endings)
+    if terminated:
+        return f"{terminated} of {len(endings)} episodes terminate"
+    return f"no episode terminates, and {reward_share(endings):.0%} of the reward is in last rows"

@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
+
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
+
+import torch
 
 import config as settings
 from agents.model_free import StackAgent

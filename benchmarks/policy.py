@@ -16,9 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
+
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
+
+import torch
 
 import config as settings
 from agents.coworld import TargetAgent

@@ -23,10 +23,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
+
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import config as settings
 from agents.base import Batch

@@ -20,6 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run this file from anywhere
 
+import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
+
 import co_training  # runs Algorithm 1 in this process, where its parts can be timed
 import config as settings
 from agents.agent import Agent

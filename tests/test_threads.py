@@ -340,6 +340,7 @@ def test_a_run_whose_threads_wait_goes_on_with_one_unless_their_number_is_given(
     assert "threads: 2 on" in errors and errors.count("other processes use the cores of this run's 2 threads") == 1
     assert ("resume it with --threads 1" in errors) == given
     assert torch.get_num_threads() == int(left) and saved[-1][1] == left
+    assert read_threads(tmp_path) == (left, left)  # also in config.yaml
     assert next(number for step, number in saved if step > 0) == left  # at its first step, before the phase ends
 
 

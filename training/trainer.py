@@ -1,5 +1,6 @@
 """Running a list of phases: counting, logging, saving, stopping."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ import torch
 
 from agents.base import BaseAgent
 from config import Config, to_yaml
-from tools import StopRequest, multiples_crossed
+from tools import StopRequest, multiples_crossed, write_text
 from training.bars import RunBars
 from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
 from training.data_limits import DataLimits
@@ -193,6 +194,8 @@ class Trainer:
             return f"note: {slow}; stop it and resume it with --threads 1"
         torch.set_num_threads(1)
         self.config = self.config.replace(threads="1")
+        record = self.logdir / "config.yaml"
+        write_text(record, re.sub(r"(?m)^threads: .*$", "threads: '1'", record.read_text()))
         return f"note: {slow}; it goes on with one, and from here its results are those of one thread"
 
     def _finish(self, phase: Phase) -> None:

@@ -33,12 +33,12 @@ def _one_line_for_users(kind: type[BaseException], value: BaseException, trace: 
     """One line instead of a traceback: Ctrl-C or bad input during the imports, and a Python without the packages."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-    elif issubclass(kind, BadInput):  # raised outside `exit_on_bad_input`: while a module is imported
-        print(_error_line(value), file=sys.stderr)
-        sys.exit(2)
     elif isinstance(value, ModuleNotFoundError) and (value.name or "").split(".")[0] in PACKAGES:
         print(missing_package_line(value.name.split(".")[0]), file=sys.stderr, flush=True)
         os._exit(2)  # an exception's own status is 1
+    elif issubclass(kind, BadInput):  # raised outside `exit_on_bad_input`: while a module is imported
+        print(_error_line(value), file=sys.stderr)
+        sys.exit(2)
     else:
         sys.__excepthook__(kind, value, trace)
 

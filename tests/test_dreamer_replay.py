@@ -79,7 +79,7 @@ def test_a_file_of_several_episodes(tmp_path: Path, kind: type, column: bool, ca
 def test_a_cut_last_episode_and_flags_that_are_missing(tmp_path: Path):
     episodes = [make_episode(9, 0), make_episode(6, 1)]
     arrays = stream(episodes)
-    cut = {key: array[:12] for key, array in arrays.items()}
+    cut = {key: array[:12].copy() for key, array in arrays.items()}
     np.savez(tmp_path / "a.npz", **cut)
     first, second = load_all(tmp_path)
     assert_equal([first], episodes[:1])

@@ -10,6 +10,7 @@ import pytest
 
 import dataset
 from replay import OfflineDataset, save_episode
+from replay.description import read_description
 from replay.presets import PRESETS
 from tools import BadInput
 from wrappers import make_env
@@ -108,10 +109,11 @@ def test_what_needs_no_clipping(data, capsys):
     assert "all 18 action components are in [-1, 1]; none is clipped" in capsys.readouterr().out
     with pytest.raises(BadInput, match=r"--clip_actions has no effect on .*; remove it"):
         dataset.main(["describe", str(data), "--clip_actions"])
-    with pytest.raises(BadInput, match=r"describe needs --preset .vd4rl, coworld_release. or --clip_actions"):
+    with pytest.raises(BadInput, match=r"nothing to write; give --preset, --task, --action_at or --clip_actions"):
         dataset.main(["describe", str(data)])
     with np.load(next(data.glob("*.npz"))) as stored:
         episode = dict(stored)
     np.savez(next(data.glob("*.npz")), **episode | {"action": np.full((4, 6), 3.0)})
-    with pytest.raises(BadInput, match='is there already; add "clip_actions": true to it'):
-        dataset.main(["describe", str(data), "--clip_actions"])
+    before = read_description(data)
+    dataset.main(["describe", str(data), "--clip_actions"])
+    assert read_description(data) == before | {"clip_actions": True}

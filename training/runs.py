@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from agents.base import BaseAgent
 from config import Config, to_yaml
-from replay import OfflineDataset
+from replay import OfflineDataset, SequenceStore
 from tools import WorkerCrash, lock_directory, write_text
 from training.checkpoint import DatasetIdentity, read_resumable
 from training.data_limits import measure_limits
@@ -126,6 +127,35 @@ def suites_line(tasks: Mapping[str, tuple[Any, str]]) -> str:
     return f"# suites: {', '.join(suites)}\n" if suites else ""
 
 
+def offline_figures(
+    config: Config, held_out: SequenceStore | None, agents: dict[str, BaseAgent]
+) -> OfflineFigures | None:
+    """Those of the held-out episodes, if there are any. Prints a note if they are too short for value figures."""
+    if held_out is None:
+        return None
+    offline = OfflineFigures(held_out, config.discount, config.seed)
+    if agents["target"].has_critic and (note := offline.short_episode_note()):
+        print(note, file=sys.stderr)
+    return offline
+
+
+def restore_or_clear(trainer: Trainer, saved: dict[str, Any] | None) -> None:
+    """Restore the state of a checkpoint, and say so; without one, empty the replays of a run that is begun anew."""
+    if saved is None:
+        for source in trainer.sources:
+            source.clear()
+        return
+    trainer.load_state_dict(saved)
+    print(resumed_line(trainer.logdir, trainer.progress, trainer.phases), file=sys.stderr)
+    for source in trainer.sources:
+        trainer.describe_replay(source)
+
+
+def write_settings(logdir: Path, config: Config, about: str) -> None:
+    """Write config.yaml: the settings, the version of this program, and the lines ``about`` the data and the suites."""
+    write_text(logdir / "config.yaml", f"{to_yaml(config)}# commit {code_version()}\n{about}")
+
+
 @contextmanager
 def open_trainer(
     config: Config, method: Method, schedule: Callable[[Config], Sequence[Phase]], pretrain_only: bool = False
@@ -165,9 +195,7 @@ def open_trainer(
         if snapshot:
             check_networks(config, snapshot, agents)
             snapshot = None  # read again when its turn comes; until then its weights take no memory
-        offline = OfflineFigures(held_out, config.discount, config.seed) if held_out else None
-        if offline and agents["target"].has_critic and (note := offline.short_episode_note()):
-            print(note, file=sys.stderr)
+        offline = offline_figures(config, held_out, agents)
         begun = (saved["logger"]["sizes"], progress.step) if saved else (None, None)
         mirror = WandbMirror(logdir, vars(config)) if config.wandb and progress.phase < len(phases) else None
         logger = Logger(logdir, *begun, offline=offline is not None, mirror=mirror)
@@ -180,18 +208,10 @@ def open_trainer(
         trainer = Trainer(config, method, phases, domains, selector, evaluator, logger, progress, identity, offline)
         trainer.auto_threads, trainer.limits = auto_threads, limits
         trainer.update_seconds, trainer.planned = seconds, planned
-        if saved:
-            trainer.load_state_dict(saved)
-            print(resumed_line(logdir, progress, phases), file=sys.stderr)
-            for source in trainer.sources:
-                trainer.describe_replay(source)
-        else:
-            for source in trainer.sources:
-                source.clear()
+        restore_or_clear(trainer, saved)
         if progress.phase < len(phases):  # else the record of the finished run stays
-            about = f"# commit {code_version()}\n"
-            about += dataset_line(identity.figures) + limits.line() if identity else ""
-            write_text(logdir / "config.yaml", to_yaml(config) + about + suites_line(tasks))
+            about = dataset_line(identity.figures) + limits.line() if identity else ""
+            write_settings(logdir, config, about + suites_line(tasks))
         yield trainer
 
 

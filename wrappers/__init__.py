@@ -3,6 +3,8 @@
 A new suite is a module here that defines ``SUITE`` (see `Suite`), or a module elsewhere that calls `register`.
 """
 
+from typing import Any
+
 import gymnasium
 
 from tools import BadInput, nearest
@@ -38,6 +40,17 @@ def _check_supported(task: Task, sparse_reward: bool, background: str | None) ->
     if background is not None and not suite.has_sky:
         titles = " or ".join(other.title for other in SUITES.values() if other.has_sky)
         raise BadInput(f"background: {task} has no sky to replace; use it with {titles} tasks")
+
+
+def _made(suite: Suite, name: str, description: dict[str, Any]) -> gymnasium.Env:
+    """What ``make`` of a suite returns. Raises BadInput if it has no spaces."""
+    env = suite.make(name, description)
+    if not hasattr(env, "observation_space"):
+        raise BadInput(
+            f"suite {suite.name}: make returned {type(env).__name__} ({source_file(type(env))}) without spaces; "
+            f"it must return a PixelEnv whose __init__ calls super().__init__(description, low=..., high=...)"
+        )
+    return env
 
 
 def make_env(
@@ -94,12 +107,7 @@ def make_env(
         "sparse_reward": bool(sparse_reward),
         "background": None if background is None else str(background),
     }
-    env = suite.make(task.name, description)
-    if not hasattr(env, "observation_space"):
-        raise BadInput(
-            f"suite {suite.name}: make returned {type(env).__name__} ({source_file(type(env))}) without spaces; "
-            f"it must return a PixelEnv whose __init__ calls super().__init__(description, low=..., high=...)"
-        )
+    env = _made(suite, task.name, description)
     if sparse_reward:
         env = SparseReward(env)
     return gymnasium.wrappers.TimeLimit(gymnasium.wrappers.OrderEnforcing(env), time_limit)

@@ -59,11 +59,11 @@ def test_compiled_losses_of_several_episodes_in_a_sequence_equal_eager_ones(disc
     target = TargetAgent(config, 6, 6, torch.device("cpu"))
     data = with_ends({key: value[:, :3] for key, value in batch(size=16).items()})
     noise = target.noise(data)
-    start, rollout = target.start_imagination(target.infer_posterior(data))
+    (start,), rollout = target.start_imagination(target.infer_posterior(data))
     assert "weight" in start
     for function, inputs, optimizers in (
         (target.world_model_loss, (data, noise), [target.model_opt]),
-        (target.behavior_loss, (start, rollout, None), [target.actor_opt, target.critic_opt]),
+        (target.behavior_loss, (start, rollout), [target.actor_opt, target.critic_opt]),
     ):
         parameters = [p for optimizer in optimizers for p in optimizer.parameters]
         found = []

@@ -24,9 +24,9 @@ class ValueBound:
     world: WorldModel | None = None
     post: State | None = None
 
-    def noise(self, starts: int, horizon: int) -> Tensor | None:
-        """The random numbers of `follow`'s latents, (N, H - 1, ...); None if it has nothing to roll out."""
-        return None if self.world is None else self.world.rssm.noise(starts, horizon - 1)
+    def noise(self, starts: int, horizon: int) -> Tensor:
+        """The random numbers of `follow`'s latents, (N, H - 1, ...), if there is a ``world``."""
+        return self.world.rssm.noise(starts, horizon - 1)
 
     @torch.no_grad()
     def values(

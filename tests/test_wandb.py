@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    if INSTALLED:
+        import wandb
+
+        wandb.teardown()  # it reads its variables once a process
 
 
 def chunks(data: bytes) -> Iterator[bytes]:
@@ -44,12 +49,18 @@ def chunks(data: bytes) -> Iterator[bytes]:
 
 
 def records(logdir: Path) -> list[tuple[str, Any]]:
-    """(kind, record) of all that wandb has recorded of a run directory, in order."""
+    """(kind, record) of all that wandb has recorded of a run directory, in order.
+
+    wandb's own process may still write after `finish`; its last record of a file is of kind exit.
+    """
     from wandb.proto import wandb_internal_pb2
 
-    found = []
-    for file in sorted(logdir.glob("wandb/offline-run-*/*.wandb")):
-        for data in chunks(file.read_bytes()):
+    files, found = sorted(logdir.glob("wandb/offline-run-*/*.wandb")), []
+    deadline = time.monotonic() + 60
+    while [kind for kind, _ in found].count("exit") < len(files) and time.monotonic() < deadline:
+        time.sleep(0.1 if found else 0)
+        found = []
+        for data in [data for file in files for data in chunks(file.read_bytes())]:
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             kind = record.WhichOneof("record_type")
@@ -62,7 +73,13 @@ def history(logdir: Path) -> list[dict[str, Any]]:
     rows = []
     for kind, record in records(logdir):
         if kind == "history":
-            items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.item}
+            items: dict[str, Any] = {}
+            for item in record.item:  # a video is one value, or a value for each of its fields
+                *names, field = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                items |= (
+                    {field: value} if not names else {"/".join(names): {**items.get("/".join(names), {}), field: value}}
+                )
             rows.append({key: value for key, value in items.items() if not key.startswith("_")})
     return rows
 
@@ -90,10 +107,12 @@ def test_a_run_and_its_continuation_are_one_run_with_the_curves_of_metrics_jsonl
         curves = [row for row in rows if not any(isinstance(value, dict) for value in row.values())]
         found = [{key: value for key, value in row.items() if rates not in key} for row in curves]
         assert found == written
-    videos = [value for row in sent for value in row.values() if isinstance(value, dict)]
-    assert len(videos) == len(list((tmp_path / "run" / "videos").iterdir()))
+    found = [(row["step"], *pair) for row in sent for pair in row.items() if isinstance(pair[1], dict)]
+    names = [f"{curve.split('/')[0]}-{curve.split('/')[-1]}-{step:07}.gif" for step, curve, _ in found]
+    assert set(names) == {path.name for path in (tmp_path / "run" / "videos").iterdir()}
+    videos = [video for *_, video in found]
     assert {video["_type"] for video in videos} == {"video-file"}
-    assert len(list((tmp_path / "run").glob("wandb/*/files/media/videos/**/*.gif"))) == len(videos)
+    assert len(list((tmp_path / "run").glob("wandb/offline-run-*/files/media/videos/**/*.gif"))) == len(videos)
     runs = [record for kind, record in records(tmp_path / "run") if kind == "run"]
     assert len({run.run_id for run in runs}) == 1 and {run.project for run in runs} == {"coworld"}
     assert {run.display_name for run in runs} == {"run"}

@@ -201,3 +201,11 @@ def test_the_devices_of_this_machine():
     devices = gpus.read_devices()
     assert len(devices["egl"]) == int(counted.stdout)
     assert all(number is None or number < len(devices["cuda"]) for number in devices["egl"])
+
+
+def test_a_test_that_does_not_end_does_not_blame_the_library(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "PROBE_SECONDS", 0.01)
+    with pytest.raises(
+        BadInput, match=r"with egl took more than 0.01 s: .* busy.*start again later, or with MUJOCO_GL="
+    ):
+        backend.choose_backend()

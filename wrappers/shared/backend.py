@@ -22,6 +22,7 @@ _MAY_PREVENT = (  # variables by which a library that is installed may fail
     *(EGL_DEVICE, "__EGL_VENDOR_LIBRARY_FILENAMES", "__EGL_VENDOR_LIBRARY_DIRS", "EGL_PLATFORM", "LIBGL_DRIVERS_PATH"),
     *("GALLIUM_DRIVER", "MESA_LOADER_DRIVER_OVERRIDE", "MESA_GL_VERSION_OVERRIDE", "LIBGL_ALWAYS_SOFTWARE"),
 )
+PROBE_SECONDS = 300  # on an idle machine it takes 2
 _PROBE = """
 import mujoco
 renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
@@ -33,16 +34,20 @@ renderer.close()
 def _works(backend: str, without: Iterable[str] = ()) -> bool:
     """Whether ``backend`` draws a frame. Tested in a process of its own, which a broken driver can crash.
 
-    ``without``: variables that the process does not get.
+    ``without``: variables that the process does not get. Raises BadInput if it does not end: nothing is known then.
     """
     environment = {**os.environ, _LIBRARY: backend}
     for name in (_PLATFORM, *without):
         environment.pop(name, None)
     try:
         command = [sys.executable, "-c", _PROBE]
-        probe = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+        probe = subprocess.run(command, env=environment, capture_output=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
-        return False
+        other = next(name for name in _PACKAGES if name != backend)
+        raise BadInput(
+            f"drawing one frame with {backend} took more than {PROBE_SECONDS} s: the machine is too busy, or the driver "
+            f"does not answer; start again later, or with {_LIBRARY}={other}"
+        ) from None
     return probe.returncode == 0
 
 

@@ -45,8 +45,8 @@ def _works(backend: str, without: Iterable[str] = ()) -> bool:
     except subprocess.TimeoutExpired:
         other = next(name for name in _PACKAGES if name != backend)
         raise BadInput(
-            f"drawing one frame with {backend} took more than {PROBE_SECONDS} s: the machine is too busy, or the driver "
-            f"does not answer; start again later, or with {_LIBRARY}={other}"
+            f"drawing one frame with {backend} took more than {PROBE_SECONDS} s: the machine is too busy, or the "
+            f"driver does not answer; start again later, or with {_LIBRARY}={other}"
         ) from None
     return probe.returncode == 0
 

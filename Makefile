@@ -6,6 +6,7 @@ RUN := runs/demo
 TEST_REQUIREMENTS := $(filter-out requirements/wandb.txt,$(wildcard requirements/*.txt))
 
 # The last step of a set-up: can frames be drawn?
+export MAKECMDGOALS
 READY = test -f .venv/ready || { $(BIN)/python -c "import tools, wrappers.shared.backend as b; \
 	tools.exit_on_bad_input(lambda: b.choose_backend() and None)" && touch .venv/ready; }
 

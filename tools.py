@@ -49,8 +49,8 @@ def missing_package_line(package: str) -> str:
     if own.resolve() == Path(sys.prefix).resolve() or not (own / "bin/python").exists():
         return f"error: {python} has no package {package}; `make setup` makes .venv with all packages"
     return (
-        f"error: {python} has no package {package}; use .venv/bin/python in its place, or first type "
-        f"`source .venv/bin/activate`"
+        f"error: {python} has no package {package}; use {own}/bin/python in its place, or first type "
+        f"`source {own}/bin/activate`"
     )
 
 

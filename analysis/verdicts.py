@@ -65,4 +65,4 @@ def verdict_section(runs: list[RunResult]) -> list[str]:
         "Agents that should not be deployed: they scored below the data's mean, value what the data never returned, or "
         "act far from it (docs/offline_evaluation.md, Verdict)."
     )
-    return ["## Do not deploy", text, markdown(["method", "task", "agents", "seeds"], rows), "\n".join(lines)]
+    return ["## Do not deploy", text, markdown(["method", "task", "agents", "which seeds"], rows), "\n".join(lines)]

@@ -56,12 +56,12 @@ advice() { # names a Python that will do, or says how to get one
     number=$NEWEST
     while [ $number -ge $OLDEST ]; do
         if [ -n "$(version python3.$number)" ]; then
-            echo "This one will do: make PYTHON=$(command -v python3.$number)"
+            echo "This one will do: make PYTHON=$(command -v python3.$number)${MAKECMDGOALS:+ $MAKECMDGOALS}"
             return
         fi
         number=$((number - 1))
     done
-    echo "Install one (docs/troubleshooting.md, \"Set-up\"), then: make PYTHON=/path/to/python3.$NEWEST"
+    echo "Install one (docs/troubleshooting.md, \"Set-up\"), then: make PYTHON=/path/to/python3.$NEWEST${MAKECMDGOALS:+ $MAKECMDGOALS}"
 }
 
 make_venv() { # a new .venv by the interpreter $1, in place of one that cannot be used
@@ -97,7 +97,7 @@ for file in requirements.txt "$@"; do
 done
 [ -n "$missing" ] || exit 0
 rm -f .venv/ready
-echo "installing$missing into .venv, with Python $(version .venv/bin/python): this takes some minutes" >&2
+echo "installing$missing into .venv, with Python $(version .venv/bin/python): this takes a minute or more" >&2
 set --
 for file in $missing; do set -- "$@" -r "$file"; done
 [ -f .venv/installed/requirements.txt ] || [ -e /dev/nvidiactl ] || [ -n "${PIP_EXTRA_INDEX_URL:-}" ] ||

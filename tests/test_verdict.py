@@ -37,7 +37,9 @@ GOOD = {"score": 50.0, "data": DATA, "time_limit": 100, "value": 20.0, "limits":
         ({"value": 61.0, "score": 77.0}, None),  # better than the data's best episode
         ({"offline": {"value_bias": 39.0, "action_distance": 1.39}}, None),
         ({"offline": {"value_bias": 41.0}}, "on held-out episodes its values are too high by 41 .* is 40"),
-        ({"offline": {"action_distance": 1.41}}, "far from the data's .distance 1.41; .* mean action is 0.7"),
+        ({"offline": {"action_distance": 1.41}}, None),  # its score shows that they are good
+        ({"offline": {"action_distance": 1.41}, "score": None}, "distance 1.41; .* mean action .* only a test"),
+        ({"offline": {"action_distance": 1.41}, "score": 33.0}, "below the data's mean .* far from the data's"),
         ({"score": None, "value": None}, None),
         ({"data": None, "limits": None, "score": 0.0}, None),
         ({"value": None, "limits": COSTS, "score": -60.0, "data": None}, None),

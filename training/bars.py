@@ -34,6 +34,7 @@ class RunBars:
         self.clock, self.config = clock, config
         self.began = self.line_at = time.monotonic()
         self.whole: tqdm | None = None
+        self.shown = 0.0  # the largest share of the run that was shown
 
     @contextmanager
     def phase(self, index: int, name: str, done: int = 0, begun: int = 0) -> Iterator["PhaseBar"]:
@@ -58,12 +59,17 @@ class RunBars:
         passed = f"phase {index + 1} of {len(self.clock.phases)}, {clock_time(time.monotonic() - self.began)} passed"
         return passed + ("" if left is None else f", about {clock_time(left)} left")
 
+    def share(self, index: int, done: int) -> float:
+        """`Clock.share`, but never less than before, also if the phases to come turn out slower."""
+        self.shown = max(self.shown, self.clock.share(index, done))
+        return self.shown
+
     def draw(self, index: int, done: int) -> None:
         """Draw the bar of the whole run."""
         if self.whole is None:
             text = self.whole_text(index, done)
             self.whole = progress_bar(1.0, "whole run", position=0, unit=text, bar_format=WHOLE)
-        self.whole.unit, self.whole.n = self.whole_text(index, done), self.clock.share(index, done)
+        self.whole.unit, self.whole.n = self.whole_text(index, done), self.share(index, done)
         self.whole.refresh()
 
     def line_is_due(self) -> bool:
@@ -127,7 +133,7 @@ class PhaseBar:
 
     def _print(self, state: str) -> None:
         values = "".join(f", {key}={value}" for key, value in self.values.items())
-        whole = f"whole run {self.bars.clock.share(self.index, self.done):.0%}"
+        whole = f"whole run {self.bars.share(self.index, self.done):.0%}"
         where = "" if self.bar is not None else f"; {whole}, {self.bars.whole_text(self.index, self.done)}"
         self.bars.write(f"{self.name}: {state}{values}{where}")
         self.bars.line_at = time.monotonic()

@@ -44,10 +44,12 @@ class Evidence:
     def reasons(self) -> list[str]:
         """Why the agent should not be used, one text for each; [] if nothing speaks against it.
 
-        A score above the data's best episode shows that the agent is good: then neither values nor actions count.
+        A score above the data's best episode shows that the agent is good: then its values do not count. Its actions
+        count only if no score shows that they are as good as the data's.
         """
         found, mean, limits = [], self.data_return, self.limits
-        if self.score is not None and mean is not None and self.score < mean:
+        scored = self.score is not None and mean is not None
+        if scored and self.score < mean:
             found.append(f"it scored {self.score:.4g}, below the data's mean of {mean:.4g}")
         if limits is None or (self.score is not None and self.score > limits.best_return):
             return found
@@ -57,10 +59,11 @@ class Evidence:
             found.append(f"on held-out episodes its values are too high by {bias:.4g} ({highest})")
         elif self.value is not None and self.value > limits.high + VALUE * limits.scale:
             found.append(f"its values, {self.value:.4g} on average, are far above what the data shows ({highest})")
-        if distance is not None and distance > DISTANCE * limits.action_spread:
+        as_good = scored and self.score >= mean
+        if distance is not None and distance > DISTANCE * limits.action_spread and not as_good:
             found.append(
                 f"its actions are far from the data's (distance {distance:.3g}; that of always taking the mean action "
-                f"is {limits.action_spread:.3g})"
+                f"is {limits.action_spread:.3g}); only a test where it can do no harm shows if they are good"
             )
         return found
 

@@ -1,6 +1,7 @@
-"""Whether the ends of episodes matter to a task, which decides what ``sample_ends: auto`` is."""
+"""Where episodes end, and whether their ends matter to a task, which decides what ``sample_ends: auto`` is."""
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -39,3 +40,14 @@ def why(endings: Collection[Ending]) -> str:
     if terminated:
         return f"{terminated} of {len(endings)} episodes terminate"
     return f"no episode terminates, and {reward_share(endings):.0%} of the reward is in last rows"
+
+
+def episode_slices(ends: np.ndarray) -> list[slice]:
+    """The rows of each episode of flat arrays, from booleans (N,) that are true in the last row of an episode.
+
+    The last episode may go on to the end without one. Episodes of a single row have no step, and are left out.
+    """
+    borders = [0, *(np.flatnonzero(ends) + 1).tolist()]
+    if borders[-1] != len(ends):
+        borders.append(len(ends))
+    return [slice(first, end) for first, end in pairwise(borders) if end - first > 1]

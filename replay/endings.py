@@ -47,7 +47,23 @@ def episode_slices(ends: np.ndarray) -> list[slice]:
 
     The last episode may go on to the end without one. Episodes of a single row have no step, and are left out.
     """
-    borders = [0, *(np.flatnonzero(ends) + 1).tolist()]
-    if borders[-1] != len(ends):
-        borders.append(len(ends))
-    return [slice(first, end) for first, end in pairwise(borders) if end - first > 1]
+    borders = (np.flatnonzero(ends) + 1).tolist()
+    return _between(borders if len(ends) in borders[-1:] else [*borders, len(ends)])
+
+
+def slices_to(ends: np.ndarray) -> list[slice]:
+    """The rows of each episode, from the numbers (E,) of the rows after the last one of each; as `episode_slices`.
+
+    Raises:
+        ValueError: they are no increasing whole numbers.
+    """
+    if ends.ndim != 1 or ends.dtype.kind not in "iu" or (len(ends) and int(ends[0]) < 1):
+        raise ValueError(f"the ends of episodes are {ends.dtype}{ends.shape}, not whole numbers from 1 on")
+    borders = ends.tolist()
+    if any(first >= end for first, end in pairwise(borders)):
+        raise ValueError("the ends of episodes do not increase")
+    return _between(borders)
+
+
+def _between(borders: list[int]) -> list[slice]:
+    return [slice(first, end) for first, end in pairwise([0, *borders]) if end - first > 1]

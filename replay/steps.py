@@ -4,6 +4,7 @@ The robot formats use it. A format gives the arrays of its file as `Column`s; wh
 states is decided here alone.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -101,10 +102,11 @@ def choose_names(columns: StepColumns, mapping: DataMapping, where: object, fold
     if not mapping.image_key:
         require_one_camera(names["image"], {name: _image_shape(column) for name, column in images.items()}, where)
         names["image"] = names["image"] if names["image"] in images else next(iter(images))
-    if names["reward"] and names["reward"] not in columns.acted:
-        numbers = [name for name in columns.acted if name != names["action"]]
-        raise BadInput(no_rewards(where, folder, names["reward"], by_likeness("reward", numbers)))
-    if names["action"] not in {**columns.acted, **columns.observed}:
+    available = columns.observed | columns.acted
+    if names["reward"] and names["reward"] not in available:
+        one = {name for name, c in available.items() if c.dtype.kind in "fiu" and math.prod(c.shape[1:]) == 1}
+        raise BadInput(no_rewards(where, folder, names["reward"], by_likeness("reward", one - {names["action"]})))
+    if names["action"] not in available:
         listed = by_likeness("action", columns.acted)
         raise BadInput(f"{where}: no array {names['action']}; name the actions with --action_key: {listed}")
     return names
@@ -128,8 +130,6 @@ def read_episode(
         if columns.ends_only and not mapping.done_key:
             episode["discount"][:-1] = 1
     episode = mapping.with_rewards(episode | {"image": image}, len(image))
-    if "reward" in episode:
-        episode["reward"] = episode["reward"].reshape(len(episode["reward"]), -1)[:, 0]
     episode = _at_their_images(episode) if columns.led else moved_down(episode, len(image), where)
     standard = validate_episode(episode, where, mapping.any_actions)
     if not raw:
@@ -139,7 +139,7 @@ def read_episode(
 
 def _is_image(column: Column) -> bool:
     shape = column.shape
-    if column.dtype.kind == "f" and len(shape) == 4 and shape[-1] in (1, 3):
+    if column.dtype.kind == "f" and len(shape) == 4 and shape[-1] == 3:  # with one channel it is depth
         return min(shape[1:3]) >= LEAST_SIDE
     if is_picture(shape, column.dtype):
         return True

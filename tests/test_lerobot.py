@@ -224,7 +224,7 @@ DAMAGE = {
     "no template": ("v30", lambda f: spoil_info(f, video_path=None), "info.json has no video_path"),
     "labels": (
         "v30",
-        lambda f: (f / "coworld_labels.json").write_text('{"success": {"%s": ["episode_3"]}}' % LIST),
+        lambda f: (f / "coworld_labels.json").write_text(json.dumps({"success": {LIST: ["episode_3"]}})),
         "coworld_labels.json: no episode_3 in .*file-000.parquet; run dataset.py label again",
     ),
     "none": (

@@ -133,7 +133,7 @@ def divide(episodes: list[ListedEpisode], fraction: float, seed: int) -> list[li
     Raises:
         BadInput: a part would be empty.
     """
-    count = round(fraction * len(episodes))
+    count = round(fraction * len(episodes)) if 0 < fraction < 1 else 0
     if not 0 < count < len(episodes):
         raise BadInput(f"--fraction {fraction:g} of {len(episodes)} episode(s) leaves a part empty")
     first = set(np.random.default_rng(seed).permutation(len(episodes))[:count].tolist())

@@ -39,7 +39,7 @@ def encoded(image: np.ndarray, kind: str = "JPEG") -> bytes:
 
 
 def write_robomimic(path: Path, *, next_obs: bool = True, cameras: tuple[str, ...] = ("agentview_image",)) -> Path:
-    """As robomimic's dataset_states_to_obs.py --done_mode 2: success, and reward 1, in the last two steps of 0 and 2."""
+    """As robomimic's dataset_states_to_obs.py --done_mode 2; 0 and 2 succeed, with reward 1 in their last two steps."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -124,7 +124,7 @@ def write_diffusion_policy(path: Path, images: str = "img", kind: type = np.floa
     arrays = {
         f"data/{images}": np.concatenate([frames(episode, 0, steps) for episode, steps in episodes]).astype(kind),
         "data/action": np.concatenate([actions(episode, steps) for episode, steps in episodes]),
-        "data/state": np.concatenate([np.arange(steps)[:, None] * np.ones(5) for _, steps in episodes]).astype(np.float32),
+        "data/state": np.concatenate([np.arange(steps)[:, None] * np.ones(5, np.float32) for _, steps in episodes]),
         "data/keypoint": np.zeros((sum(STEPS), 9, 2), np.float32),
         "data/n_contacts": np.zeros((sum(STEPS), 1), np.float32),
         "meta/episode_ends": np.cumsum(STEPS),

@@ -284,7 +284,7 @@ def test_labels_give_rewards(copy, tmp_path, capsys):
     for path in (folder / "data").rglob("*.parquet"):
         table = pyarrow.parquet.read_table(path).drop_columns(["next.reward"])
         pyarrow.parquet.write_table(table, path)
-    with pytest.raises(BadInput, match=r"no rewards .column next.reward.*--reward_key.*label .*--success 0,3,7-9"):
+    with pytest.raises(BadInput, match=r"no rewards .array next.reward.*--reward_key.*label .*--success 0,3,7-9"):
         open_dataset(folder, tmp_path)
     assert dataset.main(["label", str(folder), "--success", "0,2"]) == 0
     assert "2 successful" in capsys.readouterr().out

@@ -42,17 +42,17 @@ def why(endings: Collection[Ending]) -> str:
     return f"no episode terminates, and {reward_share(endings):.0%} of the reward is in last rows"
 
 
-def episode_slices(ends: np.ndarray) -> list[slice]:
+def episode_slices(ends: np.ndarray, least: int = 2) -> list[slice]:
     """The rows of each episode of flat arrays, from booleans (N,) that are true in the last row of an episode.
 
-    The last episode may go on to the end without one. Episodes of a single row have no step, and are left out.
+    The last episode may go on to the end without one. Those of fewer than ``least`` rows have no step: left out.
     """
     borders = (np.flatnonzero(ends) + 1).tolist()
-    return _between(borders if len(ends) in borders[-1:] else [*borders, len(ends)])
+    return _between(borders if len(ends) in borders[-1:] else [*borders, len(ends)], least)
 
 
 def slices_to(ends: np.ndarray) -> list[slice]:
-    """The rows of each episode, from the numbers (E,) of the rows after the last one of each; as `episode_slices`.
+    """The rows of each episode, from the numbers (E,) of the rows after the last one of each; as in `episode_slices`.
 
     Raises:
         ValueError: they are no increasing whole numbers.
@@ -62,8 +62,8 @@ def slices_to(ends: np.ndarray) -> list[slice]:
     borders = ends.tolist()
     if any(first >= end for first, end in pairwise(borders)):
         raise ValueError("the ends of episodes do not increase")
-    return _between(borders)
+    return _between(borders, 2)
 
 
-def _between(borders: list[int]) -> list[slice]:
-    return [slice(first, end) for first, end in pairwise([0, *borders]) if end - first > 1]
+def _between(borders: list[int], least: int) -> list[slice]:
+    return [slice(first, end) for first, end in pairwise([0, *borders]) if end - first >= least]

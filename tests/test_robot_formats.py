@@ -21,11 +21,13 @@ from robot_files import (
     write_robomimic,
 )
 
+import co_training
 import dataset
 from replay import DataMapping, OfflineDataset
 from replay.data_files import find_data_files
 from replay.formats import diffusion_policy
 from tools import BadInput
+from training.checkpoint import load_checkpoint
 
 ZARR = "zarr is not installed (requirements/formats.txt)"
 
@@ -285,3 +287,22 @@ def test_png_frames_and_files_of_another_layout(tmp_path: Path):
     assert np.array_equal(episode["image"], frames(1, 0, STEPS[1])), "PNG is lossless"
     with pytest.raises(BadInput, match=r"episode_2.hdf5: not a readable HDF5 file"):
         labels["episode_2.hdf5"].episodes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_run_without_a_simulator_of_its_target(tmp_path: Path, name: str):
+    if name == "diffusion_policy":
+        pytest.importorskip("zarr", reason=ZARR)
+    write, flags = FORMATS[name]
+    write(tmp_path / "data")
+    if name == "aloha":
+        flags = []
+        dataset.main(["label", str(tmp_path / "data"), "--success", "0,2"])
+    if name == "robomimic":
+        flags = ["--split", "train", "--holdout", "0.5"]
+    arguments = ["--method", "offline_dv2", "--target_task", "my_robot", "--offline_traindir", str(tmp_path / "data")]
+    settings = ["--size", "16,16", "--batch_length", "4", "--configs", "defaults", "debug"]
+    co_training.main([*arguments, "--logdir", str(tmp_path / "run"), *flags, *settings])
+    saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert saved["progress"]["target_updates"] > 0 and saved["data"]["image_shape"] == (SIZE, SIZE, 3)

@@ -41,7 +41,8 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
         arrays = _arrays(path, mapping)
         columns = _columns(arrays)
         ends = [as_numbers(whole(arrays[name].rows(slice(None)), mapping.read_memory)) for name in _ends(arrays)]
-        pieces = episode_slices(np.any([end.reshape(len(end), -1)[:, 0] != 0 for end in ends], axis=0))
+        last = np.any([end.reshape(len(end), -1)[:, 0] != 0 for end in ends], axis=0)
+        pieces = episode_slices(last, least=1 if NEXT in arrays else 2)
     names = {} if mapping.list_only else choose_names(columns, mapping, path, path.parent)
     lengths = {name: arrays[name].shape[0] for name in {*names.values(), *_ends(arrays)} if name}
     if len(set(lengths.values())) > 1:

@@ -23,7 +23,7 @@ from replay import FORMATS, DataMapping
 from replay.check import describe, find_problems
 from replay.command_line import dataset_parser
 from replay.convert import Part, convert, refuse_within
-from replay.data_files import DataFile, find_data_files, print_notes
+from replay.data_files import DataFile, find_data_files, print_notes, splits_of
 from replay.labels import write_labels
 from replay.mapping import OPTIONS, parse_range
 from replay.presets import describe_dataset
@@ -72,6 +72,8 @@ def run_info(args: argparse.Namespace) -> int:
     print(f"format        {files[0].format.name}, {len(files)} file(s)")
     facts = [f"{name:<14}{text}" for name, text in files[0].format.facts(args.directory).items()]
     print("\n".join([*facts, *summary.lines(description, args.batch_length)]))
+    if splits := splits_of(files[0]):
+        print(f"splits        {', '.join(splits)} (--split)")
     if files[0].labels_path:
         print(f"rewards       from {files[0].labels_path.name}")
     print_notes(args.directory, files)

@@ -145,7 +145,7 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
     if mapping.changes_episodes and not files[0].format.mapped:
         given = [f"--{role}_key" for role in mapping.keys] or ["--action_range"]
         raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")
-    if mapping.split and not files[0].format.has_splits:
+    if mapping.split and files[0].format.splits is None:
         raise BadInput(f"{directory}: --split has no effect on format {files[0].format.name}; remove it")
     return _labelled([replace(file, mapping=mapping) for file in files], directory)
 
@@ -183,6 +183,13 @@ def first_image_shape(
     finally:
         reader_process.stop()
     return None
+
+
+def splits_of(file: DataFile) -> list[str]:
+    """The names of the parts into which a file divides its episodes, see ``--split``."""
+    if file.format.splits is None:
+        return []
+    return file.format.splits(reader_process.names_in_process(file.path, file.mapping))
 
 
 def print_notes(directory: Path, files: list[DataFile]) -> None:

@@ -74,7 +74,8 @@ def test_splits_of_robomimic(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert OfflineDataset(tmp_path, size=16, mapping=DataMapping(split="valid")).lengths == [9]
     assert OfflineDataset(tmp_path, size=16).lengths == list(STEPS), "the copies of a split are not those of all"
     assert dataset.main(["info", str(tmp_path), "--split", "train"]) == 0
-    assert "numbers       0, 2, the data's own" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "numbers       0, 2, the data's own" in printed and "splits        train, valid (--split)" in printed
     with pytest.raises(BadInput, match=r"no split 'trian' .--split.; there are: train, valid"):
         load_all(path, split="trian")
     with pytest.raises(BadInput, match="--split has no effect on format aloha; remove it"):
@@ -136,7 +137,8 @@ def test_aloha(tmp_path: Path, storage: str):
 
 def test_aloha_with_a_frame_that_is_no_jpeg(tmp_path: Path):
     write_aloha(tmp_path, "padded")
-    (tmp_path / "episode_0.hdf5").unlink()
+    for number in (0, 1):
+        (tmp_path / f"episode_{number}.hdf5").unlink()
     with h5py.File(tmp_path / "episode_2.hdf5", "a") as file:
         file["observations/images/top"][3] = 0
         file["reward"] = np.zeros(STEPS[2])

@@ -117,7 +117,9 @@ def test_labels_of_one_file_of_several(folder: Path):
     assert OfflineDataset(first, size=16).returns == [1] and OfflineDataset(second, size=16).returns == [0]
 
 
-@pytest.mark.parametrize("text", ["[]", '{"success": [1, 2]}', '{"success": {"a": [1]}}', "{", "[" * 9000])
+@pytest.mark.parametrize(
+    "text", ["[]", '{"success": [1, 2]}', '{"success": {"a": [1]}}', "{", "[" * 9000], ids=str.__len__
+)
 def test_damaged_labels(folder: Path, text: str):
     (folder / "coworld_labels.json").write_text(text)
     with pytest.raises(
@@ -237,7 +239,7 @@ def test_split(folder: Path, tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(BadInput, match="is not empty"):
-        run("split", folder, tmp_path / "e", tmp_path / "full")
+        run("split", folder, tmp_path / "e", tmp_path / "full", "--fraction", "0.5")
     assert not (tmp_path / "e").exists(), "nothing of two parts is made if one cannot be"
 
 

@@ -41,7 +41,8 @@ class Format:
             (`replay.layouts`); None: it is if no other format recognises it.
         filenames: names that belong to this format even if they have the suffix of another one.
         find_below: finds the files, in order, of a dataset whose files are in subfolders of the folder given.
-        has_splits: its files name parts of their episodes, so that ``--split`` works.
+        splits: the names of the parts into which a file divides its episodes, for ``--split``, from the same names;
+            None: its files have no such parts.
         separate_process: read the files in another process, because their library can hang or crash on a damaged
             file. Then ``list_episodes`` and ``FORMAT`` must be in the same importable module.
         related: the other files that the episodes of a file are read from. Copies are made again when one changes.
@@ -66,7 +67,7 @@ class Format:
     recognises: Callable[[Collection[str]], bool] | None = None
     filenames: tuple[str, ...] = ()
     find_below: Callable[[Path], list[Path]] | None = None
-    has_splits: bool = False
+    splits: Callable[[Collection[str]], list[str]] | None = None
     separate_process: bool = True
     related: Callable[[Path], list[Path]] = lambda path: []
     facts: Callable[[Path], dict[str, str]] = lambda directory: {}

@@ -20,6 +20,7 @@ from replay.steps import StepColumns, choose_names, read_episode
 from tools import BadInput
 
 DEMO = re.compile(r"demo_(\d{1,9})")
+MASK = "mask/"  # group with an array of names for each split
 OWN = {"image": "", "action": "actions", "reward": "rewards", "done": "dones"}
 LIBERO = "macros_image_convention"  # an attribute that only LIBERO's script writes
 HINT = (
@@ -29,6 +30,10 @@ HINT = (
 
 def recognises(names: Collection[str]) -> bool:
     return any(name.startswith("data/") and DEMO.fullmatch(name[5:]) for name in names)
+
+
+def splits(names: Collection[str]) -> list[str]:
+    return sorted(name.removeprefix(MASK) for name in names if name.startswith(MASK))
 
 
 def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> LabelledLoaders:
@@ -93,5 +98,5 @@ FORMAT = Format(
     mapped=True,
     suffixes=(".hdf5", ".h5"),
     recognises=recognises,
-    has_splits=True,
+    splits=splits,
 )

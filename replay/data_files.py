@@ -186,10 +186,11 @@ def first_image_shape(
 
 
 def splits_of(file: DataFile) -> list[str]:
-    """The names of the parts into which a file divides its episodes, see ``--split``."""
-    if file.format.splits is None:
-        return []
-    return file.format.splits(reader_process.names_in_process(file.path, file.mapping))
+    """The names of the parts into which a file divides its episodes, see ``--split``; none if it cannot be read."""
+    with suppress(BadInput):
+        if file.format.splits is not None:
+            return file.format.splits(reader_process.names_in_process(file.path, file.mapping))
+    return []
 
 
 def print_notes(directory: Path, files: list[DataFile]) -> None:

@@ -7,6 +7,7 @@ states is decided here alone.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +123,7 @@ def read_episode(
         Any of `safe_read.READ_ERRORS`: the file is damaged.
     """
     image = _seen(columns, names["image"], rows)
-    image = decoded(image) if is_encoded(image) else _as_uint8(image)
+    image = decoded(image) if is_encoded(image) else _as_uint8(image, where)
     available = columns.observed | columns.acted
     episode = {role: _numbers(available[names[role]], rows, mapping) for role in ("action", "reward") if names[role]}
     if names["done"]:
@@ -163,16 +164,17 @@ def _seen(columns: StepColumns, name: str, rows: slice) -> SlicedArray:
     return joined([seen, after.rows(slice(end, end + 1))])
 
 
-def _as_uint8(image: SlicedArray) -> SlicedArray:
-    return image if image.dtype.kind != "f" else image.map(_rounded)
+def _as_uint8(image: SlicedArray, where: object) -> SlicedArray:
+    return image if image.dtype.kind != "f" else image.map(partial(_rounded, where))
 
 
-def _rounded(image: np.ndarray) -> np.ndarray:
-    """Images of numbers 0 to 255 as uint8. Raises ValueError if they have another range."""
-    if not np.isfinite(image).all() or image.min() < 0 or image.max() > 255:
-        raise ValueError(f"images of {image.dtype} from {image.min():g} to {image.max():g}, not 0 to 255")
-    if 0 < image.max() <= 1 and (image % 1).any():
-        raise ValueError("images of numbers 0 to 1; write them as uint8, 0 to 255")
+def _rounded(where: object, image: np.ndarray) -> np.ndarray:
+    """Images of numbers 0 to 255 as uint8. Raises BadInput if they have another range."""
+    low, high = float(image.min()), float(image.max())
+    if not 0 <= low <= high <= 255:  # NaN too
+        raise BadInput(f"{where}: images are {image.dtype} from {low:g} to {high:g}, not 0 to 255; write them as uint8")
+    if 0 < high <= 1 and (image % 1).any():
+        raise BadInput(f"{where}: images are {image.dtype} from 0 to 1; write them as uint8, 0 to 255")
     return np.rint(image).astype(np.uint8)
 
 

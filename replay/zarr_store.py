@@ -13,7 +13,7 @@ import numpy as np
 from replay.safe_read import OTHER_RATIO, check_expansion, check_memory
 from replay.slices import SlicedArray, rows_at_once
 from replay.steps import Column
-from tools import require
+from tools import BadInput, require
 
 ZIP = ".zarr.zip"
 METADATA = (".zarray", "zarr.json")  # of an array, in formats 2 and 3
@@ -106,8 +106,8 @@ def zarr_column(root: ZarrRoot, name: str, where: object, limit: float) -> Colum
     """An array of the group.
 
     Raises:
-        BadInput: zarr is not installed.
-        ValueError: its codec is not one of `CODECS`, or it claims far more than is stored.
+        BadInput: zarr is not installed, or a codec of the array is not one of `CODECS`.
+        ValueError: it claims far more than is stored.
     """
     require("zarr", "formats", root.path)
     shape, dtype, chunks = _checked(root, name)
@@ -143,10 +143,10 @@ def _checked(root: ZarrRoot, name: str) -> tuple[tuple[int, ...], np.dtype, tupl
     version, found = root.metadata(name)
     for codec in _codecs(found):
         if codec not in CODECS:
-            advice = (
-                "write the data again with blosc" if "pickle" in codec else "decode the images and write them again"
+            raise BadInput(
+                f"{root.path}: {name} is compressed with {codec}, which is not read here; write it again with blosc, see "
+                "docs/formats.md"
             )
-            raise ValueError(f"{name} is compressed with {codec}, which is not read here; {advice}")
     array = _opened(root, name, version, root.changed)
     shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
     chunks = tuple(map(int, array.chunks))

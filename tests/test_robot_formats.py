@@ -174,8 +174,8 @@ def test_diffusion_policy(tmp_path: Path, name: str, images: str, kind: type, ve
 @pytest.mark.parametrize(
     ("codec", "message"),
     [
-        ({"id": "pickle"}, "compressed with pickle, which is not read here; write the data again with blosc"),
-        ({"id": "imagecodecs_jpegxl"}, "compressed with imagecodecs_jpegxl, which is not read here; decode the images"),
+        ({"id": "pickle"}, "img is compressed with pickle, which is not read here; write it again with blosc"),
+        ({"id": "imagecodecs_jpegxl"}, "img is compressed with imagecodecs_jpegxl, which is not read here"),
     ],
 )
 def test_codecs_that_could_run_code_or_are_not_known(tmp_path: Path, codec: dict, message: str):
@@ -188,6 +188,23 @@ def test_codecs_that_could_run_code_or_are_not_known(tmp_path: Path, codec: dict
         metadata.write_text(json.dumps(found))
         with pytest.raises(BadInput, match=message):
             load_all(path, reward_key="n_contacts")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image / 255, "images are float32 from 0 to 1; write them as uint8, 0 to 255"),
+        (lambda image: image - 20, "images are float32 from -20 to 235, not 0 to 255"),
+        (lambda image: np.where(image == 255, np.nan, image), "from nan to nan, not 0 to 255"),
+    ],
+)
+def test_floating_point_images_of_another_range(tmp_path: Path, change: Callable, message: str):
+    zarr = pytest.importorskip("zarr", reason=ZARR)
+    path = write_diffusion_policy(tmp_path / "a.zarr")
+    image = zarr.open_array(path / "data" / "img", mode="r+", zarr_format=2)
+    image[:] = change(image[:])
+    with pytest.raises(BadInput, match=message):
+        load_all(path, reward_key="n_contacts")
 
 
 def test_zarr_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -144,8 +144,8 @@ def _checked(root: ZarrRoot, name: str) -> tuple[tuple[int, ...], np.dtype, tupl
     for codec in _codecs(found):
         if codec not in CODECS:
             raise BadInput(
-                f"{root.path}: {name} is compressed with {codec}, which is not read here; write it again with blosc, see "
-                "docs/formats.md"
+                f"{root.path}: {name} is compressed with {codec}, which is not read here; write it again with blosc "
+                "(docs/formats.md)"
             )
     array = _opened(root, name, version, root.changed)
     shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)

@@ -171,6 +171,18 @@ def test_diffusion_policy(tmp_path: Path, name: str, images: str, kind: type, ve
             assert episode["reward"].sum() == (number != 1) and np.array_equal(episode["state"][:, 0], np.arange(steps))
 
 
+def test_the_copies_of_a_zarr_group_are_made_once(tmp_path: Path):
+    """They are within its folder, which is opened as a dataset by itself."""
+    pytest.importorskip("zarr", reason=ZARR)
+    path = write_diffusion_policy(tmp_path / "a.zarr")
+    mapping = DataMapping(reward_key="n_contacts")
+    made = []
+    for _ in range(2):
+        assert OfflineDataset(path, size=16, mapping=mapping).lengths == [steps - 1 for steps in STEPS]
+        made.append({copy.name: copy.stat().st_ino for copy in path.rglob(".coworld-cache/*/*.npz")})
+    assert made[0] == made[1] and len(made[0]) == 3
+
+
 @pytest.mark.parametrize(
     ("codec", "message"),
     [

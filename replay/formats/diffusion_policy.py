@@ -34,8 +34,8 @@ def find_below(directory: Path) -> list[Path]:
 
 
 def related(path: Path) -> list[Path]:
-    """All files of a group in a folder; see `Format`."""
-    return sorted(path.glob("*/**/*")) if path.is_dir() else []
+    """All files of a group in a folder, but not those that this program adds to it; see `Format`."""
+    return sorted(file for group in ("data", "meta") for file in (path / group).rglob("*")) if path.is_dir() else []
 
 
 def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> LabelledLoaders:

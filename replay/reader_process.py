@@ -71,7 +71,8 @@ class _Reader:
         root = str(Path(__file__).resolve().parent.parent)
         environment = os.environ | ONE_THREAD | {"PYTHONPATH": root}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "replay.reader_main", str(theirs.fileno())],
+            # -P: a folder `replay` in the current one is not imported
+            [sys.executable, "-P", "-m", "replay.reader_main", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
             stderr=subprocess.DEVNULL,  # messages of a crashing library do not help the user

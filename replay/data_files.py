@@ -67,7 +67,8 @@ class DataFile:
             raise _with_cause(error) from error
         if not found and not (self.format.shared_episodes and self.format.related(self.path)):
             raise BadInput(f"{self.path}: there is no episode in it; remove it or write it again")
-        if unknown := (self.labels or frozenset()) - {label for label, _ in found}:
+        unknown = (self.labels or frozenset()) - {label for label, _ in found}
+        if unknown and not self.mapping.split:
             raise BadInput(f"{self.labels_path}: no {min(unknown)} in {self.path}; run dataset.py label again")
         return [(label, partial(self._load, label, load, sliced)) for label, load in found]
 

@@ -80,6 +80,8 @@ def test_splits_of_robomimic(tmp_path: Path, capsys: pytest.CaptureFixture):
         load_all(path, split="trian")
     with pytest.raises(BadInput, match="--split has no effect on format aloha; remove it"):
         load_all(write_aloha(tmp_path / "aloha"), split="train")
+    dataset.main(["label", str(tmp_path), "--success", "0-1"])
+    assert [sum(episode["reward"]) for episode in load_all(path, split="train")] == [1, 0]
     with h5py.File(path, "a") as file:
         file["mask/odd"] = np.array(["demo_7"], "S8")
     with pytest.raises(BadInput, match="split odd names demonstrations that are not in the file"):

@@ -75,7 +75,8 @@ def sliced_hdf5(
 
 def hdf5_columns(path: Path, group: h5py.Group, where: object, limit: float) -> Columns:
     """The arrays directly in a group of the file at ``path``, by their names; not scalars."""
-    arrays = {name: node for name in group if isinstance(node := group.get(name), h5py.Dataset) and node.shape}
+    names = [name for name in group if isinstance(name, str)]  # bytes, if they are no text
+    arrays = {name: node for name in names if isinstance(node := group.get(name), h5py.Dataset) and node.shape}
     return {
         name: Column(array.shape, array.dtype, partial(_column_rows, path, array.name, where, limit))
         for name, array in arrays.items()

@@ -25,11 +25,11 @@ def hdf5_names(path: Path) -> frozenset[str]:
     Only the separate process calls it. Raises BadInput if the file cannot be read.
     """
     with safe_read(path, "HDF5"), open_hdf5(path) as file:
-        return frozenset(_names(file))
+        return frozenset(name for name in _names(file) if isinstance(name, str))
 
 
 def _names(file: h5py.File) -> Iterator[str]:
     for name in islice(file, MOST_NAMES):
-        yield name
+        yield name  # bytes, if they are no text
         if isinstance(group := file.get(name), h5py.Group):
             yield from (f"{name}/{below}" for below in islice(group, MOST_NAMES))

@@ -24,7 +24,7 @@ from replay.check import describe, find_problems
 from replay.command_line import dataset_parser
 from replay.convert import Part, convert, refuse_within
 from replay.data_files import DataFile, find_data_files, print_notes, splits_of
-from replay.labels import write_labels
+from replay.episode_numbers import label_episodes
 from replay.mapping import OPTIONS, parse_range
 from replay.presets import describe_dataset
 from replay.selection import description_of_part, divide, merged_description, select
@@ -119,7 +119,7 @@ def run_convert(args: argparse.Namespace) -> int:
 
 def run_label(args: argparse.Namespace) -> int:
     """Write which episodes of a dataset succeeded."""
-    path, count = write_labels(args.directory, data_files(args), args.success)
+    path, count = label_episodes(args.directory, data_files(args), args.success)
     print(f"{path}: {count} successful episode(s); all rewards now come from this file")
     return 0
 

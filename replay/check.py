@@ -8,8 +8,8 @@ import numpy as np
 from replay.data_files import DataFile
 from replay.description import read_description
 from replay.episode import action_extremes
+from replay.episode_numbers import numbered
 from replay.formats import Load
-from replay.labels import numbered
 from replay.mapping import action_map, outside_range, parse_range
 from replay.slices import slices
 from tools import BadInput, progress_bar

@@ -12,7 +12,7 @@ import numpy as np
 
 from replay.check import describe
 from replay.data_files import DataFile
-from replay.labels import ListedEpisode, chosen, numbered
+from replay.episode_numbers import ListedEpisode, chosen, numbered
 from tools import BadInput, nearest, progress_bar
 
 NUMBERS, TEXTS = ("episode", "return", "length"), ("task", "file")  # fields of a condition
@@ -88,7 +88,7 @@ def select(files: list[DataFile], where: str, numbers: str, task: str, directory
     Args:
         files: the dataset.
         where: see `parse_where`.
-        numbers: see `replay.labels.parse_numbers`.
+        numbers: see `replay.episode_numbers.parse_numbers`.
         task: of the dataset; "" if it is not known.
         directory: names the dataset in errors.
 

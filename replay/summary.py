@@ -14,7 +14,7 @@ from replay.check import outside_of, unusual_action_sizes
 from replay.data_files import DataFile
 from replay.endings import Ending, ends_matter, why
 from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, image_shape
-from replay.labels import numbered, numbers_line
+from replay.episode_numbers import numbered, numbers_line
 from replay.mapping import ActionMap, action_map
 from replay.slices import SlicedArray, slices
 from tools import BadInput, progress_bar, write_atomically

@@ -88,6 +88,15 @@ def test_splits_of_robomimic(tmp_path: Path, capsys: pytest.CaptureFixture):
         load_all(path, split="odd")
 
 
+def test_names_that_are_no_text(tmp_path: Path):
+    """HDF5 allows any bytes as a name."""
+    path = write_robomimic(tmp_path / "lift.hdf5")
+    with h5py.File(path, "a") as file:
+        for group in (file, file["data"], file["data/demo_0/obs"]):
+            h5py.h5g.create(group.id, b"\xff\xfe")
+    assert len(load_all(tmp_path)) == 3
+
+
 def test_a_camera_of_several_is_chosen(tmp_path: Path):
     cameras = ("agentview_image", "robot0_eye_in_hand_image")
     write_robomimic(tmp_path / "lift.hdf5", cameras=cameras)

@@ -9,8 +9,8 @@ import pytest
 import dataset
 from replay import DataMapping, OfflineDataset, save_episode
 from replay.data_files import find_data_files
+from replay.episode_numbers import own_numbers, parse_numbers, ranges
 from replay.formats import npz
-from replay.labels import own_numbers, parse_numbers, ranges
 from replay.selection import parse_where
 from tools import BadInput
 

@@ -43,7 +43,8 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
         BadInput: the file is damaged, has no such split or no images, or no camera is chosen of several.
     """
     with safe_read(path, "HDF5"), open_hdf5(path) as file:
-        numbers = sorted(int(match[1]) for name in file["data"] if (match := DEMO.fullmatch(name)))
+        names = [name for name in file["data"] if isinstance(name, str)]
+        numbers = sorted(int(match[1]) for name in names if (match := DEMO.fullmatch(name)))
         if mapping.split:
             numbers = _part(file, numbers, mapping.split, path)
         if not numbers:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from replay.tables import read_parquet
+from replay.tables import read_parquet, table_columns
 from tools import BadInput
 
 INFO = "meta/info.json"
@@ -22,12 +22,14 @@ class EpisodePlace:
         frames: T.
         data: the Parquet file with its rows.
         videos: the mp4 file of each camera and the time of the first frame in it, in seconds.
+        task: what was to be done, in words; "" if it is not known.
     """
 
     number: int
     frames: int
     data: Path
     videos: dict[str, tuple[Path, float]]
+    task: str = ""
 
 
 def read_info(root: Path) -> dict:
@@ -98,6 +100,7 @@ def read_places(path: Path, root: Path, info: dict) -> list[EpisodePlace]:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         return [_place_of_file(root, info, keys, row) for row in rows]
     wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    wanted += {"tasks"} & set(table_columns(path))
     for key in keys:
         wanted += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     return [_place_in_file(root, info, keys, row) for row in read_parquet(path, wanted).to_pylist()]
@@ -108,7 +111,7 @@ def _place_of_file(root: Path, info: dict, keys: list[str], row: dict) -> Episod
     number = int(row["episode_index"])
     fields = {"episode_index": number, "episode_chunk": number // int(info.get("chunks_size") or 1000)}
     videos = {key: (_file(root, info, "video_path", **fields, video_key=key), 0.0) for key in keys}
-    return EpisodePlace(number, int(row["length"]), _file(root, info, "data_path", **fields), videos)
+    return EpisodePlace(number, int(row["length"]), _file(root, info, "data_path", **fields), videos, _task(row))
 
 
 def _place_in_file(root: Path, info: dict, keys: list[str], row: dict) -> EpisodePlace:
@@ -119,7 +122,12 @@ def _place_in_file(root: Path, info: dict, keys: list[str], row: dict) -> Episod
         path = _file(root, info, "video_path", **fields, video_key=key)
         videos[key] = (path, float(row[f"videos/{key}/from_timestamp"]))
     fields = {name: int(row[f"data/{name}"]) for name in ("chunk_index", "file_index")}
-    return EpisodePlace(int(row["episode_index"]), int(row["length"]), _file(root, info, "data_path", **fields), videos)
+    data = _file(root, info, "data_path", **fields)
+    return EpisodePlace(int(row["episode_index"]), int(row["length"]), data, videos, _task(row))
+
+
+def _task(row: dict) -> str:
+    return ", ".join(map(str, row.get("tasks") or ()))
 
 
 def _file(root: Path, info: dict, template: str, **fields: object) -> Path:

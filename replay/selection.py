@@ -13,6 +13,7 @@ import numpy as np
 from replay.check import describe
 from replay.data_files import DataFile
 from replay.episode_numbers import ListedEpisode, chosen, numbered
+from replay.formats import TASK
 from tools import BadInput, nearest, progress_bar
 
 NUMBERS, TEXTS = ("episode", "return", "length"), ("task", "file")  # fields of a condition
@@ -89,27 +90,26 @@ def select(files: list[DataFile], where: str, numbers: str, task: str, directory
         files: the dataset.
         where: see `parse_where`.
         numbers: see `replay.episode_numbers.parse_numbers`.
-        task: of the dataset; "" if it is not known.
+        task: of the dataset; "" if it is not known. Episodes can have their own.
         directory: names the dataset in errors.
 
     Raises:
-        BadInput: a wrong condition or list, a task that is not known, or no episode is left.
+        BadInput: a wrong condition or list, no task is known, or no episode is left.
     """
     comparisons = parse_where(where) if where else []
     used = {comparison.field for comparison in comparisons}
-    if "task" in used and not task:
-        raise BadInput(f"--where {where}: {directory} has no dataset.json that names its task; dataset.py describe")
     episodes, problems = numbered(files)
     if numbers:
         episodes = chosen(episodes, numbers, "episodes", directory)
-    found = []
+    found, tasks = [], set()
     with progress_bar(len(episodes), "selecting", unit="episode", disable=None) as bar:
         for episode in episodes:
             bar.update()
             try:
-                facts = {"episode": episode.number, "task": task, "file": episode.file.name}
-                if not used.isdisjoint(("return", "length")):
-                    facts |= _figures(episode)
+                facts = {"episode": episode.number, "file": episode.file.name}
+                if not used.isdisjoint(("return", "length", "task")):
+                    facts |= _figures(episode, task)
+                    tasks.add(facts["task"])
             except BadInput as error:
                 problems.append(str(error))
                 continue
@@ -117,14 +117,19 @@ def select(files: list[DataFile], where: str, numbers: str, task: str, directory
                 found.append(episode)
     for problem in problems:
         print(f"warning: left out: {problem}", file=sys.stderr)
+    if "task" in used and tasks <= {""}:
+        raise BadInput(f"--where {where}: {directory} has no dataset.json that names its task; dataset.py describe")
     if not found:
         raise BadInput(f"{directory}: none of its {len(episodes)} episode(s) is selected; see dataset.py info")
     return found
 
 
-def _figures(episode: ListedEpisode) -> dict[str, float]:
-    reward = np.asarray(episode.load()["reward"])
-    return {"return": float(reward.sum(dtype=np.float64)), "length": len(reward) - 1}
+def _figures(episode: ListedEpisode, task: str) -> dict[str, float | str]:
+    """What its arrays say. ``task`` is the dataset's."""
+    arrays = episode.load()
+    reward = np.asarray(arrays["reward"])
+    total, own = float(reward.sum(dtype=np.float64)), str(arrays.get(TASK, task))
+    return {"return": total, "length": len(reward) - 1, "task": own}
 
 
 def divide(episodes: list[ListedEpisode], fraction: float, seed: int) -> list[list[ListedEpisode]]:

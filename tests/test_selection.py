@@ -1,6 +1,7 @@
 """dataset.py label, select, split and merge: numbers of episodes, conditions, descriptions, memory."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +280,15 @@ def test_images_of_episodes_that_are_not_selected_are_not_read(folder: Path, tmp
     monkeypatch.setattr(npz, "read_npz_rows", lambda path, header: read.append(path.name) or original(path, header))
     run("select", folder, tmp_path / "out", "--where", "return == 9")
     assert set(read) == {sorted(folder.glob("*.npz"))[3].name}
+
+
+def test_select_the_episodes_of_a_task_of_lerobot(tmp_path: Path):
+    pytest.importorskip("pyarrow", reason="LeRobot needs pyarrow")
+    shutil.copytree(Path(__file__).parent / "data" / "lerobot" / "v21", tmp_path / "data")
+    path = tmp_path / "data" / "meta" / "episodes.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1]["tasks"] = ["pick the cube"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--image_key", "observation.images.wrist", "--action_range", "data"]
+    run("select", tmp_path / "data", tmp_path / "out", "--where", 'task == "pick the cube"', *flags)
+    assert lengths(tmp_path / "out") == [23]

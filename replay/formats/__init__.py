@@ -16,6 +16,7 @@ import numpy as np
 from replay.mapping import PLAIN, DataMapping
 from replay.slices import SlicedArray
 
+TASK = "task"  # array of an episode, not raw, with the text of what was to be done, where each episode says it
 Episode = dict[str, np.ndarray | SlicedArray]  # each array (N, ...), see `replay.episode`
 Load = Callable[[], Episode]
 LabelledLoaders = list[tuple[str, Load]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from replay.episode import validate_episode
-from replay.formats import Format, LabelledLoaders
+from replay.formats import TASK, Format, LabelledLoaders
 from replay.labels import no_rewards
 from replay.lerobot_meta import (
     CAMERA_TYPES,
@@ -197,7 +197,9 @@ def _load(
     with safe_read(where, "LeRobot"):
         episode = _to_rows(columns, where) | {"image": frames.images}
     standard = validate_episode(episode, where, mapping.any_actions)
-    return standard | ({"image_shape": np.array(frames.shape)} if states is None else extras)
+    if states is None:
+        extras = {"image_shape": np.array(frames.shape), TASK: np.array(place.task)}
+    return standard | extras
 
 
 def _encoded_images(column, size: int | None, where: Path) -> Frames:

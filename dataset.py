@@ -1,41 +1,35 @@
-"""Inspect, check, convert, label and describe offline datasets.
+"""Inspect, check, convert, label, describe, merge, select and split offline datasets.
 
 python dataset.py info DIR                      statistics, a histogram of returns, a contact sheet of frames
 python dataset.py check DIR                     names every bad file; exit status 1 if there is any
 python dataset.py convert IN OUT --to npz       the same episodes in another format, images lossless
-python dataset.py label DIR --success 0,3,7-9   LeRobot: reward 1 at the last step of these episodes, else 0
+python dataset.py label DIR --success 0,3,7-9   reward 1 at the last step of these episodes, 0 elsewhere
 python dataset.py describe DIR --preset vd4rl   writes dataset.json: how a dataset was recorded
+python dataset.py merge OUT IN IN ...           the episodes of several datasets as one
+python dataset.py select IN OUT --where "return > 200"   some of the episodes
+python dataset.py split IN OUT_A OUT_B          two random parts
 """
 
 # First: with it, Ctrl-C during the other imports prints one line too.
-from tools import BadInput, Parser, exit_on_bad_input, user_path  # isort: skip
+from tools import BadInput, Parser, exit_on_bad_input  # isort: skip
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from pathlib import Path
 
 from config import read_blocks
 from replay import FORMATS, DataMapping
 from replay.check import describe, find_problems
-from replay.convert import convert, refuse_within
-from replay.data_files import DataFile, find_data_files, print_notes
-from replay.lerobot_meta import LABELS, parse_numbers, write_labels
-from replay.mapping import OPTIONS, PLACES, ROLES, parse_range
-from replay.presets import PRESETS, describe_dataset
-from replay.reader_process import SECONDS
-from replay.safe_read import READ_MEMORY
+from replay.command_line import dataset_parser
+from replay.convert import Part, convert, refuse_within
+from replay.data_files import DataFile, find_data_files, print_notes, splits_of
+from replay.episode_numbers import label_episodes
+from replay.mapping import OPTIONS, parse_range
+from replay.presets import describe_dataset
+from replay.selection import description_of_part, divide, merged_description, select
 from replay.summary import SHEET_SIZE, picture_folder, summarize
 from wrappers import parse_task
-
-HELP = {
-    "image": "images; LeRobot: which camera",
-    "action": "actions",
-    "reward": "rewards",
-    "done": "true where the task terminated",
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,75 +39,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> Parser:
-    """The command line. It offers all formats that are registered when it is called."""
-    parser = Parser(prog="dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="info|check|convert|label|describe")
-
-    def add(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, place: str = "DIR"
-    ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text)
-        command.add_argument("directory", type=user_path, metavar=place)
-        command.set_defaults(run=run)
-        return command
-
-    info = add("info", run_info, "statistics, a histogram of returns and a contact sheet")
-    out_help = "folder for the pictures (default: DIR, or the current one if DIR is read-only)"
-    info.add_argument("--out", type=user_path, help=out_help)
-    rows = read_blocks()["defaults"]["batch_length"]
-    info.add_argument("--batch_length", type=int, default=rows, help=f"rows of a run's sequences (default: {rows})")
-    check = add("check", run_check, "name every bad file")
-    change = add("convert", run_convert, "write the same episodes in another format", "IN")
-    change.add_argument("out", type=user_path, metavar="OUT")
-    writable = [name for name, format in FORMATS.items() if format.write is not None]
-    change.add_argument("--to", choices=writable, required=True)
-    label = add("label", run_label, "LeRobot: rewards from a list of successful episodes")
-    label.add_argument("--success", required=True, metavar="0,3,7-9", help="their numbers; '' if none succeeded")
-    describe = add("describe", run_describe, "write dataset.json, how the data was recorded")
-    describe.add_argument("--preset", default="", choices=tuple(PRESETS), help="of a well-known dataset")
-    clip_help = "the simulator clipped the actions to [-1, 1] and they were recorded before: clip them"
-    describe.add_argument("--clip_actions", action="store_true", help=clip_help)
-    describe.add_argument("--task", default="", help="the dataset's task, such as walker_walk")
-    describe.set_defaults(action_range="")
-    for command in (info, check, change, describe):
-        command.add_argument("--dataset_format", choices=("auto", *FORMATS), default="auto")
-        limits = "most that reading a slice of an episode may take"
-        command.add_argument("--read_memory", type=gibibytes, default=READ_MEMORY, metavar="GIB", help=limits)
-        command.add_argument("--read_seconds", type=whole_seconds, default=SECONDS, metavar="N", help=limits)
-        for role, option in zip(ROLES, OPTIONS, strict=True):
-            command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
-        at = "the image at which the action of row t was taken: current, image t; next, the one before it"
-        command.add_argument("--action_at", default="auto", choices=("auto", *PLACES), help=at)
-    for command in (info, check, change):
-        ranges = "range of the actions, rescaled to [-1, 1]"
-        command.add_argument("--action_range", default="", metavar="data|LOW,HIGH", help=ranges)
-    return parser
+    """The command line, see `replay.command_line`."""
+    commands = run_info, run_check, run_convert, run_label, run_describe, run_merge, run_select, run_split
+    run = {command.__name__.removeprefix("run_"): command for command in commands}
+    return dataset_parser(run, __doc__, read_blocks()["defaults"]["batch_length"])
 
 
-def gibibytes(text: str) -> float:
-    """The number of --read_memory, which is at least 0.25."""
-    with suppress(ValueError):
-        if 0.25 <= (number := float(text)) < math.inf:
-            return number
-    raise argparse.ArgumentTypeError(f"{text}: give 0.25 or more, in GiB")
-
-
-def whole_seconds(text: str) -> int:
-    """The number of --read_seconds, from 1 to a million."""
-    with suppress(ValueError):
-        if 1 <= (number := int(text)) <= 10**6:
-            return number
-    raise argparse.ArgumentTypeError(f"{text}: give 1 or more, in whole seconds")
-
-
-def data_files(args: argparse.Namespace, size: int | None = None) -> list[DataFile]:
+def data_files(args: argparse.Namespace, size: int | None = None, directory: Path | None = None) -> list[DataFile]:
     """The files of the dataset; frames of videos are resized to ``size``."""
     keys = {option: getattr(args, option) for option in OPTIONS}
     limits = {"read_memory": args.read_memory, "read_seconds": args.read_seconds}
     reading = {"any_actions": bool(args.action_range), "image_size": size, "action_at": args.action_at}
-    mapping = DataMapping(**keys, **limits, **reading)
+    only = {"list_only": True, "labelled": True} if args.run is run_label else {}
+    mapping = DataMapping(**keys, **limits, **reading, **only, split=args.split)
     parse_range(args.action_range)
-    return find_data_files(args.directory, args.dataset_format, mapping)
+    return find_data_files(directory or args.directory, args.dataset_format, mapping)
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -132,6 +72,8 @@ def run_info(args: argparse.Namespace) -> int:
     print(f"format        {files[0].format.name}, {len(files)} file(s)")
     facts = [f"{name:<14}{text}" for name, text in files[0].format.facts(args.directory).items()]
     print("\n".join([*facts, *summary.lines(description, args.batch_length)]))
+    if splits := splits_of(files[0]):
+        print(f"splits        {', '.join(splits)} (--split)")
     print_notes(args.directory, files)
     for warning in summary.warnings(args.directory, files[0].mapping.action_at):
         print(f"warning: {warning}", file=sys.stderr)
@@ -151,22 +93,32 @@ def run_check(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def run_convert(args: argparse.Namespace) -> int:
-    """Write a dataset in another format."""
-    files = data_files(args)
-    refuse_within(args.out, args.directory)
-    count = convert(files, args.out, args.to, describe(args.directory, files, nulls=True), args.action_range)
-    print_notes(args.directory, files)
-    print(f"{args.out}: {count} episode(s) written as {args.to}")
-    if usage := FORMATS[args.to].usage:
-        print(usage.format(folder=args.out.parent, name=args.out.name))
+def write(args: argparse.Namespace, datasets: list[tuple[Path, list[DataFile]]], parts: list[Part]) -> int:
+    """Write episodes of datasets into new folders."""
+    for directory, _ in datasets:
+        for part in parts:
+            refuse_within(part.out, directory)
+    counts = convert([file for _, files in datasets for file in files], parts, args.to, args.action_range)
+    for directory, files in datasets:
+        print_notes(directory, files)
+    for part, count in zip(parts, counts, strict=True):
+        print(f"{part.out}: {count} episode(s) written as {args.to}")
+        if usage := FORMATS[args.to].usage:
+            print(usage.format(folder=part.out.parent, name=part.out.name))
     return 0
 
 
+def run_convert(args: argparse.Namespace) -> int:
+    """Write a dataset in another format."""
+    files = data_files(args)
+    part = Part(args.out, describe(args.directory, files, nulls=True))
+    return write(args, [(args.directory, files)], [part])
+
+
 def run_label(args: argparse.Namespace) -> int:
-    """Write which episodes of a LeRobot dataset succeeded."""
-    count = write_labels(args.directory, parse_numbers(args.success))
-    print(f"{args.directory / LABELS}: {count} successful episode(s); all rewards now come from this file")
+    """Write which episodes of a dataset succeeded."""
+    path, count = label_episodes(args.directory, data_files(args), args.success)
+    print(f"{path}: {count} successful episode(s); all rewards now come from this file")
     return 0
 
 
@@ -179,6 +131,33 @@ def run_describe(args: argparse.Namespace) -> int:
     path, description = describe_dataset(args.directory, files, args.preset, *named, **given)
     print(f"{path}: {json.dumps(description)}")
     return 0
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    """Write the episodes of several datasets as one."""
+    datasets = [(directory, data_files(args, directory=directory)) for directory in args.directories]
+    return write(args, datasets, [Part(args.out, merged_description(datasets))])
+
+
+def run_select(args: argparse.Namespace) -> int:
+    """Write the episodes that fulfil a condition, or those of a list of numbers."""
+    if not args.where and not args.episodes:
+        raise BadInput("select: give --where, --episodes or both")
+    files = data_files(args)
+    task = str(describe(args.directory, files).get("task", ""))
+    found = select(files, args.where, args.episodes, task, args.directory)
+    part = Part(args.out, description_of_part(args.directory, files), {episode.key for episode in found})
+    return write(args, [(args.directory, files)], [part])
+
+
+def run_split(args: argparse.Namespace) -> int:
+    """Write two random parts of a dataset."""
+    files = data_files(args)
+    divided = divide(select(files, "", "", "", args.directory), args.fraction, args.seed)
+    outs, description = (args.out_a, args.out_b), description_of_part(args.directory, files)
+    keys = [{episode.key for episode in episodes} for episodes in divided]
+    parts = [Part(out, description, keep) for out, keep in zip(outs, keys, strict=True)]
+    return write(args, [(args.directory, files)], parts)
 
 
 if __name__ == "__main__":

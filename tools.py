@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NoReturn
 
 PACKAGES = set(  # the names of requirements.txt's as they are imported
     "PIL av dm_control filelock gymnasium h5py imageio matplotlib metaworld mujoco numpy pyarrow robodesk ruamel scipy "
-    "sklearn tensorboard torch tqdm".split()
+    "sklearn tensorboard torch tqdm zarr".split()
 )
 
 

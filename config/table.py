@@ -177,6 +177,7 @@ SETTINGS = {
     "done_key": Setting(used_if=(DATASET,), affects="target"),
     "action_range": Setting(used_if=(DATASET,), affects="target"),
     "action_at": Setting(choices=lambda: ("auto", *PLACES), used_if=(DATASET,), affects="target"),
+    "split": Setting(used_if=(DATASET,), affects="target"),
     "other_task": Setting(used_if=(DATASET, TARGET_SIMULATOR), **RECORD),
     "dataset_cache": Setting(used_if=(DATASET,), **RECORD),
     "read_memory": Setting(minimum=0.25, used_if=(DATASET,), **RECORD),

@@ -8,6 +8,7 @@ import numpy as np
 from replay.data_files import DataFile
 from replay.description import read_description
 from replay.episode import action_extremes
+from replay.episode_numbers import numbered
 from replay.formats import Load
 from replay.mapping import action_map, outside_range, parse_range
 from replay.slices import slices
@@ -15,19 +16,9 @@ from tools import BadInput, progress_bar
 
 
 def list_episodes(files: list[DataFile]) -> tuple[list[tuple[str, Load]], list[str]]:
-    """Place and loader of every episode, and one line for each file that cannot be used.
-
-    Images may be `SlicedArray`. A place names the file and, in a file of many episodes, the episode.
-    """
-    episodes, problems = [], []
-    for file in files:
-        try:
-            for label, load in file.episodes(sliced=True):
-                place = str(file.path) if label == file.path.name else f"{file.path} {label}"
-                episodes.append((place, load))
-        except BadInput as error:
-            problems.append(str(error))
-    return episodes, problems
+    """Place and loader of every episode, and one line for each file that cannot be used; see `ListedEpisode`."""
+    episodes, problems = numbered(files)
+    return [(episode.place, episode.load) for episode in episodes], problems
 
 
 def find_problems(directory: Path, files: list[DataFile], action_range: str = "") -> tuple[int, list[str]]:

@@ -1,9 +1,11 @@
-"""Rewriting a dataset in another format. All arrays keep their values, and nothing is left half-written."""
+"""Rewriting datasets, whole or in part. All arrays keep their values, and nothing is left half-written."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +24,22 @@ NUMBER_KINDS = "biufc"
 WHOLE_BYTES = 64 << 20  # larger arrays are not in memory whole
 
 
-def convert(files: list[DataFile], out: Path, to: str, description: dict, action_range: str = "") -> int:
-    """Write all episodes of a dataset into a new folder.
+class Part(NamedTuple):
+    """A new folder of episodes.
+
+    Attributes:
+        out: the folder; an empty one is replaced.
+        description: contents of its ``dataset.json``; no file is written for {}.
+        keep: its episodes, see `ListedEpisode.key`; None: all.
+    """
+
+    out: Path
+    description: dict
+    keep: Collection[tuple[str, str]] | None = None
+
+
+def convert(files: list[DataFile], parts: list[Part], to: str, action_range: str = "") -> list[int]:
+    """Write the episodes of a dataset into new folders.
 
     Images and all other arrays keep their values bit for bit; only actions are rescaled to [-1, 1] if there is an
     ``action_range``, and ``dataset.json`` records the map. With ``action_at`` current, actions, rewards and discounts
@@ -32,17 +48,16 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict, action
 
     Args:
         files: the dataset.
-        out: the new folder; an empty one is replaced.
+        parts: the new folders.
         to: name of a format in `FORMATS` that can be written.
-        description: contents of the new ``dataset.json``; no file is written for {}.
         action_range: see `replay.mapping.parse_range`.
 
     Returns:
-        The number of episodes written.
+        The number of episodes written into each folder.
 
     Raises:
-        BadInput: the folder is not empty, no episode is usable, or the disk is full. The folder is then not made.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, between two episodes. The folder is not made either.
+        BadInput: a folder is not empty, no episode is usable, or the disk is full. The folders are then not made.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, between two episodes. The folders are not made either.
     """
     stop = StopRequest()  # an exception from a signal handler would be lost in HDF5's finalizers
 
@@ -50,26 +65,28 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict, action
         if stop.signal is not None:
             raise KeyboardInterrupt
 
-    with stop.listening(), directory_when_complete(out) as folder:
+    with stop.listening(), ExitStack() as stack:
+        folders = [stack.enter_context(directory_when_complete(part.out)) for part in parts]
         found = _measured_map(files, action_range)
-        if found:
-            description = {**description, "action_map": found.as_dict()}
-        if files[0].mapping.action_at == "current":
-            description = {**description, "action_at": "next"}
-        episodes = _rescaled(_raw_episodes(files, raise_if_stopped), found, action_range)
-        count = FORMATS[to].write(folder, episodes, out.name)
-        raise_if_stopped()
-        if count == 0:
-            raise BadInput("no usable episode to convert; see the warnings above")
-        if description:
-            write_text(folder / FILENAME, json.dumps(description, indent=2) + "\n")
-    return count
+        added = {"action_map": found.as_dict()} if found else {}
+        if any(file.mapping.action_at == "current" for file in files):
+            added["action_at"] = "next"
+        counts = []
+        for part, folder in zip(parts, folders, strict=True):
+            episodes = _rescaled(_raw_episodes(files, part.keep, raise_if_stopped), found, action_range)
+            counts.append(FORMATS[to].write(folder, episodes, part.out.name))
+            raise_if_stopped()
+            if counts[-1] == 0:
+                raise BadInput("no usable episode to convert; see the warnings above")
+            if description := part.description | added:
+                write_text(folder / FILENAME, json.dumps(description, indent=2) + "\n")
+    return counts
 
 
 def refuse_within(out: Path, directory: Path) -> None:
     """Raise BadInput if the new folder would lie within the dataset."""
     if out.resolve().is_relative_to(directory.resolve()):
-        raise BadInput(f"{out}: lies within the dataset to convert; give a folder outside {directory}")
+        raise BadInput(f"{out}: lies within the dataset {directory}; give a folder outside it")
 
 
 def _measured_map(files: list[DataFile], action_range: str) -> ActionMap | None:
@@ -98,11 +115,17 @@ def _rescaled(
         yield label, episode
 
 
-def _raw_episodes(files: list[DataFile], raise_if_stopped: Callable[[], None]) -> Iterator[tuple[str, dict]]:
+def _raw_episodes(
+    files: list[DataFile], keep: Collection[tuple[str, str]] | None, raise_if_stopped: Callable[[], None]
+) -> Iterator[tuple[str, dict]]:
     action_size = None
+    kept_files = None if keep is None else {name for name, _ in keep}
     with progress_bar(len(files), "converting", unit="file", disable=None) as bar:
         for file in files:
-            for label, episode in _readable_episodes(file, raise_if_stopped):
+            if kept_files is not None and file.name not in kept_files:
+                bar.update()
+                continue
+            for label, episode in _readable_episodes(file, keep, raise_if_stopped):
                 size = episode["action"].shape[1]
                 if size != (action_size := action_size or size):
                     raise BadInput(f"{file.path}: actions of size {size} after {action_size}; keep one task a folder")
@@ -110,7 +133,9 @@ def _raw_episodes(files: list[DataFile], raise_if_stopped: Callable[[], None]) -
             bar.update()
 
 
-def _readable_episodes(file: DataFile, raise_if_stopped: Callable[[], None]) -> Iterator[tuple[str, dict]]:
+def _readable_episodes(
+    file: DataFile, keep: Collection[tuple[str, str]] | None, raise_if_stopped: Callable[[], None]
+) -> Iterator[tuple[str, dict]]:
     raise_if_stopped()
     try:
         episodes = file.episodes(raw=True, sliced=True)
@@ -119,6 +144,8 @@ def _readable_episodes(file: DataFile, raise_if_stopped: Callable[[], None]) -> 
         return
     for label, load in episodes:
         raise_if_stopped()
+        if keep is not None and (file.name, label) not in keep:
+            continue
         try:
             episode = {key: _readable(array) for key, array in load().items()}
         except BadInput as error:

@@ -13,11 +13,15 @@ from replay.action_rows import resolve_action_at
 from replay.description import read_description
 from replay.episode import image_shape
 from replay.formats import FORMATS, Episode, Format, LabelledLoaders, Load
+from replay.labels import labels_path, read_labels
+from replay.layouts import npz_names
 from replay.mapping import PLAIN, DataMapping
 from replay.safe_read import CAUSES, named_file
 from replay.slices import whole
 from replay.unfetched import is_pointer, pointer_problem, unfetched_hint
 from tools import BadInput, nearest
+
+MOST_TRIED = 5  # files of a folder that are looked into until one says its format
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,16 @@ class DataFile:
         format: its format.
         name: its path relative to the dataset; unique in the dataset.
         mapping: which of its arrays are used.
+        labels: names of its episodes that succeeded, if rewards come from labels.
+        labels_path: the file that says so.
     """
 
     path: Path
     format: Format
     name: str
     mapping: DataMapping = PLAIN
+    labels: frozenset[str] | None = None
+    labels_path: Path | None = None
 
     def episodes(self, *, raw: bool = False, sliced: bool = False) -> LabelledLoaders:
         """Label and loader of each episode. No episode is read before its loader is called.
@@ -59,11 +67,17 @@ class DataFile:
             raise _with_cause(error) from error
         if not found and not (self.format.shared_episodes and self.format.related(self.path)):
             raise BadInput(f"{self.path}: there is no episode in it; remove it or write it again")
-        return [(label, partial(self._load, load, sliced)) for label, load in found]
+        unknown = (self.labels or frozenset()) - {label for label, _ in found}
+        if unknown and not self.mapping.split:
+            raise BadInput(f"{self.labels_path}: no {min(unknown)} in {self.path}; run dataset.py label again")
+        return [(label, partial(self._load, label, load, sliced)) for label, load in found]
 
-    def _load(self, load: Load, sliced: bool) -> Episode:
+    def _load(self, label: str, load: Load, sliced: bool) -> Episode:
         try:
             episode = load()
+            if self.labels is not None:
+                episode = episode | {"reward": np.zeros(len(episode["reward"]), np.float32)}
+                episode["reward"][-1] = label in self.labels
             if self.mapping.clip_actions:
                 episode = episode | {"action": np.clip(whole(episode["action"], self.mapping.read_memory), -1, 1)}
             if sliced:
@@ -83,7 +97,8 @@ class DataFile:
     def state(self) -> tuple[int, int]:
         """Size in bytes and last time of change, in nanoseconds, of the file and those that belong to it."""
         found = []
-        for path in (self.path, *self.format.related(self.path)):
+        labels = [] if self.labels is None else [self.labels_path]
+        for path in (self.path, *self.format.related(self.path), *labels):
             with suppress(OSError):  # it is gone, or may not be looked at: reading it says so
                 if not path.is_dir():
                     found.append(path.stat())
@@ -99,8 +114,8 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
         mapping: which arrays of the files are used.
 
     Raises:
-        BadInput: no such directory, nothing readable in it, files of two formats, an unknown format, a mapping for a
-            format that takes none, or see `resolve_action_at`.
+        BadInput: no such directory, nothing readable in it, files of two formats, an unknown format, a mapping or a
+            split for a format that takes none, labels of other episodes, or see `resolve_action_at`.
     """
     if format != "auto" and format not in FORMATS:
         raise BadInput(f"dataset format {format!r} is unknown; {nearest(format, ('auto', *FORMATS))}")
@@ -110,7 +125,8 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
             f"{directory}: no such directory; give the folder that holds the episodes, or record some: python "
             f"collect.py --task TASK --out {directory}"
         )
-    found = _files_by_format([directory] if directory.is_file() else _visible_files(directory))
+    paths = [directory] if directory.is_file() else _visible_files(directory)
+    found = _files_by_format(paths, mapping, every=format != "auto")
     if not found and directory.is_dir():
         try:
             found = _files_below(directory)
@@ -130,7 +146,26 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
     if mapping.changes_episodes and not files[0].format.mapped:
         given = [f"--{role}_key" for role in mapping.keys] or ["--action_range"]
         raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")
-    return [replace(file, mapping=mapping) for file in files]
+    if mapping.split and files[0].format.splits is None:
+        raise BadInput(f"{directory}: --split has no effect on format {files[0].format.name}; remove it")
+    return _labelled([replace(file, mapping=mapping) for file in files], directory)
+
+
+def _labelled(files: list[DataFile], directory: Path) -> list[DataFile]:
+    """The files with the labels of their episodes, if the dataset has labels and rewards are not named otherwise."""
+    path = labels_path(directory, files[0].path)
+    if files[0].mapping.list_only or files[0].mapping.reward_key or (labels := read_labels(path)) is None:
+        return files
+    names = {file.name for file in files}
+    if files[0].path == directory:  # beside it can be files with labels that are not of this dataset
+        labels = {name: found for name, found in labels.items() if name in names}
+        if not labels:
+            return files
+    if differing := labels.keys() ^ names:
+        what = "is not in the dataset" if min(differing) in labels else "has no labels"
+        raise BadInput(f"{path}: {min(differing)} {what}; run dataset.py label again, or remove {path.name}")
+    mapping = replace(files[0].mapping, labelled=True)
+    return [replace(file, mapping=mapping, labels=labels[file.name], labels_path=path) for file in files]
 
 
 def first_image_shape(
@@ -151,23 +186,53 @@ def first_image_shape(
     return None
 
 
+def splits_of(file: DataFile) -> list[str]:
+    """The names of the parts into which a file divides its episodes, see ``--split``; none if it cannot be read."""
+    with suppress(BadInput):
+        if file.format.splits is not None:
+            return file.format.splits(reader_process.names_in_process(file.path, file.mapping))
+    return []
+
+
 def print_notes(directory: Path, files: list[DataFile]) -> None:
     """Say on stderr what is unusual about how the files are read."""
     if files[0].mapping.clip_actions:
         print(f"note: {directory}: actions are clipped to [-1, 1], as dataset.json says", file=sys.stderr)
+    if files[0].labels_path:
+        print(f"note: {directory}: rewards are those of {files[0].labels_path.name}", file=sys.stderr)
     for line in files[0].format.notes([file.path for file in files], files[0].mapping):
         print(f"note: {directory}: {line}", file=sys.stderr)
 
 
-def _files_by_format(paths: list[Path]) -> dict[str, list[DataFile]]:
-    """The files that each format recognises. A file of several formats is listed under each of them."""
-    found: dict[str, list[DataFile]] = {}
+def _files_by_format(paths: list[Path], mapping: DataMapping, every: bool) -> dict[str, list[DataFile]]:
+    """The files of each format.
+
+    A file whose name fits several formats is listed under the one that recognises it. If ``every``, or if none does, it
+    is listed under all of them, but not under those that do not recognise it.
+    """
+    groups: dict[tuple[str, ...], list[Path]] = {}
     for path in paths:
-        by_name = [format for format in FORMATS.values() if path.name in format.filenames]
-        by_suffix = [format for format in FORMATS.values() if path.name.endswith(format.suffixes)]
-        for format in by_name or by_suffix:
-            found.setdefault(format.name, []).append(DataFile(path, format, path.name))
-    return found
+        by_name = [name for name, format in FORMATS.items() if path.name in format.filenames]
+        by_suffix = [name for name, format in FORMATS.items() if path.name.endswith(format.suffixes)]
+        groups.setdefault(tuple(by_name or by_suffix), []).append(path)
+    found: dict[str, list[DataFile]] = {}
+    for names, members in groups.items():
+        for format in map(FORMATS.get, names if every else _recognised(names, members, mapping)):
+            found.setdefault(format.name, []).extend(DataFile(path, format, path.name) for path in members)
+    return {name: sorted(files, key=lambda file: file.path) for name, files in found.items()}
+
+
+def _recognised(names: tuple[str, ...], paths: list[Path], mapping: DataMapping) -> list[str]:
+    """Those of several formats that files are of, by what is in the first that can be read."""
+    choosy = [name for name in names if FORMATS[name].recognises]
+    others = [name for name in names if not FORMATS[name].recognises]
+    if not choosy or not others:
+        return list(names)
+    for path in paths[:MOST_TRIED]:
+        with suppress(BadInput):
+            inside = npz_names(path) if path.suffix == ".npz" else reader_process.names_in_process(path, mapping)
+            return [name for name in choosy if FORMATS[name].recognises(inside)] or others
+    return others
 
 
 def _says_clip(directory: Path) -> bool:
@@ -182,8 +247,12 @@ def _files_below(directory: Path) -> dict[str, list[DataFile]]:
     for format in FORMATS.values():
         paths = format.find_below(directory) if format.find_below else []
         if paths:
-            found[format.name] = [DataFile(path, format, path.relative_to(directory).as_posix()) for path in paths]
+            found[format.name] = [DataFile(path, format, _name_below(path, directory)) for path in paths]
     return found
+
+
+def _name_below(path: Path, directory: Path) -> str:
+    return path.name if path == directory else path.relative_to(directory).as_posix()
 
 
 def _visible_files(directory: Path) -> list[Path]:

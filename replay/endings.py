@@ -1,6 +1,7 @@
-"""Whether the ends of episodes matter to a task, which decides what ``sample_ends: auto`` is."""
+"""Where episodes end, and whether their ends matter to a task, which decides what ``sample_ends: auto`` is."""
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -39,3 +40,30 @@ def why(endings: Collection[Ending]) -> str:
     if terminated:
         return f"{terminated} of {len(endings)} episodes terminate"
     return f"no episode terminates, and {reward_share(endings):.0%} of the reward is in last rows"
+
+
+def episode_slices(ends: np.ndarray, least: int = 2) -> list[slice]:
+    """The rows of each episode of flat arrays, from booleans (N,) that are true in the last row of an episode.
+
+    The last episode may go on to the end without one. Those of fewer than ``least`` rows have no step: left out.
+    """
+    borders = (np.flatnonzero(ends) + 1).tolist()
+    return _between(borders if len(ends) in borders[-1:] else [*borders, len(ends)], least)
+
+
+def slices_to(ends: np.ndarray) -> list[slice]:
+    """The rows of each episode, from the numbers (E,) of the rows after the last one of each; as in `episode_slices`.
+
+    Raises:
+        ValueError: they are no increasing whole numbers.
+    """
+    if ends.ndim != 1 or ends.dtype.kind not in "iu" or (len(ends) and int(ends[0]) < 1):
+        raise ValueError(f"the ends of episodes are {ends.dtype}{ends.shape}, not whole numbers from 1 on")
+    borders = ends.tolist()
+    if any(first >= end for first, end in pairwise(borders)):
+        raise ValueError("the ends of episodes do not increase")
+    return _between(borders, 2)
+
+
+def _between(borders: list[int], least: int) -> list[slice]:
+    return [slice(first, end) for first, end in pairwise([0, *borders]) if end - first >= least]

@@ -11,6 +11,7 @@ import numpy as np
 
 from replay.safe_read import DEFLATE_RATIO, OTHER_RATIO, check_expansion, check_memory, error_number
 from replay.slices import ENCODED_ROWS, SlicedArray, rows_at_once
+from replay.steps import Column, Columns
 
 # File systems without locks, such as NFS without its lock daemon.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -70,6 +71,21 @@ def sliced_hdf5(
         step = max(1, step // chunk_rows) * chunk_rows
     read = partial(_read_slices, path, dataset.name, first, max(first, end), step)
     return SlicedArray((max(first, end) - first, *dataset.shape[1:]), dataset.dtype, read, where, "HDF5")
+
+
+def hdf5_columns(path: Path, group: h5py.Group, where: object, limit: float) -> Columns:
+    """The arrays directly in a group of the file at ``path``, by their names; not scalars."""
+    names = [name for name in group if isinstance(name, str)]  # bytes, if they are no text
+    arrays = {name: node for name in names if isinstance(node := group.get(name), h5py.Dataset) and node.shape}
+    return {
+        name: Column(array.shape, array.dtype, partial(_column_rows, path, array.name, where, limit))
+        for name, array in arrays.items()
+    }
+
+
+def _column_rows(path: Path, name: str, where: object, limit: float, rows: slice) -> SlicedArray:
+    with open_hdf5(path) as file:
+        return sliced_hdf5(path, file[name], where, limit, rows)
 
 
 def _read_slices(path: Path, name: str, first: int, end: int, step: int) -> Iterator[np.ndarray]:

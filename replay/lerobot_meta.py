@@ -1,20 +1,16 @@
-"""The metadata of a LeRobot dataset: ``meta/info.json``, its episodes, and the labels of successful episodes."""
+"""The metadata of a LeRobot dataset: ``meta/info.json`` and its episodes."""
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from replay.safe_read import safe_read
-from replay.tables import read_parquet
-from tools import BadInput, write_text
+from replay.tables import read_parquet, table_columns
+from tools import BadInput
 
 INFO = "meta/info.json"
-LABELS = "coworld_labels.json"  # of `dataset.py label`, in the dataset's folder
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 CAMERA_TYPES = ("video", "image")
-MOST_RANGES = 8  # of episode numbers in an error message
 
 
 @dataclass(frozen=True)
@@ -26,12 +22,14 @@ class EpisodePlace:
         frames: T.
         data: the Parquet file with its rows.
         videos: the mp4 file of each camera and the time of the first frame in it, in seconds.
+        task: what was to be done, in words; "" if it is not known.
     """
 
     number: int
     frames: int
     data: Path
     videos: dict[str, tuple[Path, float]]
+    task: str = ""
 
 
 def read_info(root: Path) -> dict:
@@ -102,6 +100,7 @@ def read_places(path: Path, root: Path, info: dict) -> list[EpisodePlace]:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         return [_place_of_file(root, info, keys, row) for row in rows]
     wanted = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    wanted += {"tasks"} & set(table_columns(path))
     for key in keys:
         wanted += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     return [_place_in_file(root, info, keys, row) for row in read_parquet(path, wanted).to_pylist()]
@@ -112,7 +111,7 @@ def _place_of_file(root: Path, info: dict, keys: list[str], row: dict) -> Episod
     number = int(row["episode_index"])
     fields = {"episode_index": number, "episode_chunk": number // int(info.get("chunks_size") or 1000)}
     videos = {key: (_file(root, info, "video_path", **fields, video_key=key), 0.0) for key in keys}
-    return EpisodePlace(number, int(row["length"]), _file(root, info, "data_path", **fields), videos)
+    return EpisodePlace(number, int(row["length"]), _file(root, info, "data_path", **fields), videos, _task(row))
 
 
 def _place_in_file(root: Path, info: dict, keys: list[str], row: dict) -> EpisodePlace:
@@ -123,7 +122,12 @@ def _place_in_file(root: Path, info: dict, keys: list[str], row: dict) -> Episod
         path = _file(root, info, "video_path", **fields, video_key=key)
         videos[key] = (path, float(row[f"videos/{key}/from_timestamp"]))
     fields = {name: int(row[f"data/{name}"]) for name in ("chunk_index", "file_index")}
-    return EpisodePlace(int(row["episode_index"]), int(row["length"]), _file(root, info, "data_path", **fields), videos)
+    data = _file(root, info, "data_path", **fields)
+    return EpisodePlace(int(row["episode_index"]), int(row["length"]), data, videos, _task(row))
+
+
+def _task(row: dict) -> str:
+    return ", ".join(map(str, row.get("tasks") or ()))
 
 
 def _file(root: Path, info: dict, template: str, **fields: object) -> Path:
@@ -133,84 +137,3 @@ def _file(root: Path, info: dict, template: str, **fields: object) -> Path:
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"{template} leaves the dataset's folder")
     return root / relative
-
-
-# Labels
-
-
-def write_labels(root: Path, success: Iterable[int]) -> int:
-    """Write which episodes succeeded; the rewards of all episodes then come from this file. Returns how many did.
-
-    Raises:
-        BadInput: not a LeRobot dataset, a damaged one, no such episode, or the file cannot be written.
-    """
-    if not (root / INFO).is_file():
-        raise BadInput(f"{root}: no {INFO}; label is for LeRobot datasets, others have rewards in their files")
-    existing, numbers = episode_numbers(root, read_info(root)), sorted(set(success))
-    if wrong := [number for number in numbers if number not in existing]:
-        raise BadInput(f"--success {wrong[0]}: {root} has episodes {_ranges(existing)}; give numbers of these")
-    write_text(root / LABELS, json.dumps({"success": numbers}) + "\n")
-    return len(numbers)
-
-
-def read_labels(root: Path, info: dict) -> set[int] | None:
-    """Numbers of the successful episodes; None if the dataset has no labels.
-
-    Raises:
-        BadInput: the file is damaged, or names an episode that the dataset, with this ``info``, does not have.
-    """
-    path = root / LABELS
-    try:
-        numbers = {int(number) for number in json.loads(path.read_text())["success"]}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"{path}: not written by dataset.py label; write it again or remove it") from error
-    existing = episode_numbers(root, info)
-    if wrong := sorted(numbers - existing):
-        raise BadInput(
-            f"{path}: no episode {wrong[0]}, there are {_ranges(existing)}; write it again with dataset.py label"
-        )
-    return numbers
-
-
-def episode_numbers(root: Path, info: dict) -> set[int]:
-    """The numbers of all episodes; some can be missing, where a dataset was edited.
-
-    Raises:
-        BadInput: a file that lists them is damaged.
-    """
-    numbers: set[int] = set()
-    for path in metadata_files(root, info):
-        with safe_read(path, "LeRobot"):
-            if path.suffix == ".jsonl":
-                rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-            else:
-                rows = read_parquet(path, ["episode_index"]).to_pylist()
-            numbers |= {int(row["episode_index"]) for row in rows}
-    return numbers
-
-
-def _ranges(numbers: set[int]) -> str:
-    """Numbers as text: "0 to 4, 6, 8 to 9"."""
-    ordered = sorted(numbers)
-    firsts = [n for n in ordered if n - 1 not in numbers]
-    lasts = [n for n in ordered if n + 1 not in numbers]
-    parts = [str(a) if a == b else f"{a} to {b}" for a, b in zip(firsts, lasts, strict=True)]
-    more = f" and {len(parts) - MOST_RANGES} more" if len(parts) > MOST_RANGES else ""
-    return (", ".join(parts[:MOST_RANGES]) or "none") + more
-
-
-def parse_numbers(text: str) -> list[int]:
-    """The numbers of a list such as ``0,3,7-9``; "" has none.
-
-    Raises:
-        BadInput: it is not such a list.
-    """
-    numbers: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 20:
-            raise BadInput(f"--success {text}: {part!r} is no number; give numbers of episodes, like 0,3,7-9")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers

@@ -37,6 +37,10 @@ class DataMapping:
             process reads the file; None: `replay.reader_process.SECONDS`.
         action_at: "current": row t has the action taken at image t, and what came of it; "next": row t has the action
             that led to image t, as `replay.episode` wants it; "auto": not given, which is next.
+        split: the part of the data that is used, by the name that its files have for it; "": all.
+        labelled: rewards come from `replay.labels`, which `DataFile` applies: those of the files are not read, and
+            need not exist. Formats return zeros.
+        list_only: episodes are only listed, so that no array has to be chosen or to exist.
     """
 
     image_key: str = ""
@@ -49,6 +53,9 @@ class DataMapping:
     read_seconds: int | None = None
     clip_actions: bool = False
     action_at: str = "auto"
+    split: str = ""
+    labelled: bool = False
+    list_only: bool = False
 
     @property
     def keys(self) -> dict[str, str]:
@@ -58,10 +65,13 @@ class DataMapping:
     @property
     def changes_episodes(self) -> bool:
         """Whether episodes differ from those that the format's own names give."""
-        return bool(self.keys) or self.any_actions or self.clip_actions or self.action_at == "current"
+        moved = self.action_at == "current"
+        return bool(self.keys or self.split) or self.any_actions or self.clip_actions or moved
 
     def names(self, defaults: Mapping[str, str], available: Iterable[str], where: object) -> dict[str, str]:
         """The name of the array of each role in ``defaults``, which has the format's own names.
+
+        That of the reward is "" if it comes from labels.
 
         Raises:
             BadInput: an array whose name was given is not ``available``.
@@ -70,14 +80,20 @@ class DataMapping:
         for role, key in self.keys.items():
             if key not in available:
                 raise BadInput(f"{where}: no array {key!r} (--{role}_key); there are: {by_likeness(key, available)}")
-        return {role: self.keys.get(role) or name for role, name in defaults.items()}
+        own = defaults | ({"reward": ""} if self.labelled else {})
+        return {role: self.keys.get(role) or name for role, name in own.items()}
+
+    def with_rewards(self, episode: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        """An episode of ``rows`` rows, with zeros in place of its rewards if they come from labels."""
+        return episode | {"reward": np.zeros(rows, np.float32)} if self.labelled else episode
 
     def in_rows(self, episode: dict[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
         """An episode as in its file, with the rows of its arrays as `replay.episode` wants them; see ``action_at``."""
         shape = getattr(episode.get("image"), "shape", ())
-        if self.action_at != "current" or not shape:  # without images, the validation says what is missing
+        if not shape:  # without images, the validation says what is missing
             return episode
-        return moved_down(episode, shape[0], where)
+        episode = self.with_rewards(episode, shape[0])
+        return moved_down(episode, shape[0], where) if self.action_at == "current" else episode
 
     def digest(self) -> str:
         """A short name for what this mapping changes; "" for nothing."""
@@ -85,7 +101,8 @@ class DataMapping:
             return ""
         shift = ("current",) * (self.action_at == "current")
         clipped = ("clipped",) * self.clip_actions
-        text = repr((sorted(self.keys.items()), self.any_actions, *clipped, *shift))
+        part = (f"split {self.split}",) if self.split else ()
+        text = repr((sorted(self.keys.items()), self.any_actions, *clipped, *shift, *part))
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -189,8 +206,8 @@ def moved_down(arrays: Mapping[str, np.ndarray], images: int, where: object) -> 
         array = as_numbers(arrays[key])
         if array.ndim == 0 or len(array) not in (images - 1, images):
             raise BadInput(
-                f"{where}: {key} of shape {array.shape} for {images} images; with --action_at current there is one at "
-                f"each image, or at each but the last"
+                f"{where}: {key} of shape {array.shape} for {images} images; where actions are those taken at the "
+                f"images, there is one at each, or at each but the last"
             )
         reset = np.ones_like(array[:1]) if key == "discount" else np.zeros_like(array[:1])
         found[key] = np.concatenate([reset, array[: images - 1]])

@@ -4,14 +4,16 @@ import math
 import zipfile
 from collections.abc import Iterator
 from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from replay.episode import validate_episode
-from replay.safe_read import DEFLATE_RATIO, OTHER_RATIO, check_expansion
+from replay.safe_read import DEFLATE_RATIO, OTHER_RATIO, check_expansion, check_memory
 from replay.slices import SlicedArray, rows_at_once
+from replay.steps import Column, Columns
 from tools import write_atomically
 
 
@@ -133,6 +135,70 @@ def read_npz_rows(path: Path, header: NpzArray) -> Iterator[np.ndarray]:
                 count, *header.shape[1:]
             )
         file.read(1)  # at its end the archive's checksum is compared
+
+
+def npz_columns(path: Path, archive: zipfile.ZipFile, limit: float) -> Columns:
+    """The arrays of an archive of many episodes, by their names, which are read from front to back; not scalars.
+
+    Raises:
+        ValueError: the archive is damaged, or an array cannot be read in rows.
+    """
+    names = [info.filename[:-4] for info in archive.infolist() if info.filename.endswith(".npy")]
+    headers = [header for name in names if (header := open_npz_array(archive, name)).shape]
+    found: Columns = {}
+    for header in headers:
+        if header.dtype.hasobject or (header.fortran and len(header.shape) > 1):
+            kind = "of Python objects, which are never unpickled" if header.dtype.hasobject else "in Fortran order"
+            raise ValueError(f"{header.name} is an array {kind}")
+        check_memory(4 * header.row_bytes, limit)
+        found[header.name] = Column(header.shape, header.dtype, partial(_cursor_rows, path, header))
+    return found
+
+
+def _cursor_rows(path: Path, header: NpzArray, rows: slice) -> SlicedArray:
+    first, end, _ = rows.indices(header.shape[0])
+    read = partial(_read_forward, path, path.stat().st_mtime_ns, header, first, end)
+    return SlicedArray((max(0, end - first), *header.shape[1:]), header.dtype, read, path, "npz")
+
+
+def _read_forward(path: Path, changed: int, header: NpzArray, first: int, end: int) -> Iterator[np.ndarray]:
+    cursor, step = _cursor(path, changed, header), rows_at_once(header.row_bytes)
+    for start in range(first, end, step):
+        yield cursor.read(start, min(step, end - start))
+
+
+class _Cursor:
+    """The place in an array up to which it has been read. What is compressed can be read forward only."""
+
+    def __init__(self, path: Path, header: NpzArray):
+        self.path, self.header, self.file, self.row = path, header, None, 0
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Rows of the array. The next ones are read without a new beginning."""
+        row_bytes, shape = self.header.row_bytes, self.header.shape
+        try:
+            if self.file is None or self.row > first:
+                self.file = zipfile.ZipFile(self.path).open(f"{self.header.name}.npy")  # noqa: SIM115 (stays open)
+                self.row = 0
+                if (shape, self.header.fortran, self.header.dtype) != read_npy_header(self.file):
+                    raise ValueError("changed while it was read")
+            while self.row < first:
+                skipped = min(rows_at_once(row_bytes), first - self.row)
+                if len(self.file.read(skipped * row_bytes)) != skipped * row_bytes:
+                    raise ValueError("it ends too early")
+                self.row += skipped
+            data = self.file.read(count * row_bytes)
+            array = np.frombuffer(data, self.header.dtype, count * math.prod(shape[1:])).reshape(count, *shape[1:])
+            self.row += count
+            if self.row == shape[0]:
+                self.file.read(1)  # at its end the archive's checksum is compared
+            return array
+        except Exception:
+            self.file = None
+            raise
+
+
+_cursor = lru_cache(maxsize=16)(lambda path, changed, header: _Cursor(path, header))
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:

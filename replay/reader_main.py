@@ -20,6 +20,7 @@ import numpy as np
 
 from replay import safe_read
 from replay.formats import FORMATS, Format, LabelledLoaders
+from replay.layouts import hdf5_names
 from replay.reader_messages import Request, Sliced
 from replay.slices import SlicedArray
 from tools import BadInput
@@ -64,7 +65,10 @@ def serve(connection: Connection) -> None:
 
 
 def answer(request: Request, state: State) -> Any:
-    """The labels of a file's episodes, an episode, or a slice; see `Request`."""
+    """The labels of a file's episodes, an episode, a slice, or the names in a file; see `Request`."""
+    if not request.format:
+        limit_memory(request.path, request.mapping.read_memory)
+        return hdf5_names(request.path)
     if request.number is None or state.file != request.file:
         state.format = load_format(request.format, request.module, request.search_path)
         limit_memory(request.path, request.mapping.read_memory)

@@ -12,7 +12,8 @@ class Request(NamedTuple):
     """What the process is asked for.
 
     Attributes:
-        format, module, search_path: name of the format, its module, and sys.path.
+        format, module, search_path: name of the format, its module, and sys.path. ``format`` is "" if the names in
+            an HDF5 file are asked for, by which its format is recognised.
         path, raw, mapping: see `Format`.
         number: of the episode; None: the labels of all episodes.
         array: None: the episode, with a `Sliced` in place of each array that is read in slices. A name: the next slice

@@ -38,6 +38,12 @@ def list_episodes_in_process(format: Format, path: Path, raw: bool, mapping: Dat
     return [(label, partial(_load, Request(*fixed, number, None, 0, seconds))) for number, label in enumerate(labels)]
 
 
+def names_in_process(path: Path, mapping: DataMapping) -> frozenset[str]:
+    """The names of the arrays and groups in an HDF5 file, see `replay.layouts`. Raises BadInput as above."""
+    seconds = mapping.read_seconds or SECONDS
+    return _request(Request("", "", [], path, False, mapping, None, None, 0, seconds))
+
+
 def _load(request: Request) -> Episode:
     """An episode. Arrays that the process reads in slices are fetched slice by slice."""
 
@@ -65,7 +71,8 @@ class _Reader:
         root = str(Path(__file__).resolve().parent.parent)
         environment = os.environ | ONE_THREAD | {"PYTHONPATH": root}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "replay.reader_main", str(theirs.fileno())],
+            # -P: a folder `replay` in the current one is not imported
+            [sys.executable, "-P", "-m", "replay.reader_main", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
             stderr=subprocess.DEVNULL,  # messages of a crashing library do not help the user

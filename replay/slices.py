@@ -83,6 +83,19 @@ class SlicedArray:
         return SlicedArray(shape, probe.dtype, partial(_mapped, self, change), self.where, self.kind)
 
 
+def joined(parts: list[SlicedArray]) -> SlicedArray:
+    """Arrays of the same type, one after the other. Raises ValueError if their rows differ in type or shape."""
+    first = parts[0]
+    if any(part.shape[1:] != first.shape[1:] or part.dtype != first.dtype for part in parts):
+        raise ValueError(f"rows of {', '.join(f'{part.dtype}{part.shape[1:]}' for part in parts)}")
+
+    def read() -> Iterator[np.ndarray]:
+        for part in parts:
+            yield from part
+
+    return SlicedArray((sum(map(len, parts)), *first.shape[1:]), first.dtype, read, first.where, first.kind)
+
+
 def _mapped(array: SlicedArray, change: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
     for piece in array:
         yield change(piece)

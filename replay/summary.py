@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from replay.action_rows import action_rows_note
 from replay.cache import may_write
-from replay.check import list_episodes, outside_of, unusual_action_sizes
+from replay.check import outside_of, unusual_action_sizes
 from replay.data_files import DataFile
 from replay.endings import Ending, ends_matter, why
 from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, image_shape
+from replay.episode_numbers import numbered, numbers_line
 from replay.mapping import ActionMap, action_map
 from replay.slices import SlicedArray, slices
 from tools import BadInput, progress_bar, write_atomically
@@ -30,6 +31,7 @@ class Summary:
     """Statistics, updated one episode at a time, so that a dataset of any size fits in memory.
 
     Attributes:
+        numbers: of the episodes, see `ListedEpisode`; those that cannot be used are included.
         returns, lengths: of each episode; lengths in agent steps.
         action_low, action_high: (A,) smallest and largest value of each component, without row 0.
         reward_low, reward_high: smallest and largest reward, without row 0.
@@ -43,6 +45,7 @@ class Summary:
         frames: evenly spaced frames (SHEET_FRAMES, H, W, 3) of some episodes, each with the episode's name and return.
     """
 
+    numbers: list[int] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     action_low: np.ndarray | None = None
@@ -95,6 +98,7 @@ class Summary:
         rescaled = [f"action map    {self.map_text()} to [-1, 1]"] if self.action_map else []
         return [
             f"episodes      {len(self.returns)}, of which {self.terminal} end with discount 0",
+            f"numbers       {numbers_line(self.numbers)}",
             f"steps         {sum(self.lengths)}",
             f"return        {quantiles(self.returns)}",
             f"length        {quantiles(self.lengths)}",
@@ -202,20 +206,21 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
     Raises:
         BadInput: the episodes differ in action size.
     """
-    episodes, problems = list_episodes(files)
-    summary, show = Summary(), sheet_episodes(len(episodes))
+    episodes, problems = numbered(files)
+    summary, show = Summary([episode.number for episode in episodes]), sheet_episodes(len(episodes))
     sizes: dict[str, int] = {}
     with progress_bar(len(episodes), "reading", unit="episode", disable=None) as bar:
-        for index, (place, load) in enumerate(episodes):
+        for index, listed in enumerate(episodes):
             bar.update()
+            place = listed.place
             try:
-                episode = load()
+                episode = listed.load()
                 sizes[place] = episode["action"].shape[1]
                 extremes = {place: action_extremes(episode)}
                 if outside := outside_of(action_range, extremes):
                     problems += outside
                 elif sizes[place] == next(iter(sizes.values())):
-                    summary.add(episode, place, show=index in show)
+                    summary.add(episode, f"{place} (episode {listed.number})", show=index in show)
             except BadInput as error:
                 problems.append(str(error))
     if unusual := unusual_action_sizes(sizes):

@@ -57,7 +57,7 @@ def test_rows_are_moved_down_and_returns_stay(tmp_path: Path, after_last: bool):
 
 
 def test_an_array_that_fits_no_image_is_named():
-    with pytest.raises(BadInput, match=r"here: action of shape \(3, 2\) for 5 images; with --action_at current"):
+    with pytest.raises(BadInput, match=r"here: action of shape \(3, 2\) for 5 images; where actions are those taken"):
         moved_down({"action": np.zeros((3, 2))}, 5, "here")
 
 

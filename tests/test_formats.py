@@ -14,7 +14,7 @@ import pytest
 from conftest import OTHER_PROGRAMS
 
 from replay import DataMapping, OfflineDataset, reader_process, save_episode
-from replay.convert import convert
+from replay.convert import Part, convert
 from replay.data_files import find_data_files
 from tools import BadInput
 from wrappers import make_env
@@ -57,7 +57,7 @@ def write_vd4rl(folder: Path, episodes: list[dict]) -> None:
 
 def write_minari(folder: Path, episodes: list[dict]) -> None:
     write_npz(folder.with_name(folder.name + "-npz"), episodes)
-    convert(find_data_files(folder.with_name(folder.name + "-npz")), folder, "minari", {})
+    convert(find_data_files(folder.with_name(folder.name + "-npz")), [Part(folder, {})], "minari")
 
 
 WRITERS = {"npz": write_npz, "hdf5": write_vd4rl, "minari": write_minari}
@@ -151,8 +151,8 @@ def test_npz_to_minari_to_npz_is_equal_bit_for_bit(tmp_path, extras):
     (tmp_path / "a").mkdir()
     for number, episode in enumerate(episodes):
         np.savez(tmp_path / "a" / f"2026-{number}.npz", **episode)
-    convert(find_data_files(tmp_path / "a"), tmp_path / "b", "minari", {})
-    convert(find_data_files(tmp_path / "b"), tmp_path / "c", "npz", {})
+    convert(find_data_files(tmp_path / "a"), [Part(tmp_path / "b", {})], "minari")
+    convert(find_data_files(tmp_path / "b"), [Part(tmp_path / "c", {})], "npz")
     names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in "ac"]
     assert names[0] == names[1]
     for name in names[0]:

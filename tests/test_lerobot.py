@@ -27,6 +27,7 @@ from wrappers.shared.base import PixelEnv, SimulatorStep
 DATA = Path(__file__).resolve().parent / "data" / "lerobot"
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 FOLDERS = ("v21", "v30", "v30_files")
+LIST = "meta/episodes/chunk-000/file-000.parquet"
 
 specification = importlib.util.spec_from_file_location("write", DATA / "write.py")
 written = importlib.util.module_from_spec(specification)
@@ -223,8 +224,8 @@ DAMAGE = {
     "no template": ("v30", lambda f: spoil_info(f, video_path=None), "info.json has no video_path"),
     "labels": (
         "v30",
-        lambda f: (f / "coworld_labels.json").write_text('{"success": [1, 3]}'),
-        "coworld_labels.json: no episode 3, there are 0 to 2",
+        lambda f: (f / "coworld_labels.json").write_text(json.dumps({"success": {LIST: ["episode_3"]}})),
+        "coworld_labels.json: no episode_3 in .*file-000.parquet; run dataset.py label again",
     ),
     "none": (
         "v21",
@@ -283,7 +284,7 @@ def test_labels_give_rewards(copy, tmp_path, capsys):
     for path in (folder / "data").rglob("*.parquet"):
         table = pyarrow.parquet.read_table(path).drop_columns(["next.reward"])
         pyarrow.parquet.write_table(table, path)
-    with pytest.raises(BadInput, match=r"no rewards .column next.reward.*--reward_key.*label .*--success 0,3,7"):
+    with pytest.raises(BadInput, match=r"no rewards .array next.reward.*--reward_key.*label .*--success 0,3,7-9"):
         open_dataset(folder, tmp_path)
     assert dataset.main(["label", str(folder), "--success", "0,2"]) == 0
     assert "2 successful" in capsys.readouterr().out
@@ -297,8 +298,6 @@ def test_labels_give_rewards(copy, tmp_path, capsys):
     for numbers, message in [("3", "has episodes 0 to 2"), ("a", "'a' is no number"), ("2-", "is no number")]:
         with pytest.raises(BadInput, match=message):
             dataset.main(["label", str(folder), "--success", numbers])
-    with pytest.raises(BadInput, match="label is for LeRobot datasets"):
-        dataset.main(["label", str(tmp_path), "--success", "0"])
 
 
 DEPTH = {  # where lerobot says, or said, that a camera's frames are depth

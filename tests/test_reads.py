@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import dataset
-from replay import DataMapping, OfflineDataset, save_episode, slices
+from replay import DataMapping, OfflineDataset, reader_process, save_episode, slices
 from replay.data_files import find_data_files
 from replay.hdf5 import sliced_hdf5
 from replay.safe_read import safe_read
@@ -105,6 +105,16 @@ def test_a_bad_read_of_an_unchanged_file_is_not_remembered(tmp_path: Path, capsy
         assert "if it is still being written, start again later" in capsys.readouterr().err
     changed(paths[1], lambda _: good)
     assert OfflineDataset(tmp_path, size=8).lengths == [5, 8]
+
+
+def test_the_reading_process_imports_nothing_from_the_current_folder(tmp_path: Path, monkeypatch):
+    """Such as another clone of this project, from which a script is started."""
+    write_flat(tmp_path / "data" / "a.hdf5", [make_episode(6)])
+    (tmp_path / "replay").mkdir()
+    (tmp_path / "replay" / "__init__.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    reader_process.stop()
+    assert OfflineDataset(tmp_path / "data", size=8).lengths == [5]
 
 
 def test_only_the_bad_episodes_of_a_file_are_read_again(tmp_path: Path):

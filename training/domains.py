@@ -145,7 +145,7 @@ def data_mapping(config: Config) -> DataMapping:
     """The names of the dataset's arrays, and the limits of reading them."""
     keys = config.image_key, config.action_key, config.reward_key, config.done_key
     limits = {"read_memory": config.read_memory, "read_seconds": config.read_seconds}
-    return DataMapping(*keys, **limits, action_at=config.action_at)
+    return DataMapping(*keys, **limits, action_at=config.action_at, split=config.split)
 
 
 def open_dataset(config: Config, method: Method) -> OfflineDataset:

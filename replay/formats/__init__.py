@@ -7,7 +7,7 @@ format outside this folder is added with `register`.
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from replay.mapping import PLAIN, DataMapping
 from replay.slices import SlicedArray
 
+TASK = "task"  # array of an episode, not raw, with the text of what was to be done, where each episode says it
 Episode = dict[str, np.ndarray | SlicedArray]  # each array (N, ...), see `replay.episode`
 Load = Callable[[], Episode]
 LabelledLoaders = list[tuple[str, Load]]
@@ -37,8 +38,12 @@ class Format:
         free_rows: its files have a row for each image, and do not say in which one an action is. ``list_episodes`` then
             calls `DataMapping.in_rows`, so that ``--action_at`` works.
         suffixes: endings of its files' names.
+        recognises: whether a file of these suffixes is of this format, from the names of the arrays and groups in it
+            (`replay.layouts`); None: it is if no other format recognises it.
         filenames: names that belong to this format even if they have the suffix of another one.
         find_below: finds the files, in order, of a dataset whose files are in subfolders of the folder given.
+        splits: the names of the parts into which a file divides its episodes, for ``--split``, from the same names;
+            None: its files have no such parts.
         separate_process: read the files in another process, because their library can hang or crash on a damaged
             file. Then ``list_episodes`` and ``FORMAT`` must be in the same importable module.
         related: the other files that the episodes of a file are read from. Copies are made again when one changes.
@@ -60,8 +65,10 @@ class Format:
     mapped: bool = False
     free_rows: bool = False
     suffixes: tuple[str, ...] = ()
+    recognises: Callable[[Collection[str]], bool] | None = None
     filenames: tuple[str, ...] = ()
     find_below: Callable[[Path], list[Path]] | None = None
+    splits: Callable[[Collection[str]], list[str]] | None = None
     separate_process: bool = True
     related: Callable[[Path], list[Path]] = lambda path: []
     facts: Callable[[Path], dict[str, str]] = lambda directory: {}

@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from replay.episode import validate_episode
-from replay.formats import Format, LabelledLoaders
+from replay.formats import TASK, Format, LabelledLoaders
+from replay.labels import no_rewards
 from replay.lerobot_meta import (
     CAMERA_TYPES,
     INFO,
-    LABELS,
     EpisodePlace,
     cameras,
     is_depth,
     metadata_files,
     read_info,
-    read_labels,
     read_places,
 )
 from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, discount_of, moved_down
@@ -56,7 +55,7 @@ def related(path: Path) -> list[Path]:
     """All files of the dataset but its statistics; see `Format`."""
     root = dataset_root(path)
     found = [file for folder in ("data", "videos") for file in (root / folder).rglob("*.*")]
-    return sorted([root / INFO, root / LABELS, *found])
+    return sorted([root / INFO, *found])
 
 
 def action_names(directory: Path, key: str = "") -> list[str]:
@@ -76,7 +75,6 @@ def facts(directory: Path) -> dict[str, str]:
         "cameras": ", ".join(cameras(info)),
         "action names": ", ".join(action_names(directory)),
         "robot": str(info.get("robot_type") or ""),
-        "rewards": f"from {LABELS}" if (directory / LABELS).exists() else "",
     }
     return {name: text for name, text in found.items() if text}
 
@@ -93,27 +91,27 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     require_pyarrow(path)
     root = dataset_root(path)
     info = read_info(root)
-    labels = read_labels(root, info)
-    names = _names(info, mapping, labels is not None, root)
     with safe_read(path, "LeRobot"):
         places = read_places(path, root, info)
+    if mapping.list_only:
+        return [(f"episode_{place.number}", partial(_raise_missing, place.data, [place.number])) for place in places]
+    names = _names(info, mapping, root)
     states = [name for name in _numbers(info) if name.startswith(STATE) and name not in names.values()]
     loaders: LabelledLoaders = []
     for lost, numbers in _missing_files(places, names["image"]).items():
         loaders.append((f"episode_{numbers[0]}", partial(_raise_missing, lost, numbers)))
         places = [place for place in places if place.number not in numbers]
     for place in places:
-        success = None if labels is None or "reward" in mapping.keys else place.number in labels
-        load = partial(_load, place, names, states if raw else None, float(info["fps"]), success, root, mapping)
+        load = partial(_load, place, names, states if raw else None, float(info["fps"]), root, mapping)
         loaders.append((f"episode_{place.number}", load))
     return loaders + _count_check(path, root, info)
 
 
-def _names(info: dict, mapping: DataMapping, labelled: bool, root: Path) -> dict[str, str]:
+def _names(info: dict, mapping: DataMapping, root: Path) -> dict[str, str]:
     """The name of the column of each role; "" for a reward that comes from labels, and for a missing ``done``."""
     features, found = info["features"], cameras(info)
     defaults = {"image": found[0] if len(found) == 1 else "", "action": ACTION}
-    defaults |= {"reward": "" if labelled else REWARD, "done": DONE if DONE in features else ""}
+    defaults |= {"reward": REWARD, "done": DONE if DONE in features else ""}
     if (camera := mapping.image_key) and camera not in features:
         raise BadInput(f"{root}: no camera {camera!r} (--image_key); there are: {by_likeness(camera, found)}")
     names = mapping.names(defaults, features, root)
@@ -127,10 +125,7 @@ def _names(info: dict, mapping: DataMapping, labelled: bool, root: Path) -> dict
         raise BadInput(f"{root}: {what}; choose one with --image_key: {listed}")
     numbers = _numbers(info)
     if names["reward"] == REWARD and REWARD not in numbers:
-        raise BadInput(
-            f"{root}: no rewards (column {REWARD}); name them with --reward_key ({by_likeness(REWARD, numbers)}), or "
-            f"say which episodes succeeded: python dataset.py label {root} --success 0,3,7"
-        )
+        raise BadInput(no_rewards(root, root, REWARD, by_likeness(REWARD, numbers)))
     for role in ("action", "reward", "done"):
         if names[role] and names[role] not in numbers:
             listed = by_likeness(names[role], numbers)
@@ -178,10 +173,9 @@ def _raise_count(root: Path, total: int, listed: int) -> dict:
 
 
 def _load(
-    place: EpisodePlace, names: dict[str, str], states: list[str] | None, fps: float, success: bool | None, root: Path,
-    mapping: DataMapping,
-) -> dict:  # fmt: skip
-    """An episode in the row convention, with the columns ``states`` too. ``success`` replaces its rewards."""
+    place: EpisodePlace, names: dict[str, str], states: list[str] | None, fps: float, root: Path, mapping: DataMapping
+) -> dict:
+    """An episode in the row convention, with the columns ``states`` too."""
     where, image = f"{root} episode {place.number}", names["image"]
     used = {role: names[role] for role in ("action", "reward", "done") if names[role]}
     wanted = {*used.values(), *(states or ()), "frame_index", *({image} - place.videos.keys())}
@@ -199,13 +193,13 @@ def _load(
         video, start = place.videos[image]
         with safe_read(f"{video} episode {place.number}", "video"):
             frames = read_video(video, start, fps, place.frames, mapping.image_size, f"{video} episode {place.number}")
-    if success is not None:
-        columns["reward"] = np.zeros(place.frames, np.float32)
-        columns["reward"][-1] = success
+    columns = mapping.with_rewards(columns, place.frames)
     with safe_read(where, "LeRobot"):
         episode = _to_rows(columns, where) | {"image": frames.images}
     standard = validate_episode(episode, where, mapping.any_actions)
-    return standard | ({"image_shape": np.array(frames.shape)} if states is None else extras)
+    if states is None:
+        extras = {"image_shape": np.array(frames.shape), TASK: np.array(place.task)}
+    return standard | extras
 
 
 def _encoded_images(column, size: int | None, where: Path) -> Frames:

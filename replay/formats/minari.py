@@ -6,7 +6,6 @@ that of Minari 0.5.4. Images of at least 32 pixels are JPEGs unless the metadata
 """
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -17,15 +16,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
 
+from replay.encoded import decoded, is_encoded
 from replay.episode import as_raw, validate_episode
 from replay.formats import Format, LabelledLoaders
 from replay.hdf5 import open_hdf5, read_hdf5_array, sliced_hdf5
+from replay.labels import no_rewards
 from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, is_picture, require_one_camera
 from replay.minari_writer import KEPT, MAIN_FILE, write
 from replay.safe_read import require_arrays, safe_read
-from replay.slices import ENCODED_ROWS, SLICE_BYTES, SlicedArray, rows_at_once, shrunk, stacked
+from replay.slices import ENCODED_ROWS, SLICE_BYTES, SlicedArray, rows_at_once, shrunk
 from replay.tables import column_array, read_batches, require_pyarrow, require_values, table_columns
 from tools import BadInput
 
@@ -35,11 +35,6 @@ DEPTH = 6
 STEPS = {"action": "actions", "reward": "rewards", "done": "terminations"}  # role -> Minari's name
 TABLES = (".arrow", ".parquet")
 IMAGE_NAMES = ("image", "pixels", "rgb", "observation")
-
-JPEG = b"\xff\xd8"  # the first bytes of every JPEG
-
-# No simulator's frames are larger. A JPEG header that claims more is damaged.
-MAX_SIDE = 4096
 
 
 # Finding
@@ -94,7 +89,7 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
         numbers = sorted(int(name[8:]) for name in file if re.fullmatch(r"episode_\d+", name))
         labels = [str(file[f"episode_{number}"].attrs.get("file", f"episode_{number}")) for number in numbers]
     if not numbers:
-        raise BadInput(f"{path}: an HDF5 file without step_type (V-D4RL) or episode_0 (Minari); remove it")
+        raise BadInput(f"{path}: an HDF5 file without step_type (V-D4RL), episode_0 (Minari) or another known layout")
     return [
         (label, partial(_load_hdf5, path, number, raw, mapping)) for number, label in zip(numbers, labels, strict=True)
     ]
@@ -118,7 +113,8 @@ def _load_hdf5(path: Path, number: int, raw: bool, mapping: DataMapping) -> dict
         }
         arrays = _step_datasets(group)
         names = _names(mapping, observations, arrays, where)
-        steps = {role: _read_steps(arrays[names[role]], limit) for role in STEPS}
+        steps = {role: _read_steps(arrays[names[role]], limit) for role in STEPS if names[role]}
+        steps = mapping.with_rewards(steps, len(steps["action"]))
         episode = _to_rows(observations, steps, kept, names["image"], where, raw)
     return _validated(episode, raw, where, mapping)
 
@@ -147,7 +143,9 @@ def _names(mapping: DataMapping, observations: dict, steps: dict, where: object)
         BadInput: an array is missing.
     """
     names = mapping.names({"image": "", **STEPS}, (*observations, *steps), where)
-    require_arrays([name for role, name in names.items() if role != "image"], steps, where)
+    if names["reward"] and names["reward"] not in steps:
+        raise BadInput(no_rewards(where, Path("DIR"), names["reward"], by_likeness("reward", steps)))
+    require_arrays([name for role, name in names.items() if name and role != "image"], steps, where)
     return names
 
 
@@ -184,8 +182,9 @@ def _load_table(path: Path, raw: bool, mapping: DataMapping) -> dict:
         observations = _table_observations(path, space, len(table), kind)
         arrays = _step_columns(columns)
         names = _names(mapping, observations, arrays, path)
-        steps = {role: arrays[names[role]] for role in STEPS}
+        steps = {role: arrays[names[role]] for role in STEPS if names[role]}
         require_values(steps, names, path)
+        steps = mapping.with_rewards(steps, len(steps["action"]))
         episode = _to_rows(observations, steps, {}, names["image"], path, raw)
     return _validated(episode, raw, path, mapping)
 
@@ -255,8 +254,8 @@ def _to_rows(
     """An episode in the row convention, from Minari's arrays; ``steps`` by their roles, other observations if raw."""
     name = _image_name(observations, image_key, where)
     image = observations.pop(name)
-    if _contains_jpegs(image):
-        image = _decoded(image)
+    if is_encoded(image):
+        image = decoded(image)
     actions, rewards, terminations = (as_numbers(steps[role]) for role in STEPS)
     if not len(image) - 1 == len(actions) == len(rewards) == len(terminations):
         lengths = f"observations {len(image)}, actions {len(actions)}, rewards {len(rewards)}"
@@ -288,37 +287,13 @@ def _image_name(observations: dict[str, np.ndarray | SlicedArray], image_key: st
         raise BadInput(f"{where}: no images (uint8) among the observations ({listed}); this data is not from pixels")
     usual = next((name for name in IMAGE_NAMES if name in images), "")
     if len(images) > 1:
-        shapes = {name: (_decoded(a) if _contains_jpegs(a) else a).shape for name, a in images.items()}
+        shapes = {name: (decoded(a) if is_encoded(a) else a).shape for name, a in images.items()}
         require_one_camera(usual, shapes, where)
     return usual or next(iter(images))
 
 
 def _contains_images(array: np.ndarray | SlicedArray) -> bool:
-    return is_picture(array.shape, array.dtype) or _contains_jpegs(array)
-
-
-def _contains_jpegs(array: np.ndarray | SlicedArray) -> bool:
-    encoded = (array.dtype == np.uint8 and array.ndim == 2) or (array.dtype == object and array.ndim == 1)
-    return encoded and len(array) > 0 and bytes(array.first()[0][:2]) == JPEG
-
-
-def _decoded(frames: SlicedArray) -> SlicedArray:
-    """The images (N, H, W, 3), or (N, H, W) if they are grey, of JPEGs of equal size."""
-    first = _decode_jpeg(bytes(frames.first()[0]))
-
-    def read() -> Iterator[np.ndarray]:
-        return stacked(_decode_jpeg(bytes(frame)) for piece in frames for frame in piece)
-
-    return SlicedArray((len(frames), *first.shape), np.uint8, read, frames.where, frames.kind)
-
-
-def _decode_jpeg(data: bytes) -> np.ndarray:
-    if not data.startswith(JPEG):
-        raise ValueError("a frame is not a JPEG")
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        if max(image.size) > MAX_SIDE:
-            raise ValueError(f"a JPEG of {image.size[0]}x{image.size[1]} pixels")
-        return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))  # grey ones stay grey
+    return is_picture(array.shape, array.dtype) or is_encoded(array)
 
 
 def _validated(episode: dict, raw: bool, where: object, mapping: DataMapping) -> dict:

@@ -13,6 +13,7 @@ import numpy as np
 from replay import dreamer_replay
 from replay.episode import KEYS, as_raw, validate_episode
 from replay.formats import Format, LabelledLoaders
+from replay.labels import no_rewards
 from replay.mapping import PLAIN, ROLES, DataMapping, by_likeness, is_picture, renamed, require_one_camera
 from replay.npz_files import NpzArray, episode_filename, open_npz_array, read_npz_array, read_npz_rows, write_npz
 from replay.safe_read import READ_ERRORS, check_memory, safe_read
@@ -105,7 +106,9 @@ def _read_piece(
         parts.append(arrays)
     arrays = dreamer_replay.assembled(parts, rows, file, names)
     episode = renamed(arrays, names, where)
-    if not file.taken_at_image:  # else the actions have been moved
+    if file.taken_at_image:  # the actions have been moved
+        episode = mapping.with_rewards(episode, sum(end - first for _, first, end in rows))
+    else:
         episode = mapping.in_rows(episode, where)
     return _validated(episode, arrays, where, raw, mapping)
 
@@ -177,7 +180,10 @@ def _require_one_camera(own: str, archive: zipfile.ZipFile, found: list[str], pa
 
 def _require(names: dict[str, str], found: list[str], path: Path) -> None:
     """Raise BadInput, with the options to give, if arrays are missing but there are others."""
-    missing = [role for role in KEYS[:3] if names[role] not in found]
+    missing = [role for role in KEYS[:3] if names[role] and names[role] not in found]
+    others = by_likeness("reward", set(found) - {*names.values(), "discount"})
+    if missing == ["reward"]:
+        raise BadInput(no_rewards(path, path.parent, names["reward"], others))
     if missing and set(found) - {*names.values(), "discount"}:
         options = ", ".join(f"--{role}_key" for role in missing)
         raise BadInput(

@@ -9,7 +9,8 @@ import numpy as np
 from replay.episode import validate_episode
 from replay.formats import Format, LabelledLoaders, minari
 from replay.hdf5 import open_hdf5, read_hdf5_array, sliced_hdf5
-from replay.mapping import PLAIN, DataMapping, is_picture, renamed, require_one_camera
+from replay.labels import no_rewards
+from replay.mapping import PLAIN, DataMapping, by_likeness, is_picture, renamed, require_one_camera
 from replay.safe_read import require_arrays, safe_read
 from replay.slices import shrunk
 from tools import BadInput
@@ -33,10 +34,12 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
             return minari.list_episodes(path, raw, mapping)
         names = mapping.names(NAMES, file, path)
         needed = [name for name in (*names.values(), "step_type") if name]
+        if names["reward"] and names["reward"] not in file:
+            raise BadInput(no_rewards(path, path.parent, names["reward"], by_likeness("reward", file)))
         require_arrays(needed, file, path)
         step_type = read_hdf5_array(file["step_type"], limit=mapping.read_memory)
         lengths = {key: len(file[key]) for key in needed}
-        if "image" not in mapping.keys:
+        if "image" not in mapping.keys and not mapping.list_only:
             arrays = {name: node for name in file if isinstance(node := file.get(name), h5py.Dataset)}
             pictures = {name: array.shape for name, array in arrays.items() if is_picture(array.shape, array.dtype)}
             rows = {name: shape for name, shape in pictures.items() if shape[0] == len(step_type)}

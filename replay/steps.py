@@ -1,0 +1,197 @@
+"""Episodes of files in which row t has what was seen at step t and the action that was taken there.
+
+The robot formats use it. A format gives the arrays of its file as `Column`s; which of them are images and which are
+states is decided here alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from replay.encoded import decoded, is_encoded
+from replay.episode import KEYS, as_raw, validate_episode
+from replay.labels import no_rewards
+from replay.mapping import DataMapping, as_numbers, by_likeness, discount_of, is_picture, moved_down, require_one_camera
+from replay.slices import SLICE_BYTES, SlicedArray, joined, shrunk, whole
+from tools import BadInput
+
+LEAST_SIDE = 8  # pixels of images that are stored as floating point numbers; smaller arrays are states
+
+
+class Column(NamedTuple):
+    """An array of a file, of which nothing has been read.
+
+    Attributes:
+        shape, dtype: of all its rows.
+        rows: returns some of its rows.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    rows: Callable[[slice], SlicedArray]
+
+
+Columns = dict[str, Column]
+
+
+@dataclass(frozen=True)
+class StepColumns:
+    """The arrays of a file or of an episode, by their names.
+
+    Attributes:
+        observed: seen at each step: images and states.
+        acted: actions, rewards and others.
+        own: the format's own name of each role, see `replay.mapping.ROLES`; "" where it has none. That of the reward is
+            used only if it exists.
+        after: those of ``observed`` that were seen after each step's action. Their last row is added to the episode.
+        led: the action of a row led to what was seen in it.
+        ends_only: terminations count in the last row only, unless ``--done_key`` names them.
+        hint: what to do if there are no images.
+    """
+
+    observed: Columns
+    acted: Columns
+    own: Mapping[str, str]
+    after: Columns = field(default_factory=dict)
+    led: bool = False
+    ends_only: bool = False
+    hint: str = "this program learns from images (uint8, rows x height x width x 3)"
+
+
+def image_columns(observed: Columns) -> Columns:
+    """Those that are images: uint8, floating point numbers 0 to 255, JPEGs or PNGs.
+
+    Of arrays that could be JPEGs the first row is read.
+    """
+    return {name: column for name, column in observed.items() if _is_image(column)}
+
+
+def state_columns(observed: Columns) -> Columns:
+    """Those that are low-dimensional: a number or a list of numbers in each row."""
+    return {
+        name: column
+        for name, column in observed.items()
+        if column.dtype.kind in "fiub" and len(column.shape) in (1, 2) and not _is_image(column)
+    }
+
+
+def choose_names(columns: StepColumns, mapping: DataMapping, where: object, folder: object) -> dict[str, str]:
+    """The name of the array of each role; "" for a reward that comes from labels, and for a missing ``done``.
+
+    Args:
+        columns: the arrays.
+        mapping: the names that were given.
+        where: the file or place in errors.
+        folder: the dataset's.
+
+    Raises:
+        BadInput: an array is missing, there are no images, or there are several cameras and none is chosen.
+    """
+    images = image_columns(columns.observed)
+    own = {**columns.own, "done": columns.own["done"] if columns.own["done"] in columns.acted else ""}
+    names = mapping.names(own, [*columns.observed, *columns.acted], where)
+    if not images:
+        listed = ", ".join(f"{n} {c.dtype} {c.shape}" for n, c in list(columns.observed.items())[:6]) or "none"
+        raise BadInput(f"{where}: no images among the observations ({listed}); {columns.hint}")
+    if mapping.image_key and mapping.image_key not in images:
+        listed = by_likeness(mapping.image_key, images)
+        raise BadInput(f"{where}: {mapping.image_key!r} (--image_key) has no images; those that have: {listed}")
+    if not mapping.image_key:
+        require_one_camera(names["image"], {name: _image_shape(column) for name, column in images.items()}, where)
+        names["image"] = names["image"] if names["image"] in images else next(iter(images))
+    available = columns.observed | columns.acted
+    if names["reward"] and names["reward"] not in available:
+        one = {name for name, c in available.items() if c.dtype.kind in "fiu" and math.prod(c.shape[1:]) == 1}
+        raise BadInput(no_rewards(where, folder, names["reward"], by_likeness("reward", one - {names["action"]})))
+    if names["action"] not in available:
+        listed = by_likeness("action", columns.acted)
+        raise BadInput(f"{where}: no array {names['action']}; name the actions with --action_key: {listed}")
+    return names
+
+
+def read_episode(
+    columns: StepColumns, names: Mapping[str, str], rows: slice, where: object, raw: bool, mapping: DataMapping
+) -> dict[str, np.ndarray | SlicedArray]:
+    """Some rows of the arrays as one episode, validated; with the states too if ``raw``.
+
+    Raises:
+        BadInput: it is not valid, or not in the file.
+        Any of `safe_read.READ_ERRORS`: the file is damaged.
+    """
+    image = _seen(columns, names["image"], rows)
+    image = decoded(image) if is_encoded(image) else _as_uint8(image, where)
+    available = columns.observed | columns.acted
+    episode = {role: _numbers(available[names[role]], rows, mapping) for role in ("action", "reward") if names[role]}
+    if names["done"]:
+        episode["discount"] = discount_of(_numbers(available[names["done"]], rows, mapping), where)
+        if columns.ends_only and not mapping.done_key:
+            episode["discount"][:-1] = 1
+    episode = mapping.with_rewards(episode | {"image": image}, len(image))
+    episode = _at_their_images(episode) if columns.led else moved_down(episode, len(image), where)
+    standard = validate_episode(episode, where, mapping.any_actions)
+    if not raw:
+        return shrunk(standard, mapping.image_size)
+    return as_raw(episode, standard) | _states(columns, names, rows, len(image))
+
+
+def _is_image(column: Column) -> bool:
+    shape = column.shape
+    if column.dtype.kind == "f" and len(shape) == 4 and shape[-1] == 3:  # with one channel it is depth
+        return min(shape[1:3]) >= LEAST_SIDE
+    if is_picture(shape, column.dtype):
+        return True
+    could_be = (column.dtype == np.uint8 and len(shape) == 2) or (column.dtype.kind in "OSV" and len(shape) == 1)
+    return could_be and shape[0] > 0 and is_encoded(column.rows(slice(0, 1)))
+
+
+def _image_shape(column: Column) -> tuple[int, ...]:
+    """The shape of a column of images, decoded."""
+    if len(column.shape) > 2:
+        return column.shape
+    return (column.shape[0], *decoded(column.rows(slice(0, 1))).shape[1:])
+
+
+def _seen(columns: StepColumns, name: str, rows: slice) -> SlicedArray:
+    """What was seen at some steps and, if the file has it, after the last of them."""
+    seen = columns.observed[name].rows(rows)
+    if (after := columns.after.get(name)) is None or len(seen) == 0:
+        return seen
+    end = range(*rows.indices(after.shape[0]))[-1]
+    return joined([seen, after.rows(slice(end, end + 1))])
+
+
+def _as_uint8(image: SlicedArray, where: object) -> SlicedArray:
+    return image if image.dtype.kind != "f" else image.map(partial(_rounded, where))
+
+
+def _rounded(where: object, image: np.ndarray) -> np.ndarray:
+    """Images of numbers 0 to 255 as uint8. Raises BadInput if they have another range."""
+    low, high = float(image.min()), float(image.max())
+    if not 0 <= low <= high <= 255:  # NaN too
+        raise BadInput(f"{where}: images are {image.dtype} from {low:g} to {high:g}, not 0 to 255; write them as uint8")
+    if 0 < high <= 1 and (image % 1).any():
+        raise BadInput(f"{where}: images are {image.dtype} from 0 to 1; write them as uint8, 0 to 255")
+    return np.rint(image).astype(np.uint8)
+
+
+def _numbers(column: Column, rows: slice, mapping: DataMapping) -> np.ndarray:
+    return as_numbers(whole(column.rows(rows), mapping.read_memory))
+
+
+def _at_their_images(episode: dict) -> dict:
+    """An episode whose actions led to the images of their rows. That of row 0 led to the first image from no other."""
+    changed = {key: episode[key].copy() for key in ("action", "reward")}
+    for array in changed.values():
+        array[:1] = 0
+    return episode | changed
+
+
+def _states(columns: StepColumns, names: Mapping[str, str], rows: slice, count: int) -> dict:
+    taken = {*names.values(), *KEYS}
+    found = {name: _seen(columns, name, rows) for name in state_columns(columns.observed) if name not in taken}
+    found = {name: array for name, array in found.items() if len(array) == count}
+    return {name: np.asarray(array) if array.nbytes <= SLICE_BYTES else array for name, array in found.items()}

@@ -31,7 +31,7 @@ from replay.summary import SHEET_SIZE, picture_folder, summarize
 from wrappers import parse_task
 
 HELP = {
-    "image": "images; LeRobot: which camera",
+    "image": "images; several cameras: front,wrist",
     "action": "actions",
     "reward": "rewards",
     "done": "true where the task terminated",
@@ -82,6 +82,8 @@ def parser() -> Parser:
         command.add_argument("--read_seconds", type=whole_seconds, default=SECONDS, metavar="N", help=limits)
         for role, option in zip(ROLES, OPTIONS, strict=True):
             command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
+        states = "arrays of low-dimensional states, separated by commas: qpos,gripper"
+        command.add_argument("--state_keys", default="", metavar="NAMES", help=states)
         at = "the image at which the action of row t was taken: current, image t; next, the one before it"
         command.add_argument("--action_at", default="auto", choices=("auto", *PLACES), help=at)
     for command in (info, check, change):
@@ -111,7 +113,7 @@ def data_files(args: argparse.Namespace, size: int | None = None) -> list[DataFi
     keys = {option: getattr(args, option) for option in OPTIONS}
     limits = {"read_memory": args.read_memory, "read_seconds": args.read_seconds}
     reading = {"any_actions": bool(args.action_range), "image_size": size, "action_at": args.action_at}
-    mapping = DataMapping(**keys, **limits, **reading)
+    mapping = DataMapping(**keys, **limits, **reading, state_keys=args.state_keys)
     parse_range(args.action_range)
     return find_data_files(args.directory, args.dataset_format, mapping)
 

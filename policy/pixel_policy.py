@@ -195,6 +195,8 @@ class PixelPolicy:
             raise ValueError(f"no {', '.join(missing)} in the observation; give {', '.join(self.names)}")
         if several:
             images, singles = zip(*(sized_images(image[name], self.size) for name in self.cameras), strict=True)
+            if len({len(array) for array in images}) > 1:
+                raise ValueError(f"the images of {', '.join(self.cameras)} differ in number: {[*map(len, images)]}")
             found, single = {"image": np.concatenate(images, -1)}, singles[0]
         else:
             images, single = sized_images(image["image"], self.size, len(self.cameras))

@@ -39,10 +39,11 @@ class PolicyStep(nn.Module):
         self.cameras, self.resizers = [*resizers], nn.ModuleList(resizers.values())  # names may have dots
         self.parts = nn.ModuleList(policy.agent.policy_modules())  # an agent is not a module
 
-    def forward(self, observed: Observed, state: State, first: Tensor, noise: Tensor) -> tuple[Tensor, State]:
-        """observed, state of (N, ...), first (N,) bool, noise (N, S) -> (action (N, A), new state)."""
+    def forward(self, image: Observed, state: State, first: Tensor, noise: Tensor) -> tuple[Tensor, State]:
+        """image, or all observations by name; state of (N, ...), first (N,) bool, noise (N, S) -> (action (N, A), new
+        state)."""
         keep = (~first).float().unsqueeze(-1)
-        observed = observed if isinstance(observed, dict) else {"image": observed}
+        observed = image if isinstance(image, dict) else {"image": image}
         images = [resize(observed[name]) for name, resize in zip(self.cameras, self.resizers, strict=True)]
         inputs = {"image": images[0] if len(images) == 1 else torch.cat(images, -1)}
         inputs = {name: array[:, None] for name, array in {**inputs, **{n: observed[n] for n in self.states}}.items()}

@@ -70,6 +70,7 @@ STATES = Condition(
     "state_keys, or source_observation state",
 )
 BESIDE_IMAGE = Condition(lambda method, config: has_state_keys(config), "state_keys")
+SOURCE_STATES = Condition(lambda method, config: config.state_keys or config.source_state_keys != "none", "state_keys")
 GAUSSIAN = Condition(lambda method, config: config.dyn_discrete == 0, "dyn_discrete 0")
 PRED_DISCOUNT = Condition(lambda method, config: config.pred_discount, "pred_discount True")
 MIXED_GRADIENT = Condition(lambda method, config: config.actor_grad == "both", "actor_grad both")
@@ -153,7 +154,7 @@ SETTINGS = {
     "size": Setting(minimum=16, maximum=512, affects="sources cost", **BOTH),
     "time_limit": Setting(minimum=1, used_if=(SIMULATOR,), **BOTH),
     "state_keys": Setting(used_if=(WORLD_MODEL,), affects="target cost", report="setup"),
-    "source_state_keys": Setting(used_if=(WORLD_MODEL, SOURCES), affects="sources cost", report="setup"),
+    "source_state_keys": Setting(used_if=(WORLD_MODEL, SOURCES, SOURCE_STATES), affects="sources cost", report="setup"),
     "source_observation": Setting(
         **one_of("image", "state"), used_if=(SOURCES,), affects="sources cost", report="setup"
     ),

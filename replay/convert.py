@@ -27,7 +27,8 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict, action
 
     Images and all other arrays keep their values bit for bit; only actions are rescaled to [-1, 1] if there is an
     ``action_range``, and ``dataset.json`` records the map. With ``action_at`` current, actions, rewards and discounts
-    are moved to the next row (`replay.mapping.moved_down`), and ``dataset.json`` says next. Bad files are left out,
+    are moved to the next row (`replay.mapping.moved_down`), and ``dataset.json`` says next. Several cameras become one
+    array, and ``dataset.json`` has their names. Bad files are left out,
     with a warning on stderr.
 
     Args:
@@ -56,6 +57,8 @@ def convert(files: list[DataFile], out: Path, to: str, description: dict, action
             description = {**description, "action_map": found.as_dict()}
         if files[0].mapping.action_at == "current":
             description = {**description, "action_at": "next"}
+        if len(cameras := files[0].mapping.cameras) > 1:
+            description = {**description, "cameras": cameras}
         episodes = _rescaled(_raw_episodes(files, raise_if_stopped), found, action_range)
         count = FORMATS[to].write(folder, episodes, out.name)
         raise_if_stopped()

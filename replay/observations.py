@@ -90,6 +90,19 @@ def joined_channels(images: list[Images]) -> Images:
     return SlicedArray(shape, np.uint8, read, first.where, first.kind)
 
 
+def names_of_cameras(given: list[str], description: dict, count: int) -> list[str]:
+    """The names of ``count`` cameras, if they are several: those given, or those of ``dataset.json``, or numbers.
+
+    There ``cameras`` has those of a converted dataset, ``camera`` the simulator's setting.
+    """
+    if count == 1:
+        return []
+    for names in (given, description.get("cameras"), str(description.get("camera", "")).split(",")):
+        if isinstance(names, list) and len(names) == len(set(names)) == count:
+            return names
+    return [f"camera_{number}" for number in range(count)]
+
+
 def _in_steps(image: Images, step: int) -> Iterator[np.ndarray]:
     """Slices of ``step`` rows each, but for the last."""
     waiting = np.empty((0, *image.shape[1:]), image.dtype)

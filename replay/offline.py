@@ -12,6 +12,7 @@ from replay.cache import Cache
 from replay.data_files import find_data_files, print_notes
 from replay.description import read_description
 from replay.mapping import PLAIN, ActionMap, DataMapping, action_map, outside_range, parse_range, recorded_map
+from replay.observations import names_of_cameras
 from replay.store import SequenceStore
 from replay.stored_episode import StoredEpisode
 from tools import BadInput
@@ -78,7 +79,8 @@ class OfflineDataset(SequenceStore):
         _warn_of(self.problems, self.directory, len(self.stored))
         print_notes(self.directory, files)
         _check_sizes(self.directory, self.stored, mapping.states)
-        self.cameras = self._named_cameras(mapping.cameras, cache.cameras)
+        names = names_of_cameras(mapping.cameras, self.description, max(len(cache.cameras), 1))
+        self.cameras = dict(zip(names, cache.cameras, strict=True))
         self.states = {key: self.stored[0].arrays[key].shape[0] for key in mapping.states}
         self._action_map = self._find_action_map(action_range)
         names = files[0].format.action_names(self.directory, mapping.action_key)
@@ -101,14 +103,6 @@ class OfflineDataset(SequenceStore):
     def channels(self) -> int:
         """Channels of an image, 3 for each camera."""
         return self.stored[0].arrays["image"].shape[-1]
-
-    def _named_cameras(self, names: list[str], shapes: list[list[int]]) -> dict[str, list[int]]:
-        """The shapes of several cameras by their names: those given, or those of ``dataset.json``, or numbers."""
-        recorded = str(self.description.get("camera", "")).split(",")
-        for found in (names, recorded):
-            if len(found) == len(set(found)) == len(shapes):
-                return dict(zip(found, shapes, strict=True))
-        return {f"camera_{number}": shape for number, shape in enumerate(shapes)}
 
     def _find_action_map(self, action_range: str) -> ActionMap | None:
         """The map of the actions; with a range, episodes rescale their actions by it, others are left out."""

@@ -12,9 +12,11 @@ from replay.action_rows import action_rows_note
 from replay.cache import may_write
 from replay.check import list_episodes, outside_of, unusual_sizes
 from replay.data_files import DataFile
+from replay.description import read_description
 from replay.endings import Ending, ends_matter, why
 from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, camera_shapes
 from replay.mapping import ActionMap, action_map
+from replay.observations import names_of_cameras
 from replay.slices import SlicedArray, slices
 from replay.store import LARGE_STATE
 from tools import BadInput, progress_bar, side_by_side, write_atomically
@@ -36,7 +38,7 @@ class Summary:
         reward_low, reward_high: smallest and largest reward, without row 0.
         image_sizes: number of episodes by (height, width), "grey" too if they have no colours; of several cameras all.
         states: smallest value, largest value and size of each low-dimensional state, by its name.
-        cameras: the names of several cameras, left to right.
+        cameras: the names of several cameras, left to right; `summarize` gives them.
         reset_actions: number of episodes with an action in row 0.
         idle_starts: number of episodes whose first action, that of row 1, is zeros.
         action_map: the map of the actions to [-1, 1], if they are not in this range.
@@ -82,6 +84,7 @@ class Summary:
         self.reward_high = max(self.reward_high, float(reward[1:].max()))
         shapes = camera_shapes(episode)
         size = " + ".join(f"{height}x{width}{' grey' * (channels == 1)}" for height, width, channels in shapes)
+        self.cameras = self.cameras or [""] * len(shapes)
         for key in states:
             low, high, _ = self.states.get(key, (np.inf, -np.inf, 0))
             values = episode[key]
@@ -221,7 +224,6 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
     """
     episodes, problems = list_episodes(files)
     summary, show, mapping = Summary(), sheet_episodes(len(episodes)), files[0].mapping
-    summary.cameras = mapping.cameras if len(mapping.cameras) > 1 else []
     sizes: dict[str, int] = {}
     with progress_bar(len(episodes), "reading", unit="episode", disable=None) as bar:
         for index, (place, load) in enumerate(episodes):
@@ -238,6 +240,8 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
                 problems.append(str(error))
     if unusual := unusual_sizes(sizes):
         raise BadInput(unusual[0] + (f" (and {len(unusual) - 1} more)" if len(unusual) > 1 else ""))
+    described = read_description(files[0].path)
+    summary.cameras = names_of_cameras(mapping.cameras, described, max(len(summary.cameras), 1))
     if summary.returns:
         summary.action_map = action_map(action_range, summary.action_low, summary.action_high)
     return summary, problems

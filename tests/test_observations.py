@@ -141,7 +141,9 @@ def test_converted_data_keep_cameras_and_states(tmp_path: Path, to: str):
     npz_of(tmp_path / "data", wrist=resize_images(wrist(), 8), **STATES)
     out, flags = tmp_path / f"out-{to}-v0", ["--image_key", "image,wrist", "--state_keys", STATE_KEYS]
     assert dataset.main(["convert", str(tmp_path / "data"), str(out), "--to", to, *flags]) == 0
-    check_rows(OfflineDataset(out, size=8, mapping=DataMapping(state_keys=STATE_KEYS)), front)
+    data = OfflineDataset(out, size=8, mapping=DataMapping(state_keys=STATE_KEYS))
+    check_rows(data, front)
+    assert list(data.cameras) == ["image", "wrist"], "by dataset.json"
     shutil.rmtree(out)
     npz_of(tmp_path / "other", wrist=wrist())
     with pytest.raises(BadInput, match="no usable episode"):

@@ -14,15 +14,18 @@ from training.methods import Method
 from wrappers import Task
 
 
-def simulator_senses(space: gymnasium.spaces.Dict, keys: str, option: str, task: Task) -> Senses:
+def simulator_senses(space: gymnasium.spaces.Dict, keys: str, option: str, task: Task, instead: str = "") -> Senses:
     """The senses of an agent with an image in a simulator with these observations, and the states ``keys``.
 
-    Raises BadInput, with the ``option`` that gave them, if one is not among the observations.
+    Raises BadInput, with the ``option`` that gave them and perhaps what to give ``instead``, if one is not among the
+    observations.
     """
     entries, state = {key: box for key, box in space.spaces.items() if key != "image"}, {}
     for key in listed_names(keys):
         if key not in entries:
-            raise BadInput(f"--{option}: {task} observes no state {key!r}; there are: {by_likeness(key, entries)}")
+            raise BadInput(
+                f"--{option}: {task} observes no state {key!r}; there are: {by_likeness(key, entries)}{instead}"
+            )
         state[key] = entries[key].shape[0]
     return Senses(space["image"].shape[-1], state)
 
@@ -40,7 +43,8 @@ def online_senses(config: Config, name: str, space: gymnasium.spaces.Dict, task:
     if config.source_observation == "state":
         return state_senses(space, task)
     if name == "target" or config.source_state_keys in ("", config.state_keys):
-        return simulator_senses(space, config.state_keys, "state_keys", task)
+        instead = "" if name == "target" else "; give --source_state_keys, some of these or none"
+        return simulator_senses(space, config.state_keys, "state_keys", task, instead)
     keys = "" if config.source_state_keys == "none" else config.source_state_keys
     return simulator_senses(space, keys, "source_state_keys", task)
 

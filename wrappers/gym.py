@@ -142,8 +142,8 @@ def is_image(space: gymnasium.Space) -> bool:
     return len(space.shape or ()) == 3 or (len(space.shape or ()) == 2 and space.dtype == np.uint8)
 
 
-def as_rgb(frame: Any, task: str) -> np.ndarray:
-    """What an environment's ``render`` returned, (H, W) or (H, W, 1 or 3), as (H, W, 3) uint8.
+def as_rgb(frame: Any, task: str, source: str = "render() returned") -> np.ndarray:
+    """A frame of an environment, (H, W) or (H, W, 1 or 3), as (H, W, 3) uint8. ``source`` says where it is from.
 
     Raises BadInput if it is no such image.
     """
@@ -154,7 +154,7 @@ def as_rgb(frame: Any, task: str) -> np.ndarray:
             frame = frame[..., None]
         if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] in (1, 3) and 0 not in frame.shape:
             return np.repeat(frame, 3, axis=2) if frame.shape[2] == 1 else frame
-    raise BadInput(f"{task}: render() returned {found}; it must return an array (height, width, 3) of uint8")
+    raise BadInput(f"{task}: {source} {found}; it must return an array (height, width, 3) of uint8")
 
 
 def as_number(value: Any, what: str, *, low: float = -np.inf, high: float = np.inf) -> float:
@@ -241,16 +241,14 @@ class GymEnv(PixelEnv):
     def _draw(self) -> np.ndarray:
         if self._cameras:
             frames = image_entries(self._env.observation_space, self._observed)
-            return beside_each_other([self._sized(frames[camera]) for camera in self._cameras])
+            shown = [as_rgb(frames[name], self._task, f"observation {name} is") for name in self._cameras]
+            return beside_each_other([resize_images(frame[None], self.description["size"])[0] for frame in shown])
         for renderer in self._renderers:
             # gymnasium's renderer draws into the OpenGL context of whichever environment of this process drew last.
             if getattr(renderer, "viewer", None) is not None:
                 renderer.viewer.make_context_current()
         with one_line_errors(self._task, "render()"):
             frame = self._env.render()
-        return self._sized(frame)
-
-    def _sized(self, frame: Any) -> np.ndarray:
         return resize_images(as_rgb(frame, self._task)[None], self.description["size"])[0]
 
     def _low_dimensional(self) -> dict[str, np.ndarray]:

@@ -146,6 +146,26 @@ def test_bfloat16_losses_are_close_to_those_in_float32():
     torch.testing.assert_close(rounded["state"], exact["state"], rtol=0.02, atol=0.0)
 
 
+@pytest.mark.slow
+def test_compiled_losses_equal_eager_ones():
+    """Those of the source and the target, with the ties, as they are compiled on a GPU."""
+    torch.manual_seed(0)
+    agents = built("coworld", BOTH, BOTH, size="16,16", kl_free=0.0)
+    source, target = agents["source"], agents["target"]
+    own, data = ({k: v[:, :3] for k, v in agent.random_batch().items()} for agent in (source, target))
+    noise, other_noise, eta = source.noise(own), target.noise(data), torch.tensor(0.5)
+    for agent, inputs in (
+        (source, (own, noise, data, other_noise, eta)),
+        (target, (data, other_noise, source.embed(data))),
+    ):
+        found, function = [], agent.world_model_loss
+        for call in (function, torch.compile(function, dynamic=False, backend="aot_eager")):
+            loss = call(*inputs)[0]
+            gradients_of = torch.autograd.grad(loss, agent.model_opt.parameters, allow_unused=True)
+            found.append([loss.detach(), *(g for g in gradients_of if g is not None)])
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", WITH_WORLD_MODEL)
 def test_every_method_updates_and_reads_nothing_from_the_device(method: str):
     """On the meta device, as in test_meta_device.py; copies and EWC too."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from config import Config
 from networks import ConvDecoder, ConvEncoder, StateEncoder, mlp
-
-CAMERA = 3  # channels of one camera, RGB
+from tools import CAMERA
 
 
 @dataclass(frozen=True)

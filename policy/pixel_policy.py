@@ -11,8 +11,7 @@ from agents.base import BaseAgent
 from config import Config
 from networks import State, pad_action
 from policy.actions import ActionMap
-from senses import CAMERA
-from tools import DIVERGED, BadInput, resize_images
+from tools import CAMERA, DIVERGED, BadInput, resize_images
 from training.checkpoint import CHECKPOINT, build_agent, load_checkpoint, task_label
 from training.device import pick_device
 

@@ -17,7 +17,7 @@ MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "wrappers": {"tools"},
     "replay": {"tools"},
     "config": {"tools", "wrappers", "replay"},
-    "senses": {"networks", "config"},
+    "senses": {"tools", "networks", "config"},
     "models": {"tools", "ops", "networks", "config", "senses"},
     "agents": {"tools", "ops", "networks", "config", "senses", "models"},
     "training": {"tools", "networks", "wrappers", "replay", "config", "senses", "models", "agents"},

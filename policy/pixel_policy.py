@@ -202,10 +202,10 @@ class PixelPolicy:
             found = {"image": images}
         rows = len(found["image"])
         for name, size in self.states.items():
-            values = np.asarray(image[name], np.float32).reshape(1 if single else rows, -1)
-            if values.shape != (rows, size) or not np.isfinite(values).all():
-                raise ValueError(f"{name} has shape {np.shape(image[name])}; give {rows} x {size} finite numbers")
-            found[name] = values
+            values = np.asarray(image[name], np.float32)
+            if values.size != rows * size or not np.isfinite(values).all():
+                raise ValueError(f"{name} has shape {values.shape}; give {rows} x {size} finite numbers")
+            found[name] = values.reshape(rows, size)
         return found, single
 
     @property

@@ -30,6 +30,7 @@ from agents.base import Batch, Metrics
 from agents.coworld import SourceAgent
 from config import Config
 from training.checkpoint import BEFORE_ALIGNMENT
+from training.domain_senses import senses_notes
 from training.domains import OnlineDomain
 from training.given import check_given
 from training.methods import SELECTED, Method, Phase, PhaseKind, find_method
@@ -109,7 +110,7 @@ def update_source(trainer: Trainer, source: OnlineDomain, phase: Phase) -> None:
         metrics = update_multitask_source(trainer, source, phase)
     elif phase.aligned:
         target_batch, target_embed = trainer.target.next_batch(), None
-        if source.agent.state:  # on low-dimensional states it cannot encode images: the target's encoder does
+        if not source.agent.senses.channels:  # on states alone it cannot encode images: the target's encoder does
             target_embed = trainer.target.agent.embed(target_batch)
         eta = models.eta(progress.aligned_steps, trainer.config)
         metrics = source.agent.update(source.next_batch(), target_batch, eta, target_embed)
@@ -162,7 +163,7 @@ def select_source(trainer: Trainer, phase: Phase, batch: Batch) -> tuple[SourceA
     if trainer.progress.target_updates == 0:
         trainer.save_models(BEFORE_ALIGNMENT)  # analyse.py compares embeddings before and after
     agents, source_batches = [source.agent for source in trainer.sources], None
-    if any(agent.state for agent in agents):
+    if not all(agent.senses.channels for agent in agents):
         source_batches = [source.next_batch() for source in trainer.sources]
     selection = trainer.selector.select(trainer.target.agent, agents, batch, source_batches)
     trainer.log_selection(selection, phase)
@@ -242,6 +243,8 @@ def main(arguments: list[str] | None = None) -> None:
         pretrain(config, method, schedule)
         return
     with open_trainer(config, method, schedule) as trainer:
+        for note in senses_notes(config, method, trainer.agents):
+            print(note, file=sys.stderr)
         for note in target_notes(config, method, trainer.target.store if method.dataset else None, trainer.limits):
             print(note, file=sys.stderr)
         run_to_completion(trainer, LOOPS)

@@ -51,7 +51,7 @@ def data_files(args: argparse.Namespace, size: int | None = None, directory: Pat
     limits = {"read_memory": args.read_memory, "read_seconds": args.read_seconds}
     reading = {"any_actions": bool(args.action_range), "image_size": size, "action_at": args.action_at}
     only = {"list_only": True, "labelled": True} if args.run is run_label else {}
-    mapping = DataMapping(**keys, **limits, **reading, **only, split=args.split)
+    mapping = DataMapping(**keys, **limits, **reading, **only, split=args.split, state_keys=args.state_keys)
     parse_range(args.action_range)
     return find_data_files(directory or args.directory, args.dataset_format, mapping)
 

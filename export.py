@@ -15,7 +15,7 @@ from pathlib import Path
 
 from policy import PixelPolicy, load_policy
 from policy.onnx_program import check_onnx, largest_onnx_difference, to_onnx
-from policy.program import describe, export_program, largest_difference, to_bytes
+from policy.program import camera_shapes, describe, export_program, largest_difference, to_bytes
 from training.checkpoint import check_suites
 from training.device import add_threads, use_threads
 
@@ -29,7 +29,8 @@ def command() -> argparse.ArgumentParser:
     parser.add_argument(
         "--agent", default="target", help="target; source, or source_1, source_2, ... (default: target)"
     )
-    size_help = "of the images that the program will get, such as 96x72, or 96x72x1 if grey (default: the dataset's)"
+    size_help = "of the images that the program will get, such as 96x72, or 96x72x1 if grey; of several cameras all "
+    size_help += "(default: the dataset's)"
     parser.add_argument("--image_size", metavar="HxW", help=size_help)
     precision_help = "of the program (default: the run's, so that actions are those of evaluations; of .onnx: float32)"
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help=precision_help)
@@ -50,7 +51,7 @@ def image_size(text: str) -> tuple[int, ...]:
     return shape
 
 
-def program_file(policy: PixelPolicy, out: Path, shape: tuple[int, int, int]) -> tuple[bytes, float]:
+def program_file(policy: PixelPolicy, out: Path, shape: tuple[int, ...] | None) -> tuple[bytes, float]:
     """The file of the kind of ``out``, and how far its actions are from the policy's."""
     program, about = export_program(policy, shape), describe(policy, shape)
     if out.suffix == ".onnx":
@@ -86,9 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BadInput as error:
         print(f"note: {error}. The policy itself needs no simulator", file=sys.stderr)
     use_threads(args.threads)
-    size = size or policy.image_shape[:2]
-    shape = (*size, *policy.image_shape[len(size) :])
-    file, difference = program_file(policy, args.out, shape)
+    file, difference = program_file(policy, args.out, size)
     if not difference <= TOLERANCE:
         raise BadInput(
             f"the program's actions differ from the policy's by {difference:.1g} (limit {TOLERANCE:.0g}); nothing was "
@@ -98,8 +97,11 @@ def main(arguments: list[str] | None = None) -> None:
     given = ", ".join(
         f"{key}={value!r}" for key, value in {"precision": precision, "device": args.device}.items() if value
     )
+    shapes = {name: "x".join(map(str, shape)) for name, shape in camera_shapes(policy, size).items()}
+    images = shapes.get("image") or ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    states = f", states {', '.join(policy.states)}" if policy.states else ""
     print(
-        f"{args.out}: {policy.task or policy.name}, images {'x'.join(map(str, shape))}, {policy.action_dim} actions, "
+        f"{args.out}: {policy.task or policy.name}, images {images}{states}, {policy.action_dim} actions, "
         f"{policy.agent.config.precision}; actions are those of load_policy{f'(..., {given})' if given else ''}, "
         f"largest difference {difference:.1g}"
     )

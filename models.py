@@ -15,21 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import Config
-from networks import (
-    RSSM,
-    Actor,
-    ConvDecoder,
-    ConvEncoder,
-    ScalarHead,
-    State,
-    StateEncoder,
-    first_rows,
-    mlp,
-    pad_action,
-    scale_image,
-)
+from networks import RSSM, Actor, ScalarHead, State, first_rows, pad_action, scale_image
 from ops.one_hot import Features
 from ops.truncated_normal import TruncatedNormal
+from senses import IMAGE, Senses, make_decoder, make_encoder
 
 RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, actions, ensemble members
 
@@ -40,7 +29,7 @@ RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, acti
 def image_nll(mean: Tensor, image: Tensor) -> Tensor:
     """-ln p(o_t | h_t, z_t) of Eq. 2, unit variance, without its constant.
 
-    mean (B, T, H, W, 3) in the scale of `scale_image`, image uint8 of the same shape -> the mean over B and T.
+    mean (B, T, H, W, C) in the scale of `scale_image`, image uint8 of the same shape -> the mean over B and T.
     """
     steps = image.shape[0] * image.shape[1]
     return F.mse_loss(mean.float(), scale_image(image), reduction="sum") / (2 * steps)
@@ -175,27 +164,19 @@ class WorldModelOutput:
 class WorldModel(nn.Module):
     """phi: encoder, RSSM, and the observation, reward and (optional) discount heads on its features.
 
-    Its observations are images, or with ``state`` (names and sizes) low-dimensional ones, encoded by an MLP into an
-    embedding of the image encoder's size (Table 4).
+    Its observations, ``senses``, are images, low-dimensional states (Table 4), or both.
     """
 
-    def __init__(self, config: Config, action_dim: int, state: dict[str, int] | None = None):
+    def __init__(self, config: Config, action_dim: int, senses: Senses = IMAGE):
         super().__init__()
-        act, size = config.act, config.size[0]
-        self.action_dim, self.state = action_dim, dict(state or {})
-        self.encoder = ConvEncoder(size, config.cnn_depth, act)
-        if self.state:
-            width, embed = sum(self.state.values()), self.encoder.embed
-            self.encoder = StateEncoder(width, embed, layers=config.state_layers, units=config.units, act=act)
+        act, self.action_dim, self.senses = config.act, action_dim, senses
+        self.encoder = make_encoder(senses, config)
         self.rssm = self.make_rssm(
             config, self.encoder.embed, action_dim, stoch=config.dyn_stoch, deter=config.dyn_deter, act=act,
             hidden=config.dyn_hidden, discrete=config.dyn_discrete, min_std=config.dyn_min_std,
         )  # fmt: skip
         feat = self.rssm.feat_size
-        if self.state:
-            self.decoder = mlp(feat, width, config.state_layers, config.units, act)
-        else:
-            self.decoder = ConvDecoder(feat, size, config.cnn_depth, act)
+        self.decoder = make_decoder(senses, config, feat)
         self.reward = ScalarHead(feat, layers=config.reward_layers, units=config.units, act=act)
         self.discount = None
         if config.pred_discount:
@@ -205,20 +186,16 @@ class WorldModel(nn.Module):
         """The RSSM for embeddings of size ``embed`` and padded actions of size ``action``."""
         return RSSM(embed, action, **sizes)
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Names of its observations: ``image``, or those of ``state``."""
-        return tuple(self.state) or ("image",)
-
     def loss_scales(self, config: Config) -> dict[str, float]:
         """The weight of each of `losses`."""
-        observation = {"state": 1.0} if self.state else {"image": config.image_scale}
-        scales = {**observation, "reward": config.reward_scale, "kl": config.kl_scale}
+        observed = {"image": config.image_scale, "state": config.state_scale}
+        scales = {part: observed[part] for part in self.senses.parts}
+        scales |= {"reward": config.reward_scale, "kl": config.kl_scale}
         return scales if self.discount is None else {**scales, "discount": config.discount_scale}
 
     def embed(self, batch: dict[str, Tensor]) -> Tensor:
-        """Observations, image (B, T, H, W, 3) uint8 or those of ``state`` (B, T, ...), to embeddings (B, T, E)."""
-        return self.encoder(self._observation(batch))
+        """Observations, image (B, T, H, W, C) uint8 and states (B, T, ...), to embeddings (B, T, E)."""
+        return self.encoder(*self.senses.observed(batch))
 
     def observe(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> WorldModelOutput:
         """Posterior and prior for observations (B, T, ...) and actions (B, T, own A), from the zero state."""
@@ -241,13 +218,20 @@ class WorldModel(nn.Module):
         post, prior = self.rssm.observe(embed, pad_action(action, self.action_dim), noise=noise, first=first)
         return WorldModelOutput(embed, post, prior, self.rssm.feat(post))
 
-    def _observation(self, batch: dict[str, Tensor]) -> Tensor:
-        return torch.cat([batch[key] for key in self.state], -1) if self.state else batch["image"]
+    def means(self, feat: Tensor) -> tuple[Tensor, ...]:
+        """The means of the observations of features (B, T, F), in the order of `Senses.parts`."""
+        means = self.decoder(feat)
+        return means if isinstance(means, tuple) else (means,)
 
-    def _observation_nll(self, feat: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        if self.state:
-            return scalar_nll(self.decoder(feat).float(), self._observation(batch)).sum(-1).mean()
-        return image_nll(self.decoder(feat), batch["image"])
+    def observation_losses(self, feat: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """-ln p(o_t | h_t, z_t) of Eq. 2 for each of `Senses.parts`, unit variance, means over B and T."""
+        losses = {}
+        for part, mean, truth in zip(self.senses.parts, self.means(feat), self.senses.observed(batch), strict=True):
+            if part == "image":
+                losses[part] = image_nll(mean, truth)
+            else:
+                losses[part] = scalar_nll(mean.float(), truth).sum(-1).mean()
+        return losses
 
     def losses(
         self, output: WorldModelOutput, batch: dict[str, Tensor], config: Config
@@ -255,7 +239,7 @@ class WorldModel(nn.Module):
         """The terms of Eq. 2, each a scalar mean over B and T, and the unclipped KL for the log."""
         kl, plain_kl = balanced_kl(self.rssm, output.post, output.prior, config.kl_balance, config.kl_free)
         losses = {
-            "state" if self.state else "image": self._observation_nll(output.feat, batch),
+            **self.observation_losses(output.feat, batch),
             "reward": scalar_nll(self.reward(output.feat), batch["reward"]).mean(),
             "kl": kl,
         }
@@ -270,13 +254,14 @@ class WorldModel(nn.Module):
         return gamma * torch.sigmoid(self.discount(feat))
 
     @torch.no_grad()
-    def open_loop(self, image: Tensor, action: Tensor, context: int) -> Tensor:
+    def open_loop(self, batch: dict[str, Tensor], context: int) -> Tensor:
         """Reconstruct ``context`` frames, then predict the other frames from the actions alone.
 
-        image (B, T, H, W, 3) uint8, action (B, T, A) -> predicted images, uint8, of the same shape.
+        batch: observations and action (B, T, ...) -> predicted images, uint8 (B, T, H, W, C).
         """
-        action = pad_action(action, self.action_dim)
-        post, _ = self.rssm.observe(self.encoder(image[:, :context]), action[:, :context])
+        action = pad_action(batch["action"], self.action_dim)
+        given = self.embed({key: batch[key][:, :context] for key in self.senses.keys})
+        post, _ = self.rssm.observe(given, action[:, :context])
         predicted = self.predict({k: v[:, -1] for k, v in post.items()}, action[:, context:])
         return self.decode(torch.cat([self.rssm.feat(post), *predicted], 1))
 
@@ -289,8 +274,8 @@ class WorldModel(nn.Module):
         return feats
 
     def decode(self, feat: Tensor) -> Tensor:
-        """Images (B, T, H, W, 3) uint8 of features (B, T, F)."""
-        mean = self.decoder(feat).float()
+        """Images (B, T, H, W, C) uint8 of features (B, T, F)."""
+        mean = self.means(feat)[0].float()
         return ((mean + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 

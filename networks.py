@@ -1,7 +1,8 @@
 """The networks of DreamerV2: encoder, decoder, recurrent state-space model, heads and their distributions.
 
 Symbols used in the shapes: B sequences, T steps, S latent variables, K classes of each (categorical latent),
-D deterministic units, E embedding, A actions (padded to the larger domain), F = S * K + D features.
+D deterministic units, E embedding, A actions (padded to the larger domain), F = S * K + D features. senses.py puts
+encoders and decoders together for agents with several cameras, or states beside the image.
 """
 
 from itertools import pairwise
@@ -50,7 +51,7 @@ def mlp(
 
 
 def scale_image(image: Tensor) -> Tensor:
-    """uint8 (..., H, W, 3) in 0..255 to float (..., H, W, 3) in -0.5..0.5."""
+    """uint8 (..., H, W, C) in 0..255 to float (..., H, W, C) in -0.5..0.5."""
     return (image / 255.0).sub_(0.5)
 
 
@@ -60,9 +61,9 @@ class ConvEncoder(nn.Module):
     64 pixels take the four layers of DreamerV2 (64, 31, 14, 6, 2), 32 pixels three, 128 pixels five.
     """
 
-    def __init__(self, size: int, depth: int, act: str):
+    def __init__(self, size: int, depth: int, act: str, channels: int = 3):
         super().__init__()
-        layers, channels = [], 3
+        layers = []
         while size >= 4:
             width = depth * 2 ** (len(layers) // 2)
             layers += [Conv2d(channels, width, 4, stride=2), activation(act)]
@@ -71,13 +72,13 @@ class ConvEncoder(nn.Module):
         self.embed = channels * size * size
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, T, H, W, 3) uint8 -> (B, T, E)."""
-        x = scale_image(image).flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, 3, H, W)
+        """(B, T, H, W, C) uint8, 3 channels for each camera -> (B, T, E)."""
+        x = scale_image(image).flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
         return self.layers(x).reshape(*image.shape[:2], -1)
 
 
 class StateEncoder(nn.Module):
-    """Low-dimensional observations (B, T, S) to embeddings (B, T, E) of the image encoder's size."""
+    """Low-dimensional observations (B, T, S) to embeddings (B, T, E)."""
 
     def __init__(self, inputs: int, embed: int, *, layers: int, units: int, act: str):
         super().__init__()
@@ -103,10 +104,10 @@ def decoder_sizes(size: int) -> list[tuple[int, int]]:
 class ConvDecoder(nn.Module):
     """Features to the mean of a unit Gaussian over the image, by transposed convolutions of stride 2."""
 
-    def __init__(self, feat: int, size: int, depth: int, act: str):
+    def __init__(self, feat: int, size: int, depth: int, act: str, channels: int = 3):
         super().__init__()
         (first, _), *stages = decoder_sizes(size)
-        widths = [depth * 2 ** max(len(stages) - 1 - i, 0) for i in range(len(stages))] + [3]
+        widths = [depth * 2 ** max(len(stages) - 1 - i, 0) for i in range(len(stages))] + [channels]
         # A transposed convolution of one pixel is a matrix product, which is much faster.
         self.dense = nn.Linear(feat, 32 * depth)
         self.first = nn.Linear(32 * depth, widths[0] * first * first)
@@ -117,7 +118,7 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, feat: Tensor) -> Tensor:
-        """(B, T, F) -> (B, T, H, W, 3), in the scale of `scale_image`."""
+        """(B, T, F) -> (B, T, H, W, C), in the scale of `scale_image`."""
         x = self.first(self.dense(feat.flatten(0, 1))).unflatten(-1, self.shape)
         return (
             self.layers(x.contiguous(memory_format=torch.channels_last))

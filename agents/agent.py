@@ -14,6 +14,7 @@ from config import Config
 from models import ActorCritic, RolloutNoise, WorldModel
 from networks import State, first_rows, pad_action
 from ops.one_hot import Features
+from senses import IMAGE, Senses, image_part
 
 
 class Agent(BaseAgent):
@@ -22,7 +23,7 @@ class Agent(BaseAgent):
     Args:
         action_dim: the agent's own action size, that of its actor and its data.
         model_action_dim: the action size of the world model, the largest of all domains'; actions are padded to it.
-        state: names and sizes of low-dimensional observations, used instead of images.
+        senses: what it observes.
         actor_dim: outputs of the actor, if it has more than ``action_dim``. The entropy counts ``action_dim`` only.
         world, model_opt: those of another agent, to share its world model.
     """
@@ -39,14 +40,14 @@ class Agent(BaseAgent):
         action_dim: int,
         model_action_dim: int,
         device: torch.device,
-        state: dict[str, int] | None = None,
+        senses: Senses = IMAGE,
         *,
         actor_dim: int | None = None,
         world: WorldModel | None = None,
         model_opt: Optimizer | None = None,
     ):
-        super().__init__(config, action_dim, device)
-        self.world = world or self.world_model_class(config, model_action_dim, state).to(device)
+        super().__init__(config, action_dim, device, senses)
+        self.world = world or self.world_model_class(config, model_action_dim, senses).to(device)
         self.frozen_world = frozen(self.world)
         bfloat16 = config.precision == "bfloat16"
         self.cast_weights = cast_weights(self.frozen_world.rssm, torch.bfloat16) if bfloat16 else []
@@ -99,10 +100,10 @@ class Agent(BaseAgent):
         return self.value(self.world.rssm.feat(state))
 
     @torch.no_grad()
-    def embed(self, batch: Batch) -> Tensor:
-        """The encoder's embeddings of a batch, (B, T, E), without gradient."""
+    def embed(self, batch: Batch, image_only: bool = False) -> Tensor:
+        """The encoder's embeddings of a batch, (B, T, E), or their image part alone, without gradient."""
         with self.autocast():
-            return self.world.embed(batch)
+            return image_part(self.world.encoder, batch["image"]) if image_only else self.world.embed(batch)
 
     @torch.no_grad()
     def infer_posterior(self, batch: Batch, embed: Tensor | None = None) -> State:
@@ -126,16 +127,19 @@ class Agent(BaseAgent):
 
     def sample(self, store: Store, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Sequences (B, T, ...) of the agent's observations, action, reward, discount and perhaps is_first."""
-        keys = (*self.keys, "action", "reward", "discount")
+        keys = (*self.senses.keys, "action", "reward", "discount")
         return store.sample(self.config.batch_size, self.config.batch_length, rng, keys)
 
     def random_batch(self) -> Batch:
         config, device = self.config, self.device
-        shape, size = (config.batch_size, config.batch_length), config.size[0]
-        observed = {key: torch.randn(*shape, width, device=device) for key, width in self.state.items()}
-        image = {"image": torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, device=device)}
+        shape, size, observed = (config.batch_size, config.batch_length), config.size[0], {}
+        if channels := self.senses.channels:
+            image = *shape, size, size, channels
+            observed["image"] = torch.randint(0, 256, image, dtype=torch.uint8, device=device)
+        for key, width in self.senses.state.items():
+            observed[key] = torch.randn(*shape, width, device=device)
         return {
-            **(observed or image),
+            **observed,
             "action": torch.rand(*shape, self.action_dim, device=device) * 2 - 1,
             "reward": torch.rand(shape, device=device),
             "discount": torch.ones(shape, device=device),
@@ -148,9 +152,8 @@ class Agent(BaseAgent):
     def update(self, batch: Batch) -> Metrics:
         """One update of the world model (Eq. 2), then of critic and actor. Subclasses add the ties.
 
-        batch: image (B, T, H, W, 3) uint8 or the agent's low-dimensional observations (B, T, ...), action
-        (B, T, own A), reward and discount (B, T). If sequences hold several episodes, is_first (B, T) bool is true
-        where one begins.
+        batch: the agent's observations, image (B, T, H, W, C) uint8 and states (B, T, ...), action (B, T, own A),
+        reward and discount (B, T). If sequences hold several episodes, is_first (B, T) bool is true where one begins.
         """
         post, metrics = self.update_world_model(batch)
         return {**metrics, **self.update_behavior(post)}

@@ -13,6 +13,7 @@ from agents.optim import Optimizer
 from config import Config
 from models import WorldModel
 from networks import State
+from senses import IMAGE, Senses
 from tools import DIVERGED, BadInput
 
 Batch = dict[str, Tensor]
@@ -37,7 +38,7 @@ class BaseAgent:
     Attributes:
         action_dim: the agent's own action size A.
         world: its world model; None for a model-free agent.
-        state: names and sizes of low-dimensional observations, used instead of images.
+        senses: what it observes.
     """
 
     MODULES: ClassVar[tuple[str, ...]] = ()  # attributes with weights
@@ -47,20 +48,11 @@ class BaseAgent:
     noise_distribution = "uniform"
     has_critic = True  # whether it estimates values
 
-    def __init__(self, config: Config, action_dim: int, device: torch.device):
+    def __init__(self, config: Config, action_dim: int, device: torch.device, senses: Senses = IMAGE):
         if config.precision == "auto":
             raise ValueError("precision is auto: replace it by training.device.pick_precision's")
-        self.config, self.device, self.action_dim = config, device, action_dim
+        self.config, self.device, self.action_dim, self.senses = config, device, action_dim, senses
         self._policy_step = self.policy_step  # may be compiled
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Names of the observations that the agent sees."""
-        return self.world.keys if self.world else ("image",)
-
-    @property
-    def state(self) -> dict[str, int]:
-        return self.world.state if self.world else {}
 
     @torch.no_grad()
     def act(
@@ -69,7 +61,7 @@ class BaseAgent:
         """One policy step for N environments.
 
         Args:
-            observation: arrays (N, ...); those that the agent sees are used (image (N, H, W, 3) uint8).
+            observation: arrays (N, ...); those of its senses are used (image (N, H, W, C) uint8).
             state: what the last call returned, or None.
             first: (N,) bool, True where an episode begins.
             sample: draw the action from the policy; else take its mode.
@@ -83,7 +75,7 @@ class BaseAgent:
         n, device = len(first), self.device
         state = self.initial_state(n) if state is None else state
         keep = torch.as_tensor(~first, device=device).float().unsqueeze(-1)  # (N, 1)
-        inputs = {k: torch.as_tensor(observation[k], device=device)[:, None] for k in self.keys}
+        inputs = {k: torch.as_tensor(observation[k], device=device)[:, None] for k in self.senses.keys}
         uniform = torch.rand(n, self.action_dim, device=device) if sample else None
         with self.autocast():
             state = self._policy_step(inputs, state, keep, self.latent_noise(n), uniform)

@@ -10,6 +10,7 @@ from agents.agent import Agent
 from agents.base import Batch, Metrics
 from agents.value_bound import ValueBound
 from networks import State
+from senses import embedded_parts
 
 
 class SourceAgent(Agent):
@@ -93,7 +94,8 @@ class TargetAgent(Agent):
         """One update of the world model (Eq. 2, or Eq. 3), then of the critic (Eq. 11, or Eq. 6) and the actor (Eq. 7).
 
         Args:
-            source_embed: (B, T, E), the source encoder's embedding of ``batch``, for state alignment (Eq. 3).
+            source_embed: (B, T, E), the source encoder's embedding of ``batch``, for state alignment (Eq. 3); its image
+                part alone if the source has other states.
             bound: the source's side of the value constraint (Eq. 6), `SourceAgent.value_bound`.
         """
         post, metrics = self.update_world_model(batch, source_embed)
@@ -111,13 +113,29 @@ class TargetAgent(Agent):
             return super().world_model_loss(batch, noise)
         output = self.world.observe(batch, noise)
         losses, kl = self.world.losses(output, batch, self.config)
-        alignment = losses["state_alignment"] = self.alignment(source_embed, output.embed)
+        alignment = losses["state_alignment"] = self.alignment_loss(source_embed, output.embed)
         total, metrics = self.weighted_losses(losses, kl, state_alignment=self.config.state_alignment_scale)
         del metrics["state_alignment_loss"]
         return total, {**metrics, "state_alignment": alignment}, output.latent
+
+    def alignment_loss(self, source_embed: Tensor, embed: Tensor) -> Tensor:
+        """The alignment of an embedding of this agent with a source's, a scalar.
+
+        With states beside the image, each part is aligned by itself and their losses are added. The states' part is
+        aligned only if ``source_embed`` has one, that is if the source has the same states.
+        """
+        source_image, *source_state = embedded_parts(self.world.encoder, source_embed)
+        image, *state = embedded_parts(self.world.encoder, embed)
+        loss = self.alignment(source_image, image)
+        return loss + self.alignment(*source_state, *state) if source_state else loss
+
+    def information(self, source_embed: Tensor) -> Tensor:
+        """`models.information` of what `alignment_loss` compares of a source's embedding, summed over its parts."""
+        image, *state = map(models.information, embedded_parts(self.world.encoder, source_embed))
+        return image + state[0] if state else image
 
     @torch.no_grad()
     def alignment_with(self, source_embeds: list[Tensor], batch: Batch) -> Tensor:
         """The alignment loss of this agent's embeddings of ``batch`` with each source's, (M,), without gradient."""
         own = self.embed(batch)
-        return torch.stack([self.alignment(embed, own) for embed in source_embeds])
+        return torch.stack([self.alignment_loss(embed, own) for embed in source_embeds])

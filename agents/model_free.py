@@ -4,7 +4,6 @@ Symbols: B transitions, K frames of an observation, n steps of a return, A actio
 """
 
 import copy
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from agents.pixel_networks import (
 )
 from config import Config
 from networks import State
+from senses import IMAGE, Senses
 from tools import BadInput
 
 EDGE = 1e-6  # actions stay so far inside [-1, 1]
@@ -82,8 +82,11 @@ class StackAgent(BaseAgent):
 
     COUNTERS = ("updates",)
 
-    def __init__(self, config: Config, action_dim: int, model_action_dim: int, device: torch.device, state: Any = None):
-        super().__init__(config, action_dim, device)
+    def __init__(
+        self, config: Config, action_dim: int, model_action_dim: int, device: torch.device, senses: Senses = IMAGE
+    ):
+        """``senses``: images alone."""
+        super().__init__(config, action_dim, device, senses)
         self.updates = 0
         if self.input_size < SMALLEST:
             size = ",".join(map(str, config.size))
@@ -91,7 +94,7 @@ class StackAgent(BaseAgent):
                 f"--size {size}: the encoder of method {config.method} gets {self.input_size} pixels of these images, "
                 f"and needs {SMALLEST}; give a larger size"
             )
-        self.encoder = StackEncoder(config.frame_stack, self.input_size).to(device)
+        self.encoder = StackEncoder(senses.channels * config.frame_stack, self.input_size).to(device)
         self.build()
 
     @property
@@ -126,11 +129,11 @@ class StackAgent(BaseAgent):
         return noisy_action(self.mean_action(encoded), self.noise_scale * normal)
 
     def view(self, frames: Tensor) -> Tensor:
-        """What the encoder gets of frames (N, K, H, W, 3) when nothing is augmented: (N, C, S, S)."""
+        """What the encoder gets of frames (N, K, H, W, 3 a camera) when nothing is augmented: (N, C, S, S)."""
         return whole_image(frames)
 
     def initial_state(self, n: int) -> State:
-        shape = n, self.config.frame_stack, *self.config.size, 3
+        shape = n, self.config.frame_stack, *self.config.size, self.senses.channels
         image = torch.zeros(shape, device=self.device)  # float, like the states of other agents
         return {"image": image, "action": torch.zeros(n, self.action_dim, device=self.device)}
 
@@ -182,7 +185,7 @@ class StackAgent(BaseAgent):
         config, device = self.config, self.device
         rows, size = (config.transitions, config.frame_stack + config.nstep), config.size[0]
         return {
-            "image": torch.randint(0, 256, (*rows, size, size, 3), dtype=torch.uint8, device=device),
+            "image": torch.randint(0, 256, (*rows, size, size, self.senses.channels), dtype=torch.uint8, device=device),
             "action": torch.rand(rows[0], self.action_dim, device=device) * 2 - 1,
             "reward": torch.rand(rows[0], config.nstep, device=device),
             "discount": torch.ones(rows[0], config.nstep, device=device),

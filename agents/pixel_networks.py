@@ -1,6 +1,6 @@
 """Networks and image augmentation of the model-free agents (DrQ-v2, arXiv 2107.09645; CURL, arXiv 2004.04136).
 
-Symbols: N observations, K frames of an observation, C = 3 K channels, E encoder outputs, F features, A actions.
+Symbols: N observations, K frames of an observation, C their channels, E encoder outputs, F features, A actions.
 """
 
 from itertools import pairwise
@@ -70,11 +70,11 @@ def relu_mlp(inputs: int, units: int, outputs: int) -> nn.Sequential:
 class StackEncoder(nn.Module):
     """Four 3x3 convolutions, the first with stride 2: uint8 (N, C, S, S) -> (N, E). S is `SMALLEST` or more."""
 
-    def __init__(self, frames: int, size: int):
+    def __init__(self, channels: int, size: int):
+        """``channels``: C, of all frames of an observation."""
         super().__init__()
-        channels = [3 * frames, *[CHANNELS] * 4]
         layers = []
-        for i, (a, b) in enumerate(pairwise(channels)):
+        for i, (a, b) in enumerate(pairwise([channels, *[CHANNELS] * 4])):
             layers += [nn.Conv2d(a, b, 3, stride=1 if i else 2), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
         init_orthogonal(self)

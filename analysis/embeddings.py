@@ -52,12 +52,17 @@ def target_images(config: Config, count: int) -> np.ndarray:
 def embed_images(
     logdir: Path, config: Config, images: np.ndarray, device: torch.device, file: str
 ) -> list[AgentEmbeddings]:
-    """The embeddings of ``images`` by every agent in the checkpoint ``file``, the target agent first."""
+    """The embeddings of ``images`` by every agent in the checkpoint ``file``, the target agent first.
+
+    Of agents with states too they are the image's part.
+    """
     found = []
     for name in ("target", *source_names(config)):
         agent, _ = load_agent(logdir, name, device, file=file)
+        if agent.senses.channels != images.shape[-1]:
+            raise BadInput(f"its {name} agent observes another number of cameras than the target")
         chunks = torch.from_numpy(images).split(CHUNK)
-        embed = torch.cat([agent.embed({"image": chunk.to(device)}).float().cpu() for chunk in chunks])
+        embed = torch.cat([agent.embed({"image": chunk.to(device)}, image_only=True).float().cpu() for chunk in chunks])
         found.append(AgentEmbeddings(f"{name.replace('_', ' ')}: {agent_task(config, name).name}", embed))
     for source in found[1:]:
         source.kl = float(models.state_alignment(source.embed, found[0].embed))

@@ -72,17 +72,26 @@ def posterior_of(world: WorldModel, deter: Tensor, embed: Tensor) -> Independent
     )
 
 
-def encode(world: WorldModel, image: Tensor) -> Tensor:
-    """uint8 images (B, H, W, 3) to embeddings (B, E)."""
-    x, act = (image.float() / 255.0 - 0.5).permute(0, 3, 1, 2), world.rssm.act.function
-    for layer in world.encoder.layers[::2]:  # each is followed by the activation
+def encode(world: WorldModel, batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+    """The parts of the embeddings of step t of a batch, (B, E) each: that of the image, and of the states if it has
+    them."""
+    joint, act = len(world.senses.parts) > 1, world.rssm.act.function
+    x = (batch["image"][:, t].float() / 255.0 - 0.5).permute(0, 3, 1, 2)
+    for layer in (world.encoder.image if joint else world.encoder).layers[::2]:  # each is followed by the activation
         x = act(F.conv2d(x, layer.weight, layer.bias, stride=2))
-    return x.flatten(1)
+    state = {"state": head(world.encoder.state.layers, states(world, batch, t))} if joint else {}
+    return {"image": x.flatten(1), **state}
+
+
+def states(world: WorldModel, batch: dict[str, Tensor], t: int) -> Tensor:
+    """The states of step t of a batch, one behind the other, (B, S)."""
+    return torch.cat([batch[key][:, t] for key in world.senses.state], -1)
 
 
 def decode(world: WorldModel, feat: Tensor) -> Tensor:
-    """Features (B, F) to images (B, H, W, 3), the first layer a transposed convolution of one pixel."""
+    """Features (B, F) to images (B, H, W, C), the first layer a transposed convolution of one pixel."""
     decoder, act = world.decoder, world.rssm.act.function
+    decoder = decoder.image if len(world.senses.parts) > 1 else decoder
     channels, kernel, _ = decoder.shape
     x = decoder.dense(feat)[:, :, None, None]
     weight = decoder.first.weight.T.reshape(-1, channels, kernel, kernel)
@@ -99,6 +108,17 @@ def head(layers: nn.Sequential, x: Tensor) -> Tensor:
     return layers[-1](x)
 
 
+def alignment(embeds: dict[str, Tensor], source: WorldModel, batch: dict[str, Tensor], t: int) -> Tensor:
+    """Eq. 3's KL at step t, (B,), for each part of the embeddings by itself, and their sum."""
+    found = 0.0
+    with torch.no_grad():
+        source_embeds = encode(source, batch, t)
+    for part, theirs in source_embeds.items():
+        theirs, ours = torch.softmax(theirs, -1), torch.log_softmax(embeds[part], -1)
+        found = found + (theirs * (theirs.log() - ours)).sum(-1)
+    return found
+
+
 def model_losses(
     world: WorldModel,
     batch: dict[str, Tensor],
@@ -112,12 +132,13 @@ def model_losses(
     """
     state = world.rssm.initial(len(batch["action"]))
     stoch, deter = state["stoch"], state["deter"]
-    names = "image reward discount state_alignment".split()
+    names = "image state reward discount state_alignment".split()
     terms = {name: [] for name in (*names, "prior side", "posterior side")}
     latents = []
     begins = batch.get("is_first", torch.zeros_like(batch["reward"])).float()[..., None]  # (B, T, 1)
     for t in range(batch["action"].shape[1]):
-        embed = encode(world, batch["image"][:, t])
+        embeds = encode(world, batch, t)
+        embed = torch.cat(list(embeds.values()), -1)
         stoch, deter, action = ((1 - begins[:, t]) * x for x in (stoch, deter, batch["action"][:, t]))
         deter = recur(world, stoch, deter, action)
         prior, post = prior_of(world, deter), posterior_of(world, deter, embed)
@@ -126,6 +147,9 @@ def model_losses(
         feat = torch.cat([stoch, deter], -1)
         image = batch["image"][:, t].float() / 255.0 - 0.5
         terms["image"].append(0.5 * ((decode(world, feat) - image) ** 2).sum((1, 2, 3)))
+        if "state" in embeds:
+            error = head(world.decoder.state, feat) - states(world, batch, t)
+            terms["state"].append(0.5 * (error**2).sum(1))
         terms["reward"].append(0.5 * (head(world.reward.layers, feat)[:, 0] - batch["reward"][:, t]) ** 2)
         if world.discount is not None:
             probability = torch.sigmoid(head(world.discount.layers, feat)[:, 0])
@@ -133,10 +157,7 @@ def model_losses(
         terms["prior side"].append(kl_divergence(detached(world, post), prior))
         terms["posterior side"].append(kl_divergence(post, detached(world, prior)))
         if source is not None:
-            with torch.no_grad():
-                theirs = torch.softmax(encode(source, batch["image"][:, t]), -1)
-            ours = torch.log_softmax(embed, -1)
-            terms["state_alignment"].append((theirs * (theirs.log() - ours)).sum(-1))
+            terms["state_alignment"].append(alignment(embeds, source, batch, t))
     means = {name: torch.stack(values).mean() for name, values in terms.items() if values}
     prior_side, post_side = (means.pop(side).clamp(min=config.kl_free) for side in ("prior side", "posterior side"))
     return {**means, "kl": config.kl_balance * prior_side + (1 - config.kl_balance) * post_side}, latents

@@ -41,6 +41,11 @@ def evaluates_in_simulator(method: Traits, config: Config) -> bool:
     return not method.dataset or has_target_simulator(config)
 
 
+def has_state_keys(config: Config) -> bool:
+    """Whether an agent of the run observes states beside its image."""
+    return bool(config.state_keys) or config.source_state_keys not in ("", "none")
+
+
 ONLINE = Condition(lambda method, config: method.online)
 SOURCES = Condition(lambda method, config: method.uses_sources)
 ALL_SOURCES = Condition(lambda method, config: method.online == "sources")
@@ -60,7 +65,12 @@ SOURCE_VALUE = Condition(
     lambda method, config: config.value_constraint in ("minmax", "constant") or config.value_constraint_relative,
     "a bound by the source's values",
 )
-STATES = Condition(lambda method, config: config.source_observation == "state", "source_observation state")
+STATES = Condition(
+    lambda method, config: config.source_observation == "state" or has_state_keys(config),
+    "state_keys, or source_observation state",
+)
+BESIDE_IMAGE = Condition(lambda method, config: has_state_keys(config), "state_keys")
+SOURCE_STATES = Condition(lambda method, config: config.state_keys or config.source_state_keys != "none", "state_keys")
 GAUSSIAN = Condition(lambda method, config: config.dyn_discrete == 0, "dyn_discrete 0")
 PRED_DISCOUNT = Condition(lambda method, config: config.pred_discount, "pred_discount True")
 MIXED_GRADIENT = Condition(lambda method, config: config.actor_grad == "both", "actor_grad both")
@@ -143,6 +153,8 @@ SETTINGS = {
     "envs": Setting(used_if=(ONLINE,), report="ignored", **BOTH),
     "size": Setting(minimum=16, maximum=512, affects="sources cost", **BOTH),
     "time_limit": Setting(minimum=1, used_if=(SIMULATOR,), **BOTH),
+    "state_keys": Setting(used_if=(WORLD_MODEL,), affects="target cost", report="setup"),
+    "source_state_keys": Setting(used_if=(WORLD_MODEL, SOURCES, SOURCE_STATES), affects="sources cost", report="setup"),
     "source_observation": Setting(
         **one_of("image", "state"), used_if=(SOURCES,), affects="sources cost", report="setup"
     ),
@@ -193,6 +205,7 @@ SETTINGS = {
     "dyn_min_std": Setting(used_if=(WORLD_MODEL, GAUSSIAN)),
     "cnn_depth": Setting(minimum=1, used_if=(WORLD_MODEL,), affects="sources cost"),
     "state_layers": Setting(used_if=(WORLD_MODEL, STATES)),
+    "state_embed": Setting(minimum=1, used_if=(WORLD_MODEL, BESIDE_IMAGE), affects="sources cost"),
     "units": Setting(minimum=1, used_if=(WORLD_MODEL,), affects="sources cost"),
     "act": Setting(**one_of("ELU", "ReLU", "SiLU", "GELU", "Tanh"), used_if=(WORLD_MODEL,)),
     "reward_layers": Setting(used_if=(WORLD_MODEL,)),
@@ -202,6 +215,7 @@ SETTINGS = {
     "kl_balance": Setting(maximum=1, used_if=(WORLD_MODEL,)),
     "kl_free": Setting(used_if=(WORLD_MODEL,)),
     "image_scale": Setting(used_if=(WORLD_MODEL,)),
+    "state_scale": Setting(used_if=(WORLD_MODEL, STATES)),
     "reward_scale": Setting(used_if=(WORLD_MODEL,)),
     "discount_scale": Setting(used_if=(WORLD_MODEL, PRED_DISCOUNT)),
     # Behavior

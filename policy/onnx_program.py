@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from networks import State
 from policy.pixel_policy import PixelPolicy
-from policy.program import METADATA, compare, example_inputs
+from policy.program import METADATA, Observed, camera_shapes, compare, example_inputs
 from tools import require
 
 OPSET = 20  # ONNX operators, which runtimes of 2024 and newer have
@@ -24,9 +24,10 @@ def check_onnx(what: str) -> None:
         require(package, "export", what)
 
 
-def input_names(state: list[str]) -> list[str]:
-    """The model's inputs, for a policy with these entries of its state."""
-    return ["image", *(f"state_{key}" for key in state), "first", "noise"]
+def input_names(state: list[str], observed: list[str] | None = None) -> list[str]:
+    """The model's inputs, for a policy with these entries of its state, and of its observations if they have names."""
+    images = ["image"] if observed is None else [f"observation_{name}" for name in observed]
+    return [*images, *(f"state_{key}" for key in state), "first", "noise"]
 
 
 def output_names(state: list[str]) -> list[str]:
@@ -37,6 +38,7 @@ def output_names(state: list[str]) -> list[str]:
 def to_onnx(program: ExportedProgram, description: dict[str, Any]) -> bytes:
     """The ONNX model of a program of `program.export_program`, with its description in the metadata `METADATA`."""
     state = list(description["state"])
+    names = input_names(state, list(description["observation"]) if "observation" in description else None)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -44,7 +46,7 @@ def to_onnx(program: ExportedProgram, description: dict[str, Any]) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the exporter's own parts
             exported = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, input_names=input_names(state),
+                program, dynamo=True, opset_version=OPSET, input_names=names,
                 output_names=output_names(state), external_data=False, verbose=False,
             )  # fmt: skip
     finally:
@@ -55,7 +57,7 @@ def to_onnx(program: ExportedProgram, description: dict[str, Any]) -> bytes:
     return model.SerializeToString()
 
 
-def largest_onnx_difference(file: bytes, policy: PixelPolicy, shape: tuple[int, int, int]) -> float:
+def largest_onnx_difference(file: bytes, policy: PixelPolicy, shape: tuple[int, ...]) -> float:
     """`program.compare` for the model of `to_onnx`, run by ONNX Runtime on the CPU."""
     import onnxruntime
 
@@ -63,10 +65,12 @@ def largest_onnx_difference(file: bytes, policy: PixelPolicy, shape: tuple[int, 
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-    def step(image: Tensor, state: State, first: Tensor, noise: Tensor) -> tuple[Tensor, State]:
-        tensors = [image, *state.values(), first, noise]
-        inputs = {name: tensor.numpy() for name, tensor in zip(input_names(list(state)), tensors, strict=True)}
+    def step(observed: Observed, state: State, first: Tensor, noise: Tensor) -> tuple[Tensor, State]:
+        by_name = observed if isinstance(observed, dict) else None
+        tensors = [*(by_name.values() if by_name else [observed]), *state.values(), first, noise]
+        names = input_names(list(state), by_name and list(by_name))
+        inputs = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
         action, *values = map(torch.from_numpy, session.run(output_names(list(state)), inputs))
         return action, dict(zip(state, values, strict=True))
 
-    return compare(step, example_inputs(policy, shape, 2), policy)
+    return compare(step, example_inputs(policy, camera_shapes(policy, shape), 2), policy)

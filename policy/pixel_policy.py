@@ -1,5 +1,6 @@
 """The policy of a trained agent, for images one by one or in batches."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import torch
 
 from agents.base import BaseAgent
+from config import Config
 from networks import State, pad_action
 from policy.actions import ActionMap
-from tools import DIVERGED, BadInput, resize_images
+from tools import CAMERA, DIVERGED, BadInput, resize_images
 from training.checkpoint import CHECKPOINT, build_agent, load_checkpoint, task_label
 from training.device import pick_device
 
@@ -22,16 +24,19 @@ class PixelPolicy:
     actions.
 
     Args:
-        agent: it observes images.
+        agent: it observes images, and perhaps states.
         name, task: of the agent, for `policy.program`.
-        data: of the agent's dataset: ``action_map`` (see `ActionMap`) and ``image_shape`` (H, W, C); both may be
-            missing. Then actions are in [-1, 1] and images have the model's own size.
+        data: of the agent's dataset: ``action_map`` (see `ActionMap`), ``image_shape`` (H, W, C), and of several
+            cameras ``cameras``, their names and shapes; all may be missing. Then actions are in [-1, 1], images have
+            the model's own size, and several cameras are called ``camera_0``, ``camera_1``, ...
         sample: draw actions from the policy; else take its mode.
         seed: of all random numbers.
 
     Attributes:
         size: pixels of the model's images, to which images of any other size are resized as in training.
         action_dim: A.
+        cameras: name of each camera, with height, width and channels of its images; the only one is called ``image``.
+        states: names of the low-dimensional states, with their sizes.
     """
 
     def __init__(
@@ -44,14 +49,19 @@ class PixelPolicy:
         sample: bool = False,
         seed: int = 0,
     ):
-        if agent.state:
+        if not agent.senses.channels:
             raise BadInput(
-                f"the {name} agent observes low-dimensional states ({', '.join(agent.state)}), not images; "
+                f"the {name} agent observes low-dimensional states ({', '.join(agent.senses.state)}), not images; "
                 f"choose another agent"
             )
         self.agent, self.name, self.task, self.data, self.sample = agent, name, task, data or {}, sample
         self.size, self.action_dim = agent.config.size[0], agent.action_dim
         self.image_shape = tuple(self.data.get("image_shape") or (self.size, self.size, 3))
+        self.states = dict(agent.senses.state)
+        self.cameras = {"image": self.image_shape}
+        if (count := agent.senses.channels // CAMERA) > 1:
+            names = self.data.get("cameras") or {f"camera_{i}": self.image_shape for i in range(count)}
+            self.cameras = {name: tuple(shape) for name, shape in names.items()}
         self.action_map = ActionMap(self.data.get("action_map"), agent.action_dim).to(agent.device)
         self.generator = torch.Generator(agent.device).manual_seed(seed)
         self._state: State | None = None
@@ -59,22 +69,25 @@ class PixelPolicy:
         self._single = False
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray, *, sample: bool | None = None) -> np.ndarray:
+    def __call__(self, image: np.ndarray | Mapping[str, Any], *, sample: bool | None = None) -> np.ndarray:
         """The actions for the next images of N episodes.
 
         Args:
-            image: uint8, one image (H, W, 3), (H, W, 1) or (H, W), or a batch (N, H, W, 3) or (N, H, W, 1).
+            image: uint8, one image (H, W, 3), (H, W, 1) or (H, W), or a batch (N, H, W, 3) or (N, H, W, 1). With
+                several cameras or states a dict: an image of each of ``cameras``, or ``image`` with 3 channels for
+                each of them, and the numbers (S,) or (N, S) of each of ``states``. Other entries are not used.
             sample: instead of the policy's own.
 
         Returns:
             (A,) float32 for one image, (N, A) for a batch, in the units of the dataset.
 
         Raises:
-            ValueError: an image of another type or shape, or another N than before without `reset`.
+            ValueError: an image or a state is missing or of another type or shape, or another N than before without
+                `reset`.
             BadInput: the actions are not finite.
         """
-        images, single = self._images(image)
-        n, device = len(images), self.agent.device
+        observed, single = self.observed(image)
+        n, device = len(observed["image"]), self.agent.device
         if self._state is None:
             self._state = self.agent.initial_state(n)
             self._observed = np.zeros(n, bool)
@@ -83,7 +96,7 @@ class PixelPolicy:
         uniform = None  # drawn before the latent's noise, as in `Agent.act`
         if self.sample if sample is None else sample:
             uniform = torch.rand(n, self.action_dim, device=device, generator=self.generator)
-        inputs = {"image": torch.as_tensor(images, device=device)[:, None]}
+        inputs = {key: torch.as_tensor(array, device=device)[:, None] for key, array in observed.items()}
         keep = torch.as_tensor(self._observed, device=device).float().unsqueeze(-1)
         noise = self.agent.latent_noise(n, self.generator)
         with self.agent.autocast():
@@ -133,7 +146,8 @@ class PixelPolicy:
             seed: of the latents' noise; another one gives another future.
 
         Returns:
-            images (H, S, S, 3) uint8 at the model's size S and rewards (H,) float32, or (N, H, ...) for (N, H, A).
+            images (H, S, S, 3 a camera) uint8 at the model's size S and rewards (H,) float32, or (N, H, ...) for
+            (N, H, A).
 
         Raises:
             ValueError: actions of another shape or outside their bounds, no image yet, or a method without world model.
@@ -165,19 +179,39 @@ class PixelPolicy:
             rows = f" for rows {missing}" if missing else ""
             raise ValueError(f"no image since the last reset{rows}; call the policy with one first")
 
-    def _images(self, image: Any) -> tuple[np.ndarray, bool]:
-        """Images (N, size, size, 3) uint8, and whether it is one image. Raises ValueError."""
-        image = np.asarray(image)
-        if image.dtype != np.uint8:
-            raise ValueError(f"images are {image.dtype}; give uint8, 0 to 255")
-        single = image.ndim <= 3
-        images = image[..., None] if image.ndim == 2 else image
-        images = images[None] if single else images
-        if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-            raise ValueError(f"images have shape {image.shape}; give (H, W, 3), (H, W), (N, H, W, 3) or (N, H, W, 1)")
-        if images.shape[-1] == 1:
-            images = np.repeat(images, 3, -1)
-        return resize_images(np.ascontiguousarray(images), self.size), single
+    def observed(self, image: Any) -> tuple[dict[str, np.ndarray], bool]:
+        """What the agent observes: image (N, size, size, C) uint8 and states (N, S); and whether it is one of each.
+
+        ``image`` is that of `__call__`. Raises ValueError as it does.
+        """
+        if not isinstance(image, Mapping):
+            if self.states:
+                raise ValueError(f"the agent observes states too; give a dict with {', '.join(self.names)}")
+            image = {"image": image}
+        several = len(self.cameras) > 1 and (image.keys() >= self.cameras.keys() or "image" not in image)
+        needed = [*(self.cameras if several else ["image"]), *self.states]
+        if missing := [name for name in needed if name not in image]:
+            raise ValueError(f"no {', '.join(missing)} in the observation; give {', '.join(self.names)}")
+        if several:
+            images, singles = zip(*(sized_images(image[name], self.size) for name in self.cameras), strict=True)
+            if len({len(array) for array in images}) > 1:
+                raise ValueError(f"the images of {', '.join(self.cameras)} differ in number: {[*map(len, images)]}")
+            found, single = {"image": np.concatenate(images, -1)}, singles[0]
+        else:
+            images, single = sized_images(image["image"], self.size, len(self.cameras))
+            found = {"image": images}
+        rows = len(found["image"])
+        for name, size in self.states.items():
+            values = np.asarray(image[name], np.float32)
+            if values.size != rows * size or not np.isfinite(values).all():
+                raise ValueError(f"{name} has shape {values.shape}; give {rows} x {size} finite numbers")
+            found[name] = values.reshape(rows, size)
+        return found, single
+
+    @property
+    def names(self) -> list[str]:
+        """The names of what the agent observes, for a caller."""
+        return [*self.cameras, *self.states]
 
     def _rows(self, which: Any) -> np.ndarray:
         """A mask or indices as a mask (N,). Raises ValueError."""
@@ -189,6 +223,23 @@ class PixelPolicy:
         if which.dtype.kind not in "iu" or which.ndim != 1 or (which < 0).any() or (which >= n).any():
             raise ValueError(f"reset of {which.tolist()}: give a mask of {n} rows, or indices below {n}")
         return np.isin(np.arange(n), which)
+
+
+def sized_images(image: Any, size: int, cameras: int = 1) -> tuple[np.ndarray, bool]:
+    """Images (N, size, size, 3 for each of ``cameras``) uint8, and whether it is one image. Raises ValueError."""
+    image, channels = np.asarray(image), CAMERA * cameras
+    if image.dtype != np.uint8:
+        raise ValueError(f"images are {image.dtype}; give uint8, 0 to 255")
+    single = image.ndim <= 3
+    images = image[..., None] if image.ndim == 2 else image
+    images = images[None] if single else images
+    if images.ndim != 4 or images.shape[-1] not in {channels, 1 if cameras == 1 else channels} or 0 in images.shape:
+        grey = "(H, W), " * (cameras == 1), " or (N, H, W, 1)" * (cameras == 1)
+        whole = f"(H, W, {channels}), {grey[0]}(N, H, W, {channels}){grey[1]}"
+        raise ValueError(f"images have shape {image.shape}; give {whole}")
+    if images.shape[-1] == 1:
+        images = np.repeat(images, CAMERA, -1)
+    return resize_images(np.ascontiguousarray(images), size), single
 
 
 def load_policy(
@@ -212,5 +263,14 @@ def load_policy(
     if precision:
         saved = {**saved, "config": {**saved["config"], "precision": precision}}
     built, config = build_agent(saved, Path(logdir), agent, pick_device(device))
-    data = saved.get("data") if agent == "target" else None
+    data = saved.get("data") if agent == "target" else simulator_cameras(built, config, agent)
     return PixelPolicy(built, agent, task_label(config, agent), data, sample=sample, seed=seed)
+
+
+def simulator_cameras(agent: BaseAgent, config: Config, name: str) -> dict[str, Any]:
+    """The names of the cameras of an agent of a simulator, if they are several, as `PixelPolicy`'s ``data``."""
+    suite = task_label(config, name).partition("_")[0]
+    cameras = [camera.strip() for camera in str(getattr(config, f"{suite}_camera", "")).split(",")]
+    if len(cameras) == 1 or len(cameras) != agent.senses.channels // CAMERA:
+        return {}
+    return {"cameras": dict.fromkeys(cameras, (config.size[0], config.size[0], CAMERA))}

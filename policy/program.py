@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_map
 
-from agents.base import BaseAgent
 from networks import State
-from policy.actions import ActionMap
 from policy.images import BoxResize
 from policy.pixel_policy import PixelPolicy
 
+Shape = tuple[int, int, int]  # height, width and channels of images
 METADATA = "policy.json"  # the name of the description inside the file
 VERSION = 1  # of the program's inputs, outputs and description
+SEVERAL_VERSION = 2  # the same, of a program that takes several cameras, or states: a dict of observations
+Observed = Tensor | dict[str, Tensor]  # images (N, H, W, C) uint8; or images and states (N, S) by name
 
 
 class PolicyStep(nn.Module):
@@ -27,35 +29,53 @@ class PolicyStep(nn.Module):
     Contains only what acting needs: no decoder, reward head or critic.
     """
 
-    def __init__(self, agent: BaseAgent, resize: BoxResize, action_map: ActionMap):
+    def __init__(self, policy: PixelPolicy, shapes: dict[str, Shape]):
+        """``shapes`` are those of the images of each camera."""
         super().__init__()
-        self.agent, self.resize, self.action_map = agent, resize, action_map
-        self.parts = nn.ModuleList(agent.policy_modules())  # an agent is not a module
+        self.agent, self.action_map, self.states = policy.agent, policy.action_map, [*policy.states]
+        resizers = {}
+        for name, (height, width, _) in shapes.items():
+            resizers[name] = BoxResize(height, width, policy.size)
+        self.cameras, self.resizers = [*resizers], nn.ModuleList(resizers.values())  # names may have dots
+        self.parts = nn.ModuleList(policy.agent.policy_modules())  # an agent is not a module
 
-    def forward(self, image: Tensor, state: State, first: Tensor, noise: Tensor) -> tuple[Tensor, State]:
-        """image (N, H, W, C) uint8, state of (N, ...), first (N,) bool, noise (N, S) -> (action (N, A), new state)."""
+    def forward(self, image: Observed, state: State, first: Tensor, noise: Tensor) -> tuple[Tensor, State]:
+        """image, or all observations by name; state of (N, ...), first (N,) bool, noise (N, S) -> (action (N, A), new
+        state)."""
         keep = (~first).float().unsqueeze(-1)
-        inputs = {"image": self.resize(image)[:, None]}
+        observed = image if isinstance(image, dict) else {"image": image}
+        images = [resize(observed[name]) for name, resize in zip(self.cameras, self.resizers, strict=True)]
+        inputs = {"image": images[0] if len(images) == 1 else torch.cat(images, -1)}
+        inputs = {name: array[:, None] for name, array in {**inputs, **{n: observed[n] for n in self.states}}.items()}
         with self.agent.autocast():
             state = self.agent.policy_step(inputs, state, keep, noise[:, None], None)
         return self.action_map(state["action"].float()), state
 
 
-def export_program(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = None) -> ExportedProgram:
-    """`PolicyStep` for images of ``image_shape`` (H, W, C), by default the dataset's; N may be any number.
+def camera_shapes(policy: PixelPolicy, image_shape: tuple[int, ...] | None = None) -> dict[str, Shape]:
+    """The shape of the images of each camera: the dataset's, with the sides of ``image_shape`` if it is given."""
+    shapes = {}
+    for name, shape in policy.cameras.items():
+        shapes[name] = (*(image_shape or ()), *shape[len(image_shape or ()) :])
+    return shapes
+
+
+def export_program(policy: PixelPolicy, image_shape: tuple[int, ...] | None = None) -> ExportedProgram:
+    """`PolicyStep` for images of ``image_shape`` (H, W) or (H, W, C), by default the dataset's; N may be any number.
 
     The program is for the device of the policy's agent, and can be moved to another (docs/deployment.md): it has the
     casts of autocast as operations, and no assertions about devices.
     """
-    shape = image_shape or policy.image_shape
-    module = PolicyStep(policy.agent, BoxResize(*shape[:2], policy.size), policy.action_map)
+    shapes = camera_shapes(policy, image_shape)
+    module = PolicyStep(policy, shapes)
     module = module.to(policy.agent.device).eval()
     n = Dim("n", min=1)
-    inputs = example_inputs(policy, shape, 2)
+    inputs = example_inputs(policy, shapes, 2)
     rows = {0: n}
-    shapes = rows, dict.fromkeys(inputs[1], rows), rows, rows
+    observed = dict.fromkeys(inputs[0], rows) if isinstance(inputs[0], dict) else rows
+    dynamic = observed, dict.fromkeys(inputs[1], rows), rows, rows
     with torch.no_grad():
-        program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
         program = program.run_decompositions({})  # without it, autocast is a region for one kind of device
     remove_assertions(program)
     return program
@@ -71,28 +91,43 @@ def remove_assertions(program: ExportedProgram) -> None:
     program.validate()
 
 
-def example_inputs(policy: PixelPolicy, shape: tuple[int, int, int], n: int) -> tuple[Tensor, State, Tensor, Tensor]:
-    """Inputs of a first step for N black images, on the policy's device."""
+def takes_dict(policy: PixelPolicy) -> bool:
+    """Whether a program takes its observations by name: those of several cameras, or states beside the image."""
+    return len(policy.cameras) > 1 or bool(policy.states)
+
+
+def example_inputs(policy: PixelPolicy, shapes: dict[str, Shape], n: int) -> tuple[Observed, State, Tensor, Tensor]:
+    """Inputs of a first step for N black images of ``shapes`` and states of zeros, on the policy's device."""
     device = policy.agent.device
     state, noise = policy.agent.initial_state(n), torch.zeros_like(policy.agent.latent_noise(n)[:, 0])
-    image, first = torch.zeros(n, *shape, dtype=torch.uint8, device=device), torch.ones(n, dtype=torch.bool)
-    return image, state, first.to(device), noise
+    observed = {name: torch.zeros(n, *shape, dtype=torch.uint8, device=device) for name, shape in shapes.items()}
+    observed |= {name: torch.zeros(n, size, device=device) for name, size in policy.states.items()}
+    first = torch.ones(n, dtype=torch.bool)
+    return observed if takes_dict(policy) else observed["image"], state, first.to(device), noise
 
 
-def describe(policy: PixelPolicy, image_shape: tuple[int, int, int] | None = None) -> dict[str, Any]:
-    """What a user of the program has to know, as JSON's types. Shapes are without N."""
-    shape, actions = image_shape or policy.image_shape, policy.action_map
+def describe(policy: PixelPolicy, image_shape: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """What a user of the program has to know, as JSON's types. Shapes are without N.
+
+    Of a program that takes its observations by name, ``observation`` has the entry of each in place of ``image``.
+    """
+    shapes, actions = camera_shapes(policy, image_shape), policy.action_map
     names = policy.data.get("action_names") or [f"action_{i}" for i in range(policy.action_dim)]
-    _, state, _, noise = example_inputs(policy, shape, 1)
+    _, state, _, noise = example_inputs(policy, shapes, 1)
+    images = {
+        name: {"shape": list(shape), "dtype": "uint8", "model_size": policy.size} for name, shape in shapes.items()
+    }
+    states = {name: {"shape": [size], "dtype": "float32"} for name, size in policy.states.items()}
+    several = takes_dict(policy)
     return {
-        "version": VERSION,
+        "version": SEVERAL_VERSION if several else VERSION,
         "torch": torch.__version__,
         "task": policy.task,
         "agent": policy.name,
         "method": policy.agent.config.method,
         "precision": policy.agent.config.precision,
         "device": str(policy.agent.device),
-        "image": {"shape": list(shape), "dtype": "uint8", "model_size": policy.size},
+        **({"observation": {**images, **states}} if several else images),
         "action": {"names": list(names), "low": actions.low.tolist(), "high": actions.high.tolist()},
         "state": {key: list(value.shape[1:]) for key, value in state.items()},
         "noise": {"shape": list(noise.shape[1:]), "distribution": policy.agent.noise_distribution},
@@ -108,7 +143,7 @@ def to_bytes(program: ExportedProgram, description: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-Step = Callable[[Tensor, State, Tensor, Tensor], tuple[Tensor, State]]  # the inputs and outputs of `PolicyStep`
+Step = Callable[[Observed, State, Tensor, Tensor], tuple[Tensor, State]]  # the inputs and outputs of `PolicyStep`
 
 
 def largest_difference(file: bytes, policy: PixelPolicy) -> float:
@@ -117,27 +152,37 @@ def largest_difference(file: bytes, policy: PixelPolicy) -> float:
     return compare(program.module(), program.example_inputs[0], policy)
 
 
-def compare(step: Step, inputs: tuple[Tensor, State, Tensor, Tensor], policy: PixelPolicy, steps: int = 5) -> float:
+def compare(step: Step, inputs: tuple[Observed, State, Tensor, Tensor], policy: PixelPolicy, steps: int = 5) -> float:
     """The largest difference of the actions of ``step`` to those of ``policy``, as actions in [-1, 1].
 
-    On ``steps`` random images for each of two episodes; the second one begins anew half way.
+    On ``steps`` random observations for each of two episodes; the second one begins anew half way.
     ``inputs`` are those of a first step for two images.
     """
     device, seed = policy.agent.device, 0
     policy = PixelPolicy(policy.agent, policy.name, policy.task, policy.data, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    image, state, first, _ = inputs
+    observed, state, first, _ = inputs
     scale = torch.where(policy.action_map.scale > 0, policy.action_map.scale, 1.0).cpu()
     worst = 0.0
     noise = torch.Generator(device).manual_seed(seed)
     for t in range(steps):
-        image = torch.randint(0, 256, image.shape, dtype=torch.uint8, generator=generator)
+        observed = random_like(observed, generator)
         if t == steps // 2:
             first = torch.tensor([False, True], device=device)
             policy.reset([1])
         with torch.no_grad():
-            actions, state = step(image.to(device), state, first, policy.agent.latent_noise(2, noise)[:, 0])
-        expected = torch.as_tensor(policy(image.numpy(), sample=False))
+            on_device = tree_map(lambda tensor: tensor.to(device), observed)
+            actions, state = step(on_device, state, first, policy.agent.latent_noise(2, noise)[:, 0])
+        expected = torch.as_tensor(policy(tree_map(lambda tensor: tensor.numpy(), observed), sample=False))
         worst = max(worst, float(((actions.cpu() - expected).abs() / scale).max()))
         first = torch.zeros(2, dtype=torch.bool, device=device)
     return worst
+
+
+def random_like(observed: Observed, generator: torch.Generator) -> Observed:
+    """Random observations of the same shapes, on the CPU."""
+    if isinstance(observed, dict):
+        return {name: random_like(tensor, generator) for name, tensor in observed.items()}
+    if observed.dtype == torch.uint8:
+        return torch.randint(0, 256, observed.shape, dtype=torch.uint8, generator=generator)
+    return torch.randn(observed.shape, generator=generator)

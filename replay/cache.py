@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from replay import reader_process
 from replay.data_files import DataFile
-from replay.episode import KEYS, action_extremes, episode_digest, image_shape
+from replay.episode import KEYS, action_extremes, camera_shapes, episode_digest
 from replay.formats import Load
 from replay.npz_files import write_npz
 from replay.slices import SlicedArray, resized
@@ -44,7 +44,8 @@ class Entry:
         listed: number of its episodes, those that cannot be read included; 0 if they could not be listed.
         episodes: of each copy: the episode's number in the file, the copy's name and what `StoredEpisode` needs.
         resized_from: height and width of its images if they are not the copies'.
-        image_shape: height, width and channels; [] without episodes.
+        image_shape: height, width and channels; [] without episodes. Of several cameras those of the first.
+        cameras: of several cameras, the same of each.
         problems: not recorded: what could not be read is tried again at the next opening.
     """
 
@@ -55,6 +56,7 @@ class Entry:
     episodes: list[dict] = field(default_factory=list)
     resized_from: list[int] = field(default_factory=list)
     image_shape: list[int] = field(default_factory=list)
+    cameras: list[list[int]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -74,6 +76,7 @@ class Cache:
         episodes: the copies, in the order of the data files.
         problems: one line for each file or episode that was left out.
         image_shape: height and width of the first file's images; 1 channel if all images are stored as grey, else 3.
+        cameras: of several cameras, height, width and channels of each in the first file; else [].
 
     Raises:
         BadInput: no space or permission for the copies.
@@ -101,6 +104,7 @@ class Cache:
         ]
         shapes = [entry.image_shape for entry in entries if entry.episodes] or [[size, size, 3]]
         self.image_shape = (*shapes[0][:2], max(shape[2] for shape in shapes))
+        self.cameras = next((entry.cameras for entry in entries if entry.episodes), [])
         if len({shape[2] for shape in shapes}) > 1:
             print(f"note: {directory}: grey and RGB images; a policy takes images of 3 channels", file=sys.stderr)
         sizes = {tuple(entry.resized_from) for entry in entries if entry.resized_from}
@@ -182,20 +186,23 @@ class Cache:
     def _write_copy(self, file: DataFile, number: int, episode: dict, entry: Entry) -> None:
         image = _told_apart(episode["image"])
         image = image if image.shape[1:3] == (self.size, self.size) else resized(image, self.size)
-        arrays = {key: episode[key] for key in KEYS} | {"image": image}
+        keys = (*KEYS, *file.mapping.states)
+        arrays = {key: episode[key] for key in keys} | {"image": image}
         # The data file's time is in the name, so a run that still reads an old copy never reads a new one.
         name = f"{file.path.stem[:100]}-{_digest(file.name)}-{number}-{entry.mtime:x}.npz"
         write_npz(self.folder / name, arrays, compress=False)
         rows, places = locate_arrays(self.folder / name)
         total = float(episode["reward"].sum(dtype="float64"))
         copy = StoredEpisode(self.folder / name, rows, places, total)
-        digest = episode_digest(arrays | {"image": copy.sliced("image")})
+        digest = episode_digest(arrays | {"image": copy.sliced("image")}, keys)
         record = {"number": number, "file": name, "rows": rows, "arrays": places, "total_reward": total}
         entry.episodes.append(record | {"digest": digest})
         if file.mapping.any_actions:
             low, high = action_extremes(episode)
             entry.episodes[-1] |= {"action_low": low.tolist(), "action_high": high.tolist()}
-        height, width, channels = image_shape(episode)
+        shapes = camera_shapes(episode)
+        entry.cameras = [list(shape) for shape in shapes] if len(shapes) > 1 else []
+        height, width, channels = shapes[0]
         if (height, width) != (self.size, self.size):
             entry.resized_from = [height, width]
         height, width, before = entry.image_shape or (height, width, 1)

@@ -35,6 +35,7 @@ def find_problems(directory: Path, files: list[DataFile], action_range: str = ""
     except BadInput as error:
         problems.append(str(error))
     sizes: dict[str, int] = {}
+    others: dict[str, dict[str, int]] = {key: {} for key in ("image", *files[0].mapping.states)}
     extremes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     with progress_bar(len(episodes), "checking", unit="episode", disable=None) as bar:
         for place, load in episodes:
@@ -44,12 +45,14 @@ def find_problems(directory: Path, files: list[DataFile], action_range: str = ""
                     pass  # reads all images
                 extremes[place] = action_extremes(episode)
                 sizes[place] = len(extremes[place][0])
+                for key, found in others.items():
+                    found[place] = episode[key].shape[-1]
             except BadInput as error:
                 problems.append(str(error))
             bar.update()
-    unusual = unusual_action_sizes(sizes)
-    if unusual:
-        return len(sizes) - len(unusual), problems + unusual
+    for key, found in {"actions": sizes, **others}.items():
+        if unusual := unusual_sizes(found, key):
+            return len(sizes) - len(unusual), problems + unusual
     outside = outside_of(action_range, extremes)
     return len(sizes) - len(outside), problems + outside
 
@@ -72,18 +75,20 @@ def describe(directory: Path, files: list[DataFile], nulls: bool = False) -> dic
     return read_description(directory, nulls) or read_description(files[0].path, nulls)
 
 
-def unusual_action_sizes(sizes: dict[str, int]) -> list[str]:
-    """One line for each episode whose action size differs from that of most episodes.
+def unusual_sizes(sizes: dict[str, int], what: str = "actions") -> list[str]:
+    """One line for each episode whose size differs from that of most episodes.
 
     Args:
-        sizes: action size of each episode, by its place.
+        sizes: size of each episode's actions, of a state, or of its images' channels, by its place.
+        what: actions, the name of the state, or image.
     """
+    what = "images of channels" if what == "image" else f"{what} of size"
     counts = Counter(sizes.values())
     if len(counts) < 2:
         return []
     usual = counts.most_common(1)[0][0]
     return [
-        f"{place}: actions of size {size}, most others have {usual}; keep one task a folder"
+        f"{place}: {what} {size}, most others have {usual}; keep one task a folder"
         for place, size in sizes.items()
         if size != usual
     ]

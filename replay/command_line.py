@@ -13,7 +13,7 @@ from replay.safe_read import READ_MEMORY
 from tools import Parser, user_path
 
 HELP = {
-    "image": "images; which camera, if there are several",
+    "image": "images; which camera, or several: front,wrist",
     "action": "actions",
     "reward": "rewards",
     "done": "true where the task terminated",
@@ -101,6 +101,8 @@ def add_mapping_options(command: argparse.ArgumentParser) -> None:
     """Which arrays and episodes are used."""
     for role, option in zip(ROLES, OPTIONS, strict=True):
         command.add_argument(f"--{option}", default="", metavar="NAME", help=f"name of the array: {HELP[role]}")
+    states = "arrays of low-dimensional states, separated by commas: qpos,gripper"
+    command.add_argument("--state_keys", default="", metavar="NAMES", help=states)
     at = "the image at which the action of row t was taken: current, image t; next, the one before it"
     command.add_argument("--action_at", default="auto", choices=("auto", *PLACES), help=at)
     part = "the part of the data that is used, as its files name it (robomimic: train, valid)"

@@ -43,7 +43,8 @@ def convert(files: list[DataFile], parts: list[Part], to: str, action_range: str
 
     Images and all other arrays keep their values bit for bit; only actions are rescaled to [-1, 1] if there is an
     ``action_range``, and ``dataset.json`` records the map. With ``action_at`` current, actions, rewards and discounts
-    are moved to the next row (`replay.mapping.moved_down`), and ``dataset.json`` says next. Bad files are left out,
+    are moved to the next row (`replay.mapping.moved_down`), and ``dataset.json`` says next. Several cameras become one
+    array, and ``dataset.json`` has their names. Bad files are left out,
     with a warning on stderr.
 
     Args:
@@ -71,6 +72,8 @@ def convert(files: list[DataFile], parts: list[Part], to: str, action_range: str
         added = {"action_map": found.as_dict()} if found else {}
         if any(file.mapping.action_at == "current" for file in files):
             added["action_at"] = "next"
+        if len(cameras := files[0].mapping.cameras) > 1:
+            added["cameras"] = cameras
         counts = []
         for part, folder in zip(parts, folders, strict=True):
             episodes = _rescaled(_raw_episodes(files, part.keep, raise_if_stopped), found, action_range)

@@ -11,7 +11,7 @@ import numpy as np
 from replay import reader_process
 from replay.action_rows import resolve_action_at
 from replay.description import read_description
-from replay.episode import image_shape
+from replay.episode import camera_shapes
 from replay.formats import FORMATS, Episode, Format, LabelledLoaders, Load
 from replay.labels import labels_path, read_labels
 from replay.layouts import npz_names
@@ -144,7 +144,8 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
         mapping = replace(mapping, clip_actions=True)
     mapping = resolve_action_at(mapping, files[0].format, directory, files[0].path)
     if mapping.changes_episodes and not files[0].format.mapped:
-        given = [f"--{role}_key" for role in mapping.keys] or ["--action_range"]
+        given = [f"--{role}_key" for role in mapping.keys] + ["--state_keys"] * bool(mapping.states)
+        given = given or ["--action_range"]
         raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")
     if mapping.split and files[0].format.splits is None:
         raise BadInput(f"{directory}: --split has no effect on format {files[0].format.name}; remove it")
@@ -173,6 +174,8 @@ def first_image_shape(
 ) -> tuple[int, int, int] | None:
     """Height, width and channels of the images of the first episode that can be read; None if none can.
 
+    Of several cameras those of the one with the smallest images.
+
     Raises BadInput as `find_data_files` does.
     """
     try:
@@ -180,7 +183,7 @@ def first_image_shape(
             with suppress(BadInput):
                 for _, load in file.with_any_actions().episodes(sliced=True):
                     with suppress(BadInput):
-                        return image_shape(load())
+                        return min(camera_shapes(load()))
     finally:
         reader_process.stop()
     return None

@@ -6,11 +6,12 @@ and the CoWorld release).
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from replay.slices import SlicedArray, slices
-from tools import BadInput
+from tools import CAMERA, MOST_CAMERAS, BadInput
 
 KEYS = ("image", "action", "reward", "discount")
 
@@ -28,9 +29,9 @@ def validate_episode(episode: dict, where: object, any_actions: bool = False) ->
         any_actions: accept actions outside [-1, 1], which are rescaled later.
 
     Returns:
-        image (N, H, W, 3) uint8, action (N, A) float32 in [-1, 1], reward (N,) float32,
+        image (N, H, W, 3) uint8, or of K cameras (N, H, W, 3 K), action (N, A) float32 in [-1, 1], reward (N,) float32,
         discount (N,) float32, all C-contiguous, then the extras; for grey images also ``image_shape``, see
-        `image_shape`.
+        `camera_shapes`.
 
     Raises:
         BadInput: a key is missing, or of the wrong type, shape, length or range.
@@ -38,7 +39,7 @@ def validate_episode(episode: dict, where: object, any_actions: bool = False) ->
     missing = [key for key in KEYS[:3] if key not in episode]
     if missing:
         raise BadInput(f"{where}: no array named {', '.join(missing)}; an episode needs image, action, reward")
-    image, grey = _image(episode["image"], where)
+    image, grey = image_standard(episode["image"], where)
     action = _numbers(episode["action"], "action", where)
     if action.ndim == 1 and np.asarray(episode["action"]).dtype.kind in "iu":
         raise BadInput(
@@ -72,14 +73,18 @@ def validate_episode(episode: dict, where: object, any_actions: bool = False) ->
     return standard | shape | {key: value for key, value in episode.items() if key not in KEYS}
 
 
-def image_shape(episode: dict) -> tuple[int, int, int]:
-    """Height, width and channels of a validated episode's images as the dataset has them; 1 channel for grey ones.
+def camera_shapes(episode: dict) -> list[tuple[int, int, int]]:
+    """Height, width and channels of each camera's images as the dataset has them; 1 channel for grey ones.
 
-    The array ``image_shape`` says it if the images were stored with one channel, or if a format returns smaller ones.
-    The values never decide: a picture without colours can be one of a camera with colours.
+    The array ``image_shape``, (3,) or (cameras, 3), says it if images were stored with one channel, or if a format
+    returns smaller ones. The values never decide: a picture without colours can be one of a camera with colours.
     """
-    stored = np.asarray(episode.get("image_shape", ()))
-    return tuple(map(int, stored if stored.shape == (3,) else episode["image"].shape[1:]))
+    height, width, channels = episode["image"].shape[1:]
+    stored = np.atleast_2d(episode.get("image_shape", ()))
+    if stored.shape == (channels // CAMERA, 3):
+        return [tuple(map(int, shape)) for shape in stored]
+    height, width = map(int, stored[0, :2] if stored.shape == (1, 3) else (height, width))
+    return [(height, width, CAMERA)] * (channels // CAMERA)
 
 
 def action_extremes(episode: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -94,37 +99,58 @@ def as_raw(episode: dict, standard: dict) -> dict:
     return episode | {"image": standard["image"]} if grey else episode
 
 
-def episode_digest(episode: dict) -> str:
-    """A hash of the four standard arrays: their types, shapes and values."""
+def episode_digest(episode: dict, keys: Iterable[str] = KEYS) -> str:
+    """A hash of the arrays ``keys``: their types, shapes and values."""
     digest = hashlib.blake2b(digest_size=16)
-    for key in KEYS:
+    for key in keys:
         digest.update(f"{key} {episode[key].dtype.str} {episode[key].shape}".encode())
         for rows in slices(episode[key]):
             digest.update(np.ascontiguousarray(rows))
     return digest.hexdigest()
 
 
-def _image(image: np.ndarray | SlicedArray, where: object) -> tuple[np.ndarray | SlicedArray, bool]:
-    """Images (N, H, W, 3), and whether they are stored with one channel."""
+def image_standard(image: np.ndarray | SlicedArray, where: object) -> tuple[np.ndarray | SlicedArray, bool]:
+    """Images (N, H, W, 3), or (N, H, W, 3 K) of K cameras, and whether they are stored with one channel."""
     if isinstance(image, SlicedArray):
-        _, grey = _image(np.zeros((1, *image.shape[1:]), image.dtype), where)
-        return image.map(lambda rows: _image(rows, where)[0]), grey
+        _, grey = image_standard(np.zeros((1, *image.shape[1:]), image.dtype), where)
+        return image.map(lambda rows: image_standard(rows, where)[0]), grey
     if image.dtype != np.uint8:
         raise BadInput(f"{where}: images are {image.dtype}, not uint8; store them as bytes 0 to 255")
     if image.ndim == 3:
         image = image[..., None]
-    if image.ndim == 4 and image.shape[-1] not in (1, 3) and image.shape[1] in (1, 3):
+    if image.ndim == 4 and channels_at(image.shape) == 1:
         image = image.transpose(0, 2, 3, 1)
     grey = image.ndim == 4 and image.shape[-1] == 1
     if grey:
         image = np.repeat(image, 3, axis=3)
-    if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
+    if image.ndim != 4 or channels_at(image.shape) != 3 or 0 in image.shape:
         raise BadInput(
             f"{where}: image has shape (rows, {', '.join(map(str, image.shape[1:]))}); it must be "
             "(rows, height, width, 3), or "
             "(rows, height, width) if grey"
         )
     return np.ascontiguousarray(image), grey
+
+
+def channels_at(shape: tuple[int, ...]) -> int | None:
+    """The axis, 3 or 1, of an array of images (N, ., ., .) that has the channels: 1, 3, or on axis 3 those of several
+    cameras, 3 each. None if there is none."""
+    if shape[3] in (1, CAMERA):
+        return 3
+    if shape[1] in (1, CAMERA):
+        return 1
+    return 3 if shape[3] in range(2 * CAMERA, MOST_CAMERAS * CAMERA + 1, CAMERA) else None
+
+
+def state_standard(array: np.ndarray, key: str, rows: int, where: object) -> np.ndarray:
+    """A low-dimensional state (N, ...) as (N, S) float32. Raises BadInput if it is no such array of ``rows`` rows."""
+    array = np.asarray(array)
+    array = _numbers(array.astype(np.float32) if array.dtype == bool else array, key, where)
+    if array.ndim == 0 or len(array) != rows or array.size == 0:
+        raise BadInput(
+            f"{where}: {key} (--state_keys) has shape {array.shape}; a state has a row for each of the {rows} images"
+        )
+    return array.reshape(rows, -1)
 
 
 def _numbers(array: np.ndarray, key: str, where: object) -> np.ndarray:

@@ -3,15 +3,16 @@
 import difflib
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from replay.episode import CLIP_ADVICE
+from replay.episode import CLIP_ADVICE, KEYS, channels_at
 from replay.safe_read import READ_MEMORY
-from tools import BadInput
+from tools import CAMERA, BadInput
 
+RESERVED = (*KEYS, "is_first", "success")  # names of a stored episode's other arrays, which no state has
 ROLES = ("image", "action", "reward", "done")
 OPTIONS = tuple(f"{role}_key" for role in ROLES)
 PLACES = ("current", "next")  # the values of ``action_at`` but "auto"
@@ -19,6 +20,7 @@ PLACES = ("current", "next")  # the values of ``action_at`` but "auto"
 # Values up to this share of the range outside it are rounding, see `replay.episode.ACTION_ROUNDING`.
 ROUNDING = 5e-4
 
+SEVERAL = "or several: separate them by commas"
 MOST_NAMES = 12  # names of arrays in an error message
 
 
@@ -27,7 +29,8 @@ class DataMapping:
     """How the arrays of a data file become image, action, reward and discount.
 
     Attributes:
-        image_key, action_key, reward_key: names of the arrays; "": the format's own.
+        image_key, action_key, reward_key: names of the arrays; "": the format's own. ``image_key`` may name several
+            cameras, separated by commas.
         done_key: an array that is true where the task terminated (discount 0); "": the format's own.
         any_actions: accept actions outside [-1, 1]; an `ActionMap` rescales them later.
         clip_actions: clip actions to [-1, 1], as ``dataset.json`` of data says whose simulator clipped them.
@@ -41,6 +44,7 @@ class DataMapping:
         labelled: rewards come from `replay.labels`, which `DataFile` applies: those of the files are not read, and
             need not exist. Formats return zeros.
         list_only: episodes are only listed, so that no array has to be chosen or to exist.
+        state_keys: names of arrays of low-dimensional states, separated by commas, see `replay.observations`.
     """
 
     image_key: str = ""
@@ -56,30 +60,46 @@ class DataMapping:
     split: str = ""
     labelled: bool = False
     list_only: bool = False
+    state_keys: str = ""
+
+    @property
+    def cameras(self) -> list[str]:
+        """The cameras of ``image_key``."""
+        return listed_names(self.image_key)
+
+    @property
+    def states(self) -> list[str]:
+        """The names of ``state_keys``."""
+        return listed_names(self.state_keys)
 
     @property
     def keys(self) -> dict[str, str]:
         """The names that were given, by role."""
-        return {role: key for role, option in zip(ROLES, OPTIONS, strict=True) if (key := getattr(self, option))}
+        found = {role: key for role, option in zip(ROLES, OPTIONS, strict=True) if (key := getattr(self, option))}
+        return found | ({"image": ",".join(self.cameras)} if self.cameras else {})
 
     @property
     def changes_episodes(self) -> bool:
         """Whether episodes differ from those that the format's own names give."""
         moved = self.action_at == "current"
-        return bool(self.keys or self.split) or self.any_actions or self.clip_actions or moved
+        return bool(self.keys or self.states or self.split) or self.any_actions or self.clip_actions or moved
 
     def names(self, defaults: Mapping[str, str], available: Iterable[str], where: object) -> dict[str, str]:
         """The name of the array of each role in ``defaults``, which has the format's own names.
 
-        That of the reward is "" if it comes from labels.
+        That of the reward is "" if it comes from labels. That of several cameras is their names, separated by commas.
 
         Raises:
-            BadInput: an array whose name was given is not ``available``.
+            BadInput: an array whose name was given is not ``available``, or is given twice.
         """
         available = list(available)
-        for role, key in self.keys.items():
-            if key not in available:
-                raise BadInput(f"{where}: no array {key!r} (--{role}_key); there are: {by_likeness(key, available)}")
+        given = [(f"{role}_key", name) for role, key in self.keys.items() if role != "image" for name in [key]]
+        given += [("image_key", name) for name in self.cameras] + [("state_keys", name) for name in self.states]
+        for option, name in given:
+            if name not in available:
+                raise BadInput(f"{where}: no array {name!r} (--{option}); there are: {by_likeness(name, available)}")
+        check_listed("image_key", self.cameras)
+        check_listed("state_keys", self.states, RESERVED)
         own = defaults | ({"reward": ""} if self.labelled else {})
         return {role: self.keys.get(role) or name for role, name in own.items()}
 
@@ -89,7 +109,8 @@ class DataMapping:
 
     def in_rows(self, episode: dict[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
         """An episode as in its file, with the rows of its arrays as `replay.episode` wants them; see ``action_at``."""
-        shape = getattr(episode.get("image"), "shape", ())
+        image = episode.get("image")
+        shape = getattr(next(iter(image.values())) if isinstance(image, dict) else image, "shape", ())
         if not shape:  # without images, the validation says what is missing
             return episode
         episode = self.with_rewards(episode, shape[0])
@@ -102,11 +123,26 @@ class DataMapping:
         shift = ("current",) * (self.action_at == "current")
         clipped = ("clipped",) * self.clip_actions
         part = (f"split {self.split}",) if self.split else ()
-        text = repr((sorted(self.keys.items()), self.any_actions, *clipped, *shift, *part))
+        states = (("states", *self.states),) if self.states else ()
+        text = repr((sorted(self.keys.items()), self.any_actions, *clipped, *shift, *part, *states))
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 PLAIN = DataMapping()
+
+
+def listed_names(text: str) -> list[str]:
+    """The names of a text that separates them by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_listed(option: str, names: list[str], reserved: Container[str] = ()) -> None:
+    """Raise BadInput if one of the names of an option is given twice, or is ``reserved``."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise BadInput(f"--{option}: {name} is given twice; remove one")
+        if name in reserved:
+            raise BadInput(f"--{option}: {name} is no state; remove it, or give the array another name in the files")
 
 
 def by_likeness(name: str, available: Iterable[str]) -> str:
@@ -126,12 +162,12 @@ def is_picture(shape: tuple[int, ...], dtype: np.dtype) -> bool:
         return False
     if len(shape) == 3:
         return min(shape[1:]) > 3
-    return shape[-1] in (1, 3) or shape[1] in (1, 3)
+    return channels_at(shape) is not None
 
 
 def has_colours(shape: tuple[int, ...]) -> bool:
-    """Whether an array of images of this shape has three channels."""
-    return len(shape) == 4 and 3 in (shape[-1], shape[1])
+    """Whether an array of images of this shape has colours."""
+    return len(shape) == 4 and (axis := channels_at(shape)) is not None and shape[axis] >= CAMERA
 
 
 def require_one_camera(name: str, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
@@ -150,7 +186,7 @@ def require_one_camera(name: str, shapes: Mapping[str, tuple[int, ...]], where: 
     ]
     if len(cameras) > 1:
         listed = by_likeness(name or "image", cameras)
-        raise BadInput(f"{where}: {len(cameras)} arrays of images; choose one with --image_key: {listed}")
+        raise BadInput(f"{where}: {len(cameras)} arrays of images; choose one with --image_key: {listed} ({SEVERAL})")
 
 
 def as_numbers(array: np.ndarray) -> np.ndarray:
@@ -180,11 +216,16 @@ def renamed(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], where: o
     Raises:
         BadInput: the array of the role ``done`` has values other than 0 and 1.
     """
-    episode = {role: arrays[name] for role, name in names.items() if role != "done" and name in arrays}
-    episode |= {role: as_numbers(array) for role, array in episode.items() if role != "image"}
+    episode = {}
+    for role, name in names.items():
+        cameras = name.split(",")
+        if role == "image" and len(cameras) > 1:
+            episode[role] = {camera: arrays[camera] for camera in cameras}
+        elif role != "done" and name in arrays:
+            episode[role] = arrays[name] if role == "image" else as_numbers(arrays[name])
     if names.get("done") in arrays:
         episode["discount"] = discount_of(arrays[names["done"]], where)
-    taken = {*names.values(), *episode}
+    taken = {*names.values(), *names["image"].split(","), *episode}
     return episode | {name: array for name, array in arrays.items() if name not in taken}
 
 

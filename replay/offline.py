@@ -12,6 +12,7 @@ from replay.cache import Cache
 from replay.data_files import find_data_files, print_notes
 from replay.description import read_description
 from replay.mapping import PLAIN, ActionMap, DataMapping, action_map, outside_range, parse_range, recorded_map
+from replay.observations import names_of_cameras
 from replay.store import SequenceStore
 from replay.stored_episode import StoredEpisode
 from tools import BadInput
@@ -40,6 +41,8 @@ class OfflineDataset(SequenceStore):
         problems: one line for each file or episode that was left out.
         digest: a hash of the contents of all episodes, in order, at the images' size and before actions are rescaled.
         image_shape: height, width and channels of the images before they are resized; 1 channel if they are grey.
+        cameras: name of each camera, if there are several, with the shape of its images as in ``image_shape``; else {}.
+        states: the names of `DataMapping.states`, with their sizes.
         action_names: what the components of the actions are; [] if the dataset does not say it.
         action_at: see `DataMapping`; what the option or ``dataset.json`` says, else "auto".
 
@@ -75,7 +78,10 @@ class OfflineDataset(SequenceStore):
             raise BadInput(f"{self.directory}: no usable episode: {self.problems[0]}{more}")
         _warn_of(self.problems, self.directory, len(self.stored))
         print_notes(self.directory, files)
-        _check_action_sizes(self.directory, self.stored)
+        _check_sizes(self.directory, self.stored, mapping.states)
+        names = names_of_cameras(mapping.cameras, self.description, max(len(cache.cameras), 1))
+        self.cameras = dict(zip(names, cache.cameras, strict=True))
+        self.states = {key: self.stored[0].arrays[key].shape[0] for key in mapping.states}
         self._action_map = self._find_action_map(action_range)
         names = files[0].format.action_names(self.directory, mapping.action_key)
         self.action_names = names if len(names) == self.action_dim else []
@@ -92,6 +98,11 @@ class OfflineDataset(SequenceStore):
             replace(episode, action_map=None).read_rows(0, {"action": rows})  # a map makes row 0 zero
             reset, idle = reset + bool(rows[0].any()), idle + (not rows[1].any())
         return action_rows_note(self.action_at, reset, idle, self.episodes, self.directory)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image, 3 for each camera."""
+        return self.stored[0].arrays["image"].shape[-1]
 
     def _find_action_map(self, action_range: str) -> ActionMap | None:
         """The map of the actions; with a range, episodes rescale their actions by it, others are left out."""
@@ -125,10 +136,13 @@ def _warn_of(problems: list[str], directory: Path, used: int) -> None:
         )
 
 
-def _check_action_sizes(directory: Path, episodes: list[StoredEpisode]) -> None:
-    sizes: dict[int, str] = {}
-    for episode in episodes:
-        sizes.setdefault(episode.arrays["action"].shape[0], episode.origin)
-    if len(sizes) > 1:
-        listed = ", ".join(f"{size} in {name}" for size, name in sizes.items())
-        raise BadInput(f"{directory}: action sizes differ between episodes ({listed}); keep one task a folder")
+def _check_sizes(directory: Path, episodes: list[StoredEpisode], states: list[str]) -> None:
+    """Raise BadInput if episodes differ in the size of an action, of a state, or of an image's channels."""
+    for key in ("action", "image", *states):
+        sizes: dict[int, str] = {}
+        for episode in episodes:
+            sizes.setdefault(episode.arrays[key].shape[-1], episode.origin)
+        if len(sizes) > 1:
+            listed = ", ".join(f"{size} in {name}" for size, name in sizes.items())
+            what = {"action": "action sizes", "image": "channels of the images"}.get(key, f"sizes of {key}")
+            raise BadInput(f"{directory}: {what} differ between episodes ({listed}); keep one task a folder")

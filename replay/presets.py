@@ -11,7 +11,7 @@ from replay.action_rows import KEY
 from replay.check import list_episodes
 from replay.data_files import DataFile
 from replay.description import FILENAME, read_description
-from replay.episode import ACTION_ROUNDING, image_shape
+from replay.episode import ACTION_ROUNDING, camera_shapes
 from tools import BadInput, progress_bar, write_text
 
 # dm_control with Dreamer's wrapper, whole rendering, 1000 simulator steps an episode.
@@ -53,7 +53,7 @@ def preset_description(preset: str, task: str, suite: str, files: list[DataFile]
     settings = {**ALL, **suites[suite]}
     if suite == "dmc":
         settings["camera"] = 2 if "quadruped" in task else 0
-    height, width, _ = image_shape(_first_episode(files))
+    height, width, _ = camera_shapes(_first_episode(files))[0]
     if height != width:
         raise BadInput(f"{files[0].path}: images of {height}x{width}; those of --preset {preset} are square")
     named = {"task": task} if task else {}

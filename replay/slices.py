@@ -135,7 +135,7 @@ def resized(image: np.ndarray | SlicedArray, size: int) -> np.ndarray | SlicedAr
 def shrunk(episode: dict, size: int | None) -> dict:
     """A validated episode; images larger than ``size`` x ``size`` pixels are resized to it.
 
-    Their own shape is then in the array ``image_shape``, see `replay.episode.image_shape`.
+    Their own shape is then in the array ``image_shape``, see `replay.episode.camera_shapes`.
     """
     image = episode["image"]
     if size is None or max(image.shape[1:3]) <= size:

@@ -5,7 +5,7 @@ states is decided here alone.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from replay.encoded import decoded, is_encoded
-from replay.episode import KEYS, as_raw, validate_episode
+from replay.episode import KEYS
 from replay.labels import no_rewards
 from replay.mapping import DataMapping, as_numbers, by_likeness, discount_of, is_picture, moved_down, require_one_camera
-from replay.slices import SLICE_BYTES, SlicedArray, joined, shrunk, whole
+from replay.observations import camera_names, finished
+from replay.slices import SLICE_BYTES, SlicedArray, joined, whole
 from tools import BadInput
 
 LEAST_SIDE = 8  # pixels of images that are stored as floating point numbers; smaller arrays are states
@@ -82,6 +83,8 @@ def state_columns(observed: Columns) -> Columns:
 def choose_names(columns: StepColumns, mapping: DataMapping, where: object, folder: object) -> dict[str, str]:
     """The name of the array of each role; "" for a reward that comes from labels, and for a missing ``done``.
 
+    That of several cameras is their names, separated by commas; see `used_names`.
+
     Args:
         columns: the arrays.
         mapping: the names that were given.
@@ -97,9 +100,12 @@ def choose_names(columns: StepColumns, mapping: DataMapping, where: object, fold
     if not images:
         listed = ", ".join(f"{n} {c.dtype} {c.shape}" for n, c in list(columns.observed.items())[:6]) or "none"
         raise BadInput(f"{where}: no images among the observations ({listed}); {columns.hint}")
-    if mapping.image_key and mapping.image_key not in images:
-        listed = by_likeness(mapping.image_key, images)
-        raise BadInput(f"{where}: {mapping.image_key!r} (--image_key) has no images; those that have: {listed}")
+    for name in [name for name in mapping.cameras if name not in images]:
+        listed = by_likeness(name, images)
+        raise BadInput(f"{where}: {name!r} (--image_key) has no images; those that have: {listed}")
+    states = state_columns(columns.observed)
+    for name in [name for name in mapping.states if name not in states]:
+        raise BadInput(f"{where}: {name!r} (--state_keys) is no state; those that are: {by_likeness(name, states)}")
     if not mapping.image_key:
         require_one_camera(names["image"], {name: _image_shape(column) for name, column in images.items()}, where)
         names["image"] = names["image"] if names["image"] in images else next(iter(images))
@@ -113,17 +119,29 @@ def choose_names(columns: StepColumns, mapping: DataMapping, where: object, fold
     return names
 
 
+def used_names(names: Mapping[str, str], mapping: DataMapping) -> list[str]:
+    """The names of all arrays that an episode is made of, from those that `choose_names` returned."""
+    cameras = camera_names(names) if names.get("image") else []
+    others = [name for role, name in names.items() if role != "image" and name]
+    return [*cameras, *others, *mapping.states]
+
+
+def row_count(columns: StepColumns, names: Mapping[str, str]) -> int:
+    """The rows of the images, of the first camera."""
+    return columns.observed[camera_names(names)[0]].shape[0]
+
+
 def read_episode(
     columns: StepColumns, names: Mapping[str, str], rows: slice, where: object, raw: bool, mapping: DataMapping
 ) -> dict[str, np.ndarray | SlicedArray]:
-    """Some rows of the arrays as one episode, validated; with the states too if ``raw``.
+    """Some rows of the arrays as one episode, see `observations.finished`; with all states if ``raw``.
 
     Raises:
         BadInput: it is not valid, or not in the file.
         Any of `safe_read.READ_ERRORS`: the file is damaged.
     """
-    image = _seen(columns, names["image"], rows)
-    image = decoded(image) if is_encoded(image) else _as_uint8(image, where)
+    images = {name: _images(columns, name, rows, where) for name in camera_names(names)}
+    image = next(iter(images.values()))
     available = columns.observed | columns.acted
     episode = {role: _numbers(available[names[role]], rows, mapping) for role in ("action", "reward") if names[role]}
     if names["done"]:
@@ -132,10 +150,9 @@ def read_episode(
             episode["discount"][:-1] = 1
     episode = mapping.with_rewards(episode | {"image": image}, len(image))
     episode = _at_their_images(episode) if columns.led else moved_down(episode, len(image), where)
-    standard = validate_episode(episode, where, mapping.any_actions)
-    if not raw:
-        return shrunk(standard, mapping.image_size)
-    return as_raw(episode, standard) | _states(columns, names, rows, len(image))
+    states = _states(columns, used_names(names, mapping), rows, len(image)) if raw else {}
+    states |= {name: _seen(columns, name, rows) for name in mapping.states}
+    return finished(episode | {"image": images if len(images) > 1 else image} | states, where, mapping, raw)
 
 
 def _is_image(column: Column) -> bool:
@@ -153,6 +170,12 @@ def _image_shape(column: Column) -> tuple[int, ...]:
     if len(column.shape) > 2:
         return column.shape
     return (column.shape[0], *decoded(column.rows(slice(0, 1))).shape[1:])
+
+
+def _images(columns: StepColumns, name: str, rows: slice, where: object) -> SlicedArray:
+    """The images of a camera as uint8."""
+    image = _seen(columns, name, rows)
+    return decoded(image) if is_encoded(image) else _as_uint8(image, where)
 
 
 def _seen(columns: StepColumns, name: str, rows: slice) -> SlicedArray:
@@ -190,8 +213,9 @@ def _at_their_images(episode: dict) -> dict:
     return episode | changed
 
 
-def _states(columns: StepColumns, names: Mapping[str, str], rows: slice, count: int) -> dict:
-    taken = {*names.values(), *KEYS}
+def _states(columns: StepColumns, names: Iterable[str], rows: slice, count: int) -> dict:
+    """The states that are not among ``names``, if they have ``count`` rows."""
+    taken = {*names, *KEYS}
     found = {name: _seen(columns, name, rows) for name in state_columns(columns.observed) if name not in taken}
     found = {name: array for name, array in found.items() if len(array) == count}
     return {name: np.asarray(array) if array.nbytes <= SLICE_BYTES else array for name, array in found.items()}

@@ -22,6 +22,8 @@ from replay.episode import KEYS
 from replay.stored_episode import StoredEpisode
 from tools import BadInput
 
+LARGE_STATE = 100.0  # the largest absolute value of a low-dimensional state without a warning
+
 Batch = dict[str, Any]  # arrays or tensors, (B, T, ...)
 
 
@@ -127,11 +129,11 @@ class SequenceStore:
             batch_size: B.
             length: T, in rows. An episode of N rows has N - T + 1 starts, or N if it is joined.
             rng: the only source of random numbers.
-            keys: the arrays to return; only `OnlineReplay` stores more than the four standard ones.
+            keys: the arrays to return. Beside the four standard ones states are stored, by `OnlineReplay` all arrays.
             whole: no sequence crosses the end of an episode, so that shorter episodes are left out.
 
         Returns:
-            image (B, T, H, W, 3) uint8, action (B, T, A) float32, reward (B, T) float32,
+            image (B, T, H, W, 3 a camera) uint8, action (B, T, A) float32, reward (B, T) float32,
             discount (B, T) float32; extras (B, T, ...). If an episode is joined, also is_first (B, T) bool, true in
             the first row of an episode: there the sequence begins anew.
 
@@ -211,11 +213,13 @@ class SequenceStore:
         episode.read_rows(t + missing + 1 - frames, {"image": into[missing:]})
         into[:missing] = into[missing]
 
-    def read(self, index: int, first: int = 0, rows: int | None = None) -> dict[str, np.ndarray]:
-        """``rows`` rows of an episode from ``first`` on, or all of them: the four standard arrays, (rows, ...)."""
+    def read(
+        self, index: int, first: int = 0, rows: int | None = None, keys: Sequence[str] = KEYS
+    ) -> dict[str, np.ndarray]:
+        """``rows`` rows of an episode from ``first`` on, or all of them: the arrays ``keys``, (rows, ...)."""
         episode = self.stored[index]
         rows = episode.rows - first if rows is None else rows
-        arrays = {key: np.empty((rows, *episode.arrays[key].shape), episode.arrays[key].dtype) for key in KEYS}
+        arrays = {key: np.empty((rows, *episode.arrays[key].shape), episode.arrays[key].dtype) for key in keys}
         episode.read_rows(first, arrays)
         return arrays
 

@@ -1,6 +1,6 @@
 """The summary of a dataset: statistics, a histogram of returns, a contact sheet of frames."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,14 +10,17 @@ from matplotlib.figure import Figure
 
 from replay.action_rows import action_rows_note
 from replay.cache import may_write
-from replay.check import outside_of, unusual_action_sizes
+from replay.check import outside_of, unusual_sizes
 from replay.data_files import DataFile
+from replay.description import read_description
 from replay.endings import Ending, ends_matter, why
-from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, image_shape
+from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, camera_shapes
 from replay.episode_numbers import numbered, numbers_line
 from replay.mapping import ActionMap, action_map
+from replay.observations import names_of_cameras
 from replay.slices import SlicedArray, slices
-from tools import BadInput, progress_bar, write_atomically
+from replay.store import LARGE_STATE
+from tools import BadInput, progress_bar, side_by_side, write_atomically
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
 SHEET_SIZE = 128  # pixels of the frames that are decoded from videos
@@ -35,7 +38,9 @@ class Summary:
         returns, lengths: of each episode; lengths in agent steps.
         action_low, action_high: (A,) smallest and largest value of each component, without row 0.
         reward_low, reward_high: smallest and largest reward, without row 0.
-        image_sizes: number of episodes by (height, width), "grey" too if they have no colours.
+        image_sizes: number of episodes by (height, width), "grey" too if they have no colours; of several cameras all.
+        states: smallest value, largest value and size of each low-dimensional state, by its name.
+        cameras: the names of several cameras, left to right; `summarize` gives them.
         reset_actions: number of episodes with an action in row 0.
         idle_starts: number of episodes whose first action, that of row 1, is zeros.
         action_map: the map of the actions to [-1, 1], if they are not in this range.
@@ -53,6 +58,8 @@ class Summary:
     reward_low: float = np.inf
     reward_high: float = -np.inf
     image_sizes: dict[str, int] = field(default_factory=dict)
+    states: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    cameras: list[str] = field(default_factory=list)
     reset_actions: int = 0
     idle_starts: int = 0
     action_map: ActionMap | None = None
@@ -61,8 +68,8 @@ class Summary:
     endings: list[Ending] = field(default_factory=list)
     frames: list[tuple[np.ndarray, str, float]] = field(default_factory=list)
 
-    def add(self, episode: dict, name: str, *, show: bool) -> None:
-        """Add a validated episode; keep some of its frames if ``show``. ``name``: where it is.
+    def add(self, episode: dict, name: str, *, show: bool, states: Sequence[str] = ()) -> None:
+        """Add a validated episode with ``states``; keep some of its frames if ``show``. ``name``: where it is.
 
         Raises BadInput if its images cannot be read; it is not added then.
         """
@@ -78,14 +85,19 @@ class Summary:
         self.action_high = high if self.action_high is None else np.maximum(self.action_high, high)
         self.reward_low = min(self.reward_low, float(reward[1:].min()))
         self.reward_high = max(self.reward_high, float(reward[1:].max()))
-        height, width, channels = image_shape(episode)
-        size = f"{height}x{width}{' grey' if channels == 1 else ''}"
+        shapes = camera_shapes(episode)
+        size = " + ".join(f"{height}x{width}{' grey' * (channels == 1)}" for height, width, channels in shapes)
+        self.cameras = self.cameras or [""] * len(shapes)
+        for key in states:
+            low, high, _ = self.states.get(key, (np.inf, -np.inf, 0))
+            values = episode[key]
+            self.states[key] = min(low, float(values.min())), max(high, float(values.max())), values.shape[1]
         self.image_sizes[size] = self.image_sizes.get(size, 0) + 1
         self.terminal += bool(episode["discount"][-1] == 0)
         self.early += not episode["discount"][:-1].all()
         self.endings.append(Ending.of(reward, episode["discount"]))
         if show:
-            self.frames.append((np.stack(frames), name, self.returns[-1]))
+            self.frames.append((side_by_side(np.stack(frames)), name, self.returns[-1]))
 
     def lines(self, description: dict, batch_length: int) -> list[str]:
         """The statistics and the description as text, one line each. ``batch_length`` is that of a run, in rows."""
@@ -106,6 +118,8 @@ class Summary:
             *rescaled,
             f"reward        [{self.reward_low:.4g}, {self.reward_high:.4g}] a step",
             f"image size    {sizes}",
+            *[f"cameras       {', '.join(self.cameras)}"] * bool(self.cameras),
+            *(f"state         {key}: {size} in [{a:.4g}, {b:.4g}]" for key, (a, b, size) in self.states.items()),
             *self.sampling(batch_length),
             *recorded,
         ]
@@ -132,6 +146,10 @@ class Summary:
         counts = self.reset_actions, self.idle_starts, len(self.returns)
         if note := action_rows_note(action_at, *counts, directory):
             lines.append(note)
+        for key, (low, high, _) in self.states.items():
+            if max(-low, high) > LARGE_STATE:
+                size = f"has values up to {max(-low, high):.4g}"
+                lines.append(f"state {key} {size}; scale it to a size near 1 (docs/senses.md#sizes)")
         if self.early:
             lines.append(
                 f"{self.early} episode(s) with discount 0 before the last row: a termination is an episode's end; "
@@ -173,16 +191,18 @@ class Summary:
 
     def draw_sheet(self, path: Path) -> None:
         """Write frames of some episodes, one episode a row in the order of the files, as a PNG file, atomically."""
-        figure = Figure(figsize=(SHEET_FRAMES + 0.2, len(self.frames) * 1.3 + 0.4), layout="constrained")
+        cameras = max(len(self.cameras), 1)
+        figure = Figure(figsize=(SHEET_FRAMES * cameras + 0.2, len(self.frames) * 1.3 + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(self.frames), 1, squeeze=False)[:, 0]
         for axes, (frames, name, total) in zip(grid, self.frames, strict=True):
-            gap = max(frames.shape[2] // 16, 1)
+            gap = max(frames.shape[2] // cameras // 16, 1)
             apart = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
             axes.imshow(np.concatenate(list(apart), axis=1)[:, :-gap], interpolation="nearest")
             axes.set_axis_off()
             axes.set_title(f"{name.rpartition('/')[2]}: return {total:.4g}", loc="left", fontsize=8, pad=3)
-        figure.suptitle("evenly spaced frames of each episode, first to last", fontsize=10)
+        cameras = f"; cameras, left to right: {', '.join(self.cameras)}" if self.cameras else ""
+        figure.suptitle(f"evenly spaced frames of each episode, first to last{cameras}", fontsize=10)
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
@@ -208,6 +228,7 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
     """
     episodes, problems = numbered(files)
     summary, show = Summary([episode.number for episode in episodes]), sheet_episodes(len(episodes))
+    mapping = files[0].mapping
     sizes: dict[str, int] = {}
     with progress_bar(len(episodes), "reading", unit="episode", disable=None) as bar:
         for index, listed in enumerate(episodes):
@@ -220,11 +241,14 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
                 if outside := outside_of(action_range, extremes):
                     problems += outside
                 elif sizes[place] == next(iter(sizes.values())):
-                    summary.add(episode, f"{place} (episode {listed.number})", show=index in show)
+                    where = f"{place} (episode {listed.number})"
+                    summary.add(episode, where, show=index in show, states=mapping.states)
             except BadInput as error:
                 problems.append(str(error))
-    if unusual := unusual_action_sizes(sizes):
+    if unusual := unusual_sizes(sizes):
         raise BadInput(unusual[0] + (f" (and {len(unusual) - 1} more)" if len(unusual) > 1 else ""))
+    described = read_description(files[0].path)
+    summary.cameras = names_of_cameras(mapping.cameras, described, max(len(summary.cameras), 1))
     if summary.returns:
         summary.action_map = action_map(action_range, summary.action_low, summary.action_high)
     return summary, problems

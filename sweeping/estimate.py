@@ -35,10 +35,10 @@ def seconds_per_update(planned: PlannedRun) -> float:
     config, method = planned.config, planned.method
     device = pick_device(config.device)
     config = config.replace(precision=pick_precision(config.precision, device))
-    action_dims, states = domain_sizes(config, method)
+    action_dims, senses = domain_sizes(config, method)
     if not method.uses_sources and method.dataset:
         action_dims = {"target": action_dims["target"]}
-    return statistics.fmean(update_seconds(AgentBuilder(config, device, action_dims, states), method).values())
+    return statistics.fmean(update_seconds(AgentBuilder(config, device, action_dims, senses), method).values())
 
 
 def kind_of(planned: PlannedRun) -> tuple[str, str]:

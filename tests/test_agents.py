@@ -12,6 +12,7 @@ import models
 from agents.base import Metrics
 from agents.coworld import SourceAgent, TargetAgent
 from agents.optim import Optimizer
+from senses import Senses
 
 CPU = torch.device("cpu")
 
@@ -300,7 +301,7 @@ def test_imagination_can_start_from_a_subset_of_states():
 
 def state_agents() -> tuple[SourceAgent, TargetAgent, dict[str, Tensor]]:
     config = tiny(size="32,32", eta_steps=100, source_observation="state")
-    source = SourceAgent(config, 4, 5, CPU, {"position": 3, "velocity": 2})
+    source = SourceAgent(config, 4, 5, CPU, Senses(0, {"position": 3, "velocity": 2}))
     own = {**batch(4), "position": torch.randn(3, 8, 3), "velocity": torch.randn(3, 8, 2)}
     return source, TargetAgent(config, 5, 5, CPU), own
 

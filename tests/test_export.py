@@ -119,7 +119,7 @@ def test_a_policy_on_another_device_is_exported_there():
     agent = METHODS["coworld"].agents(AgentBuilder(config, meta, {"source": 2, "target": ACTIONS}, {}))["target"]
     policy = PixelPolicy.__new__(PixelPolicy)
     vars(policy).update(agent=agent, name="target", task="", data={}, size=32, action_dim=ACTIONS)
-    policy.image_shape, policy.action_map = (40, 30, 3), ActionMap(None, ACTIONS).to(meta)
+    policy.cameras, policy.states, policy.action_map = {"image": (40, 30, 3)}, {}, ActionMap(None, ACTIONS).to(meta)
     program = export_program(policy)
     action, state = program.module()(*program.example_inputs[0])
     assert {tensor.device for tensor in (action, *state.values())} == {meta}

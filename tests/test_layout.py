@@ -17,9 +17,10 @@ MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "wrappers": {"tools"},
     "replay": {"tools"},
     "config": {"tools", "wrappers", "replay"},
-    "models": {"tools", "ops", "networks", "config"},
-    "agents": {"tools", "ops", "networks", "config", "models"},
-    "training": {"tools", "networks", "wrappers", "replay", "config", "models", "agents"},
+    "senses": {"tools", "networks", "config"},
+    "models": {"tools", "ops", "networks", "config", "senses"},
+    "agents": {"tools", "ops", "networks", "config", "senses", "models"},
+    "training": {"tools", "networks", "wrappers", "replay", "config", "senses", "models", "agents"},
 }
 MAY_IMPORT["policy"] = set(MAY_IMPORT)
 MAY_IMPORT["coworld"] = set()  # it imports by name, see there

@@ -94,7 +94,7 @@ def test_truncated_normal_gradients_reach_mean_and_std():
 def test_open_loop_predictions_have_the_shape_and_type_of_the_images():
     world = WorldModel(tiny(size="32,32"), 6)
     image, action = torch.randint(0, 256, (2, 8, 32, 32, 3), dtype=torch.uint8), torch.randn(2, 8, 6)
-    predicted = world.open_loop(image, action, context=3)
+    predicted = world.open_loop({"image": image, "action": action}, context=3)
     assert (predicted.shape, predicted.dtype) == (image.shape, torch.uint8)
 
 

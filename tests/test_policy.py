@@ -12,6 +12,7 @@ from agents.agent import Agent
 from agents.coworld import SourceAgent, TargetAgent
 from config import Config
 from policy import PixelPolicy, load_policy
+from senses import Senses
 from tools import BadInput, resize_images
 from training.checkpoint import CHECKPOINT, model_state, save_checkpoint
 from training.policies import agent_policy
@@ -26,9 +27,9 @@ def save_run(logdir: Path, data: dict[str, Any] | None = None, state: bool = Fal
     flags = {"size": "32,32", "source_task": "walker_walk", "target_task": "my_robot", **flags}
     config = tiny(source_observation="state" if state else "image", **flags)
     torch.manual_seed(0)
-    low_dimensional = {"joints": 4} if state else None
+    senses = Senses(0, {"joints": 4}) if state else Senses()
     agents: dict[str, Agent] = {
-        "source": SourceAgent(config, 2, ACTIONS, CPU, low_dimensional),
+        "source": SourceAgent(config, 2, ACTIONS, CPU, senses),
         "target": TargetAgent(config, ACTIONS, ACTIONS, CPU),
     }
     with torch.no_grad():
@@ -171,7 +172,8 @@ def test_imagination_equals_the_open_loop_prediction(run: Path, mapped: Path, mo
         policy = load_policy(logdir)
         world = policy.agent.world
         monkeypatch.setattr(world.rssm, "noise", lambda n, steps, generator=None: torch.full((n, steps, 4), 0.5))
-        expected = world.open_loop(torch.from_numpy(images)[None], torch.from_numpy(actions)[None], 1)[0, 1:]
+        batch = {"image": torch.from_numpy(images)[None], "action": torch.from_numpy(actions)[None]}
+        expected = world.open_loop(batch, 1)[0, 1:]
         policy(images[0])
         predicted, rewards = policy.imagine(own[1:])
         assert predicted.dtype == np.uint8 and rewards.shape == (5,) and len(np.unique(rewards)) == 5

@@ -18,7 +18,8 @@ import torch
 
 from agents.base import BaseAgent
 from config import Config, facts, merge, named_tasks, read_blocks, settings_that_affect, source_tasks, target_task
-from tools import BadInput, one_line, write_atomically
+from senses import Senses
+from tools import CAMERA, BadInput, one_line, write_atomically
 from training.methods import (
     COLLECTION,
     EVALUATIONS,
@@ -286,8 +287,17 @@ def model_state(agents: dict[str, BaseAgent]) -> dict[str, Any]:
     """What `load_agent` needs to rebuild the agents, without their weights."""
     return {
         "action_dims": {name: agent.action_dim for name, agent in agents.items()},
-        "states": {name: agent.state for name, agent in agents.items()},
+        "states": {name: agent.senses.state for name, agent in agents.items()},
+        "channels": {name: agent.senses.channels for name, agent in agents.items()},
     }
+
+
+def saved_senses(saved: dict[str, Any]) -> dict[str, Senses]:
+    """What each agent of a checkpoint observes. One without ``channels`` has images of one camera, or states alone."""
+    found = {}
+    for name, state in saved["states"].items():
+        found[name] = Senses(saved.get("channels", {}).get(name, 0 if state else CAMERA), state)
+    return found
 
 
 def load_agent(logdir: Path, domain: str, device: torch.device, file: str = CHECKPOINT) -> tuple[BaseAgent, Config]:
@@ -304,7 +314,7 @@ def build_agent(saved: dict[str, Any], logdir: Path, domain: str, device: torch.
         raise BadInput(f"{logdir} has no {domain} agent, only {', '.join(saved['agents'])}")
     config = Config(**{**merge(read_blocks(), [], {}), **saved["config"]})  # settings that it did not have yet
     method = find_method(config.method) if "target" in saved["action_dims"] else COLLECTION
-    agent = method.agents(AgentBuilder(config, device, saved["action_dims"], saved["states"]))[domain]
+    agent = method.agents(AgentBuilder(config, device, saved["action_dims"], saved_senses(saved)))[domain]
     agent.load_models(saved["agents"][domain])
     return agent, config
 
@@ -315,7 +325,12 @@ def check_fits(agent: BaseAgent, env: gymnasium.Env, task: Task) -> None:
     if actions != agent.action_dim:
         raise BadInput(f"{task} has {actions} actions, the agent {agent.action_dim}; choose another task or agent")
     spaces = env.observation_space.spaces
-    for key, size in agent.state.items():
+    if (channels := agent.senses.channels) and (drawn := spaces["image"].shape[-1]) != channels:
+        raise BadInput(
+            f"{task} is drawn by {drawn // CAMERA} camera(s), the agent observes {channels // CAMERA}; give the camera "
+            f"setting of the agent's run, or choose another task or agent"
+        )
+    for key, size in agent.senses.state.items():
         if key not in spaces or spaces[key].shape != (size,):
             raise BadInput(
                 f"{task} has no state {key!r} of {size} numbers, which the agent observes; choose another task or agent"

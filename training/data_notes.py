@@ -1,8 +1,13 @@
 """What batches are drawn from: lines on stderr for a domain's data, and the counts of its rows."""
 
+from collections.abc import Iterable
+
+import numpy as np
+
 from config import Config
 from replay import SequenceStore
 from replay.endings import why
+from replay.store import LARGE_STATE
 from training.methods import Method
 
 
@@ -21,6 +26,20 @@ def data_notes(name: str, store: SequenceStore, config: Config, method: Method) 
         chosen = "on" if store.samples_ends() else "off"
         notes.append(f"sample_ends: {chosen} for {name} ({why([episode.ending for episode in store.stored])})")
     return notes
+
+
+def scale_notes(name: str, store: SequenceStore, keys: Iterable[str]) -> list[str]:
+    """That a state has values far from the size near 1 that the networks expect, if one of ``keys`` has."""
+    largest = dict.fromkeys(keys, 0.0)
+    for index in range(store.episodes if largest else 0):
+        arrays = store.read(index, keys=tuple(largest))
+        largest = {key: max(most, float(np.abs(arrays[key]).max())) for key, most in largest.items()}
+    return [
+        f"warning: {name}: state {key} has values up to {most:.4g}; networks learn badly from such sizes: scale it, in "
+        f"the data and in the simulator, to a size near 1 (docs/senses.md#sizes)"
+        for key, most in largest.items()
+        if most > LARGE_STATE
+    ]
 
 
 def termination_note(name: str, store: SequenceStore, config: Config) -> str | None:

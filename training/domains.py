@@ -16,11 +16,13 @@ from replay.episode import CLIP_ADVICE
 from tools import BadInput
 from training.collector import Collector
 from training.device import generator_state, restore_generator, to_device, to_tensors
+from training.domain_senses import check_sources, check_target_simulator, dataset_senses, online_senses
 from training.evaluator import Evaluator
 from training.logger import Logger
 from training.methods import AgentBuilder, Method, online_tasks
 from training.policies import Policy, agent_policy
 from wrappers import Task
+from wrappers.shared.cameras import split_cameras
 from wrappers.shared.simulators import check_recorded_alike, collection_envs
 
 SMALLEST_SIDE = 18  # pixels of the smallest images that every model-free agent's encoder takes
@@ -35,6 +37,11 @@ class Domain:
         self.name, self.task, self.store, self.agent, self.config = name, task, store, agent, config
         self._prefetcher = Prefetcher(self._sample, rng)
 
+    @property
+    def cameras(self) -> list[str]:
+        """The names of its cameras, if there are several."""
+        return list(self.store.cameras)
+
     def next_batch(self) -> Batch:
         """A batch on the device, what the agent's `sample` draws."""
         return to_device(self._prefetcher.next(), self.agent.device)
@@ -43,17 +50,18 @@ class Domain:
         return to_tensors(self.agent.sample(self.store, self._prefetcher.rng), self.agent.device)
 
     def open_loop(self, sequences: int, context: int, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-        """True and predicted images, uint8 (B, T, H, W, 3), without a change of any RNG state.
+        """True and predicted images, uint8 (B, T, H, W, 3 a camera), without a change of any RNG state.
 
         None if there is no data, or the agent has no world model of images.
         """
-        if self.store.episodes == 0 or self.agent.world is None or self.agent.state:
+        if self.store.episodes == 0 or self.agent.world is None or not self.agent.senses.channels:
             return None
         count, length = min(sequences, self.config.batch_size), min(self.config.batch_length, self.store.longest)
-        arrays = self.store.sample(count, length, np.random.default_rng(seed), whole=True)
+        keys = (*self.agent.senses.keys, "action")
+        arrays = self.store.sample(count, length, np.random.default_rng(seed), keys, whole=True)
         batch = to_device(to_tensors(arrays, self.agent.device), self.agent.device)
         with torch.random.fork_rng():
-            predicted = self.agent.world.open_loop(batch["image"], batch["action"], min(context, length - 1))
+            predicted = self.agent.world.open_loop(batch, min(context, length - 1))
         return arrays["image"], predicted.cpu().numpy()
 
     def discard_prefetched(self) -> None:
@@ -81,6 +89,11 @@ class OnlineDomain(Domain):
     """
 
     store: OnlineReplay
+
+    @property
+    def cameras(self) -> list[str]:
+        cameras = split_cameras(self.collector.slots[0].env.get_wrapper_attr("description")["camera"])
+        return cameras if len(cameras) > 1 else []
 
     def __init__(
         self, name: str, task: Task, store: OnlineReplay, agent: BaseAgent, config: Config, rng: np.random.Generator,
@@ -145,7 +158,8 @@ def data_mapping(config: Config) -> DataMapping:
     """The names of the dataset's arrays, and the limits of reading them."""
     keys = config.image_key, config.action_key, config.reward_key, config.done_key
     limits = {"read_memory": config.read_memory, "read_seconds": config.read_seconds}
-    return DataMapping(*keys, **limits, action_at=config.action_at, split=config.split)
+    reading = {"action_at": config.action_at, "state_keys": config.state_keys, "split": config.split}
+    return DataMapping(*keys, **limits, **reading)
 
 
 def open_dataset(config: Config, method: Method) -> OfflineDataset:
@@ -196,25 +210,25 @@ def open_simulators(config: Config, method: Method, resources: ExitStack) -> dic
 
 def agent_builder(
     config: Config,
+    method: Method,
     device: torch.device,
     envs: dict[str, list[Any]],
     dataset: OfflineDataset | None,
     evaluator: Evaluator,
 ) -> AgentBuilder:
-    """Action sizes and low-dimensional observations of every domain. Raises BadInput if data and simulator differ."""
-    action_dims, states = {}, {}
+    """Action sizes and senses of every domain. Raises BadInput if data, simulators and ties do not fit together."""
+    action_dims, senses, tasks = {}, {}, domain_tasks(config, method)
     for name, (env, *_) in envs.items():
         action_dims[name] = env.action_space.shape[0]
-        if config.source_observation == "state":
-            spaces = env.observation_space.spaces
-            states[name] = {key: space.shape[0] for key, space in spaces.items() if key != "image"}
-            if not states[name]:
-                raise BadInput(f"--source_observation state: {evaluator.tasks[name][0]} has images only; give image")
+        senses[name] = online_senses(config, name, env.observation_space, tasks[name][0])
     if dataset is not None:
-        action_dims["target"] = dataset.action_dim
+        action_dims["target"], senses["target"] = dataset.action_dim, dataset_senses(dataset)
         if "target" in evaluator.tasks:
             check_dataset(dataset, evaluator, config)
-    return AgentBuilder(config, device, action_dims, states)
+            task, space = evaluator.tasks["target"][0], evaluator.simulator("target").observation_space
+            check_target_simulator(senses["target"], space, config, task)
+    check_sources(config, method, senses, tasks)
+    return AgentBuilder(config, device, action_dims, senses)
 
 
 def build_domains(
@@ -256,10 +270,11 @@ def check_dataset(dataset: OfflineDataset, evaluator: Evaluator, config: Config)
 
 
 def data_properties(store: SequenceStore) -> dict[str, Any] | None:
-    """What the agent's user must know of the dataset: units and rows of its actions, shape of its images."""
+    """What the agent's user must know of the dataset: units and rows of its actions, shape of its images, of several
+    cameras their names and shapes."""
     if not isinstance(store, OfflineDataset):
         return None
-    names = ("action_map", "image_shape", "action_names", "action_at")
+    names = ("action_map", "image_shape", "action_names", "action_at", *["cameras"] * bool(store.cameras))
     return {name: getattr(store, name) for name in names}
 
 

@@ -32,7 +32,7 @@ def update_seconds(builder: AgentBuilder, method: Method, count: int = FEWEST) -
     if count < FEWEST:
         return {}
     devices = [builder.device] if builder.device.type == "cuda" else []
-    builder = AgentBuilder(builder.config.replace(compile="off"), builder.device, builder.action_dims, builder.states)
+    builder = AgentBuilder(builder.config.replace(compile="off"), builder.device, builder.action_dims, builder.senses)
     found = {}
     with suppress(BadInput, RuntimeError), torch.random.fork_rng(devices):
         for name, agent in method.agents(builder).items():

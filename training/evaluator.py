@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from config import Config
+from tools import side_by_side
 from training.collector import episode_seed
 from training.policies import Policy, RandomPolicy
 from wrappers import Task
@@ -25,7 +26,7 @@ class EvalResult:
     Attributes:
         returns: of each episode.
         successes: of each episode, 0 or 1; empty if the simulator reports no success.
-        frames: of the first episode, (T + 1, H, W, 3) uint8.
+        frames: of the first episode, (T + 1, H, W, 3) uint8; several cameras are side by side.
     """
 
     returns: list[float] = field(default_factory=list)
@@ -94,7 +95,7 @@ def evaluate(
             result.returns += [episode.total for episode in running]
             successes += [episode.success for episode in running]
             if begun == 0:
-                result.frames = np.stack(running[0].frames)
+                result.frames = side_by_side(np.stack(running[0].frames))
     if any(success is not None for success in successes):  # some environments report it on success only
         result.successes = [success or 0.0 for success in successes]
     return result

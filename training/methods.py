@@ -18,6 +18,7 @@ from agents.curl import CURLAgent
 from agents.lompo import LOMPOAgent
 from agents.model_free import BCAgent, CQLAgent, DrQBCAgent
 from config import Config, has_target_simulator, source_tasks, target_task
+from senses import IMAGE, Senses
 from tools import BadInput, multiples_crossed, nearest
 from wrappers import Task
 
@@ -69,17 +70,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class AgentBuilder:
-    """Builds agents from the domains' action sizes and the sizes of the states that agents on states observe."""
+    """Builds agents from the domains' action sizes and what is observed in each of them; by default one camera."""
 
     config: Config
     device: torch.device
     action_dims: dict[str, int]
-    states: dict[str, dict[str, int]]
+    senses: dict[str, Senses]
 
     def build(self, kind: type[BaseAgent], name: str, **options: object) -> BaseAgent:
         """An agent for the domain ``name``; ``options`` are those of its class."""
         sizes = self.action_dims[name], self.largest_action_dim
-        return kind(self.config, *sizes, self.device, self.states.get(name), **options)
+        return kind(self.config, *sizes, self.device, self.senses.get(name, IMAGE), **options)
 
     @property
     def largest_action_dim(self) -> int:
@@ -133,7 +134,7 @@ class Method:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether source and target share weights, so that both need the same kind of observations."""
+        """Whether source and target share weights, so that both need the same observations."""
         return self.online == "source" and self.dataset
 
 

@@ -3,7 +3,7 @@
 docs/offline_evaluation.md defines them. They need no simulator.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from agents.base import BaseAgent
 from agents.model_free import StackAgent
 from models import WorldModelOutput
 from replay import SequenceStore
+from replay.episode import KEYS
 from tools import DIVERGED, BadInput
 from training.device import to_device, to_tensors
 from training.evaluator import EVALUATION_SEED
@@ -77,7 +78,8 @@ class OfflineFigures:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             see = observe if agent.world else observe_frames
-            episodes = [episode for group in self._groups() for episode in see(agent, group)]
+            keys = *KEYS, *agent.senses.state
+            episodes = [episode for group in self._groups(keys) for episode in see(agent, group)]
             errors = self._open_loop_errors(agent)
         rows = sum(len(episode.mode) for episode in episodes)
         figures = {name: sum(episode.nll[name] for episode in episodes) / rows for name in episodes[0].nll}
@@ -100,9 +102,9 @@ class OfflineFigures:
             f"--discount {self.gamma:g}; where the task itself ends an episode, store discount 0 in its last row"
         )
 
-    def _groups(self) -> Iterator[list[dict[str, np.ndarray]]]:
+    def _groups(self, keys: Sequence[str]) -> Iterator[list[dict[str, np.ndarray]]]:
         for start in range(0, len(self.indices), AT_ONCE):
-            yield [self.store.read(i) for i in self.indices[start : start + AT_ONCE]]
+            yield [self.store.read(i, keys=keys) for i in self.indices[start : start + AT_ONCE]]
 
     def _open_loop_errors(self, agent: BaseAgent) -> np.ndarray:
         """`prediction_errors` of all sequences, (sequences, HORIZONS[-1]); NaN after the end of a shorter one."""
@@ -112,27 +114,28 @@ class OfflineFigures:
         for start in range(0, len(self.indices), AT_ONCE):
             by_length: dict[int, list[dict[str, np.ndarray]]] = {}
             for i in self.indices[start : start + AT_ONCE]:
-                for sequence in self._sequences(i):
+                for sequence in self._sequences(i, (*agent.senses.keys, "action")):
                     by_length.setdefault(len(sequence["image"]), []).append(sequence)
             found += [prediction_errors(agent, sequences) for sequences in by_length.values()]
         return np.concatenate(found)
 
-    def _sequences(self, index: int) -> Iterator[dict[str, np.ndarray]]:
+    def _sequences(self, index: int, keys: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Sequences of an episode that do not overlap, evenly spaced, long enough for all horizons if possible."""
         rows = self.store.stored[index].rows
         length = min(rows, CONTEXT + HORIZONS[-1])
         if length <= CONTEXT:
             return
         for first in np.linspace(0, rows - length, min(SEQUENCES, rows // length)).astype(int):
-            yield self.store.read(index, int(first), length)
+            yield self.store.read(index, int(first), length, keys)
 
 
 def observe(agent: Agent, episodes: list[dict[str, np.ndarray]]) -> list[ObservedEpisode]:
     """Infer the states of whole episodes, as a policy does that acts in them, each from its first row."""
     batch = to_device(to_tensors(padded(episodes), agent.device), agent.device)
     sequences, steps = batch["action"].shape[:2]
-    images = batch["image"].flatten(0, 1).unsqueeze(1)
-    embed = torch.cat([agent.embed({"image": part}) for part in images.split(CHUNK)])
+    observed = {key: batch[key].flatten(0, 1).unsqueeze(1).split(CHUNK) for key in agent.senses.keys}
+    chunks = [dict(zip(observed, parts, strict=True)) for parts in zip(*observed.values(), strict=True)]
+    embed = torch.cat([agent.embed(chunk) for chunk in chunks])
     world = agent.world
     with agent.autocast():
         noise = world.rssm.noise(sequences, steps)
@@ -174,11 +177,11 @@ def padded(episodes: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def image_loss(agent: Agent, output: WorldModelOutput, index: int, images: Tensor) -> float:
-    """The sum over the rows of one episode, images (T + 1, H, W, 3), of `models.image_nll`."""
+    """The sum over the rows of one episode, images (T + 1, H, W, C), of `models.image_nll`."""
     total = 0.0
     for feat, truth in zip(output.feat[index, : len(images)].split(CHUNK), images.split(CHUNK), strict=True):
         with agent.autocast():
-            mean = agent.world.decoder(feat.unsqueeze(0))
+            mean = agent.world.means(feat.unsqueeze(0))[0]
         total += models.image_nll(mean, truth.unsqueeze(0)).item() * len(truth)
     return total
 
@@ -188,9 +191,9 @@ def prediction_errors(agent: Agent, sequences: list[dict[str, np.ndarray]]) -> n
 
     sequences: of equal length -> (B, HORIZONS[-1]), the error 1, 2, ... steps after the context; NaN after the end.
     """
-    images, actions = (torch.from_numpy(np.stack([s[key] for s in sequences])) for key in ("image", "action"))
-    predicted = agent.world.open_loop(images.to(agent.device), actions.to(agent.device), CONTEXT)
-    difference = (predicted.cpu().float() - images.float())[:, CONTEXT:] / 255
+    batch = {key: torch.from_numpy(np.stack([s[key] for s in sequences])) for key in sequences[0]}
+    predicted = agent.world.open_loop({key: array.to(agent.device) for key, array in batch.items()}, CONTEXT)
+    difference = (predicted.cpu().float() - batch["image"].float())[:, CONTEXT:] / 255
     errors = np.full((len(sequences), HORIZONS[-1]), np.nan)
     errors[:, : difference.shape[1]] = difference.square().mean((2, 3, 4)).numpy()
     return errors

@@ -79,6 +79,9 @@ def compared_settings(config: Config, method: Method) -> dict[str, Any]:
     unused = unused_settings(config, method).keys() | unused_suite_settings(tasks).keys()
     compared = {key for key in vars(config).keys() - unused if "sources" in facts(key).affects.split()}
     settings = {key: value for key, value in vars(config).items() if key in compared}
+    if config.source_observation == "image" and config.source_state_keys in ("", "none"):  # only the target has states
+        for key in ("source_state_keys", "state_layers", "state_embed", "state_scale"):
+            settings.pop(key, None)
     return {**settings, "source_task": ",".join(map(str, tasks))}
 
 
@@ -158,7 +161,7 @@ def save_snapshot(trainer: Trainer) -> None:
     for source in trainer.sources:
         source.discard_prefetched()
     state, names = trainer.state_dict(), [source.name for source in trainer.sources]
-    kept = {key: state[key] for key in ("config", "progress", "action_dims", "states", "selector", "rng")}
+    kept = {key: state[key] for key in ("config", "progress", "action_dims", "states", "channels", "selector", "rng")}
     kept |= {key: {name: state[key][name] for name in names} for key in ("agents", "domains")}
     pretraining = find_pretraining(trainer.method, trainer.phases)
     kept["pretraining"] = describe_phases(trainer.phases[i] for i in pretraining)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from config import Config, has_target_simulator, target_task
+from replay.mapping import RESERVED, check_listed, listed_names
 from tools import BadInput
 from training.methods import Method, Phase, PhaseKind
 from training.run_names import default_logdir
@@ -23,24 +24,50 @@ def resolve(
         schedule: makes the run's phases from settings.
 
     Returns:
-        the settings, with ``logdir``, ``eta_steps``, ``source_task``, ``source_observation``, and without a target
-        simulator ``target_task`` and ``holdout``, as the run uses them, and the phases.
+        the settings, with ``logdir``, ``eta_steps``, ``source_task``, ``source_observation``, ``state_keys``,
+        ``source_state_keys``, and without a target simulator ``target_task`` and ``holdout``, as the run uses them, and
+        the phases.
 
     Raises:
         BadInput: settings that do not fit together.
     """
     if not method.uses_sources:
-        config = config.replace(source_task="", source_observation="image")
+        config = config.replace(source_task="", source_observation="image", source_state_keys="")
     if method.dataset and not has_target_simulator(config):
         config = config.replace(target_task=str(target_task(config)), holdout=config.holdout or HOLDOUT)
     if "," not in config.source_task:
         config = config.replace(select="nearest")  # one source leaves nothing to select
+    config = config.replace(**resolved_states(config, method))
     config = config.replace(logdir=config.logdir or str(default_logdir(config, method)))
     phases = list(schedule(config))
     if config.eta_steps == 0:
         config = config.replace(eta_steps=aligned_steps(phases))
     check_against_each_other(config, method)
     return config, phases
+
+
+def resolved_states(config: Config, method: Method) -> dict[str, str]:
+    """``state_keys`` as names separated by single commas, and ``source_state_keys`` as such names or "none"; both are
+    "" if no agent has states.
+
+    Raises BadInput if a name is given twice, is that of another array of an episode, or if the source has no image.
+    """
+    if not method.world_model:
+        return {"state_keys": "", "source_state_keys": ""}
+    given = {"state_keys": config.state_keys, "source_state_keys": config.source_state_keys}
+    names = {option: listed_names(text) for option, text in given.items()}
+    for option, listed in names.items():
+        check_listed(option, listed, RESERVED)
+    target, source = (",".join(listed) for listed in names.values())
+    if method.uses_sources:
+        source = source or target
+        source = "" if source == "none" and not target else source
+    if config.source_observation == "state" and (target or source):
+        raise BadInput(
+            "--source_observation state: a source on states alone has no image beside which --state_keys could stand; "
+            "give --source_observation image, or no --state_keys"
+        )
+    return {"state_keys": target, "source_state_keys": source}
 
 
 def aligned_steps(phases: Sequence[Phase]) -> int:

@@ -187,7 +187,7 @@ def open_trainer(
         evaluator = Evaluator(config, simulated_tasks(tasks))
         resources.callback(evaluator.close)
         envs = open_simulators(config, method, resources)
-        builder = agent_builder(config, device, envs, dataset, evaluator)
+        builder = agent_builder(config, method, device, envs, dataset, evaluator)
         planned = planned_phases(method, phases, progress, pretrain_only, bool(snapshot))
         seconds = update_seconds(builder, method, updates([phases[i] for i in planned], config))
         agents = method.agents(builder)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import models
 from agents.agent import Agent
 from agents.base import Batch, Metrics
 from config import Config
@@ -71,13 +70,16 @@ class SourceSelector:
     ) -> Selection:
         """Select the source for an update of ``target`` on ``batch``.
 
-        A source on images embeds the target's images. A source on low-dimensional states cannot; it embeds its own
-        of ``source_batches``.
+        A source on images embeds the target's images, and their states if it has the same. A source on low-dimensional
+        states alone cannot; it embeds its own of ``source_batches``.
         """
         if len(sources) == 1 and not self.config.state_alignment:
             return Selection(0, None, [])
         batches = [batch] * len(sources) if source_batches is None else source_batches
-        embeds = [source.embed(own) for source, own in zip(sources, batches, strict=True)]
+        embeds = [
+            source.embed(own, image_only=bool(source.senses.channels) and not source.senses.found_in(target.senses))
+            for source, own in zip(sources, batches, strict=True)
+        ]
         if len(sources) == 1:
             return Selection(0, embeds[0], [])
         distances = self.measure(target, embeds, batch).tolist()  # read from the device, once an update
@@ -90,7 +92,7 @@ class SourceSelector:
         """The distance to each source, (M,): alignment losses, with ``relative`` divided by `models.information`."""
         distances = target.alignment_with(embeds, batch)
         if self.config.select == "relative":
-            distances = distances / torch.stack([models.information(embed) for embed in embeds])
+            distances = distances / torch.stack([target.information(embed) for embed in embeds])
         return distances
 
     def forced_index(self) -> int | None:

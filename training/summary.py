@@ -48,7 +48,8 @@ def draw_summary(trainer: Trainer) -> None:
     images = open_loop_images(trainer.domains, 1, seed)
     if images:
         sheets = {name: (truth[0], predicted[0]) for name, (truth, predicted) in images.items()}
-        prediction_sheet(sheets, CONTEXT, logdir / "predictions.png")
+        cameras = {name: trainer.domains[name].cameras for name in sheets}
+        prediction_sheet(sheets, CONTEXT, logdir / "predictions.png", cameras)
     rows = read_scores(logdir, evaluated=True)
     warning = verdict(evidence(trainer, rows))
     if scored := [row for row in rows if row["mean"]]:

@@ -5,7 +5,7 @@ import numpy as np
 from config import Config, has_target_simulator, read_blocks, target_task
 from replay import OfflineDataset
 from training.data_limits import DataLimits
-from training.data_notes import data_notes, termination_note
+from training.data_notes import data_notes, scale_notes, termination_note
 from training.methods import Method
 from wrappers import SUITES, Task
 
@@ -27,7 +27,7 @@ def target_notes(
     if dataset and method.world_model:  # model-free agents use the stored discounts
         found.append(termination_note("target", dataset, config))
     if dataset:
-        found += data_notes("target", dataset, config, method)
+        found += data_notes("target", dataset, config, method) + scale_notes("target", dataset, dataset.states)
     notes = [note for note in found if note]
     if method.dataset and not has_target_simulator(config):
         notes.append(

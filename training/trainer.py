@@ -17,7 +17,7 @@ from tools import StopRequest, multiples_crossed, write_text
 from training.bars import RunBars
 from training.checkpoint import CHECKPOINT, DatasetIdentity, model_state, save_checkpoint
 from training.data_limits import DataLimits
-from training.data_notes import data_notes, row_counts, termination_note
+from training.data_notes import data_notes, row_counts, scale_notes, termination_note
 from training.device import restore_torch_rng, torch_rng_state
 from training.domains import Domain, OnlineDomain, data_properties
 from training.evaluator import Evaluator
@@ -275,6 +275,7 @@ class Trainer:
         if source.store.episodes:
             notes = [termination_note(source.name, source.store, self.config)]
             notes += data_notes(source.name, source.store, self.config, self.method)
+            notes += scale_notes(source.name, source.store, source.agent.senses.state)
             print("\n".join(filter(None, notes)), file=sys.stderr)
 
     def _write_status(self, finished: bool = False) -> None:
@@ -302,7 +303,8 @@ class Trainer:
         """A video of each domain's open-loop predictions."""
         seed = self.config.seed, self.progress.step
         for name, images in open_loop_images(self.domains, 4, seed).items():
-            video = open_loop_video(*images, side=self.config.video_size // 2)
+            cameras = self.domains[name].cameras
+            video = open_loop_video(*images, side=self.config.video_size // 2, cameras=cameras)
             self.logger.video(name, "open_loop", video, self.progress.step)
 
     # Saving and resuming

@@ -2,8 +2,9 @@
 
 import io
 import os
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tools import BadInput, require, write_atomically
+from tools import BadInput, require, side_by_side, write_atomically
 
 matplotlib.use("Agg")
 
@@ -97,26 +98,45 @@ def open_loop_images(
     return {name: pair for name, pair in images.items() if pair is not None}
 
 
-def open_loop_video(truth: np.ndarray, predicted: np.ndarray, context: int = CONTEXT, side: int = 0) -> np.ndarray:
+def open_loop_video(
+    truth: np.ndarray, predicted: np.ndarray, context: int = CONTEXT, side: int = 0, cameras: Sequence[str] = ()
+) -> np.ndarray:
     """Images (B, T, H, W, 3) as frames (T, H', W', 3) with a row for each of `ROWS` and a column for each sequence.
 
     Images are enlarged by a whole factor until their longer side has ``side`` pixels. Labels name the rows, and say
-    whether a frame is given or predicted from actions alone.
+    whether a frame is given or predicted from actions alone. Those of several ``cameras`` (B, T, H, W, 3 K) are side by
+    side, with their names.
     """
     factor = max(-(-side // max(truth.shape[2:4])), 1)
-    large = [part.repeat(factor, 2).repeat(factor, 3) for part in (truth, predicted, difference(truth, predicted))]
+    parts = map(side_by_side, (truth, predicted, difference(truth, predicted)))
+    large = [part.repeat(factor, 2).repeat(factor, 3) for part in parts]
     gap, font = max(2, factor), ImageFont.load_default(11)
+    above = LABELS[1] * (1 + (len(cameras) > 1))
     frames = []
     for t in range(truth.shape[1]):
         images = mosaic(np.stack([part[:, t] for part in large]), gap)
-        page = Image.new("RGB", (images.shape[1] + LABELS[0], images.shape[0] + LABELS[1]), "white")
-        page.paste(Image.fromarray(images), LABELS)
+        page = Image.new("RGB", (images.shape[1] + LABELS[0], images.shape[0] + above), "white")
+        page.paste(Image.fromarray(images), (LABELS[0], above))
         pen, row = ImageDraw.Draw(page), images.shape[0] // len(ROWS)
         pen.text((LABELS[0], 2), f"t = {t}, {'given' if t < context else 'from actions alone'}", "black", font)
         for i, name in enumerate(ROWS):
-            pen.text((4, LABELS[1] + i * row + row // 2 - 6), name, "black", font)
+            pen.text((4, above + i * row + row // 2 - 6), name, "black", font)
+        for left, name in camera_titles(cameras, len(truth), truth.shape[3] * factor, gap):
+            pen.text((LABELS[0] + left, LABELS[1] + 2), name, "black", font)
         frames.append(np.asarray(page))
     return np.stack(frames)
+
+
+def camera_titles(cameras: Sequence[str], columns: int, width: int, gap: int) -> Iterator[tuple[int, str]]:
+    """Position in pixels and text of each title of ``cameras``, if there are several, of ``width`` pixels each.
+
+    The cameras of each of ``columns`` stand together, with ``gap`` pixels after them. Of a name such as
+    ``observation.images.wrist`` the last part is shown, as much of it as fits.
+    """
+    for column in range(columns if len(cameras) > 1 else 0):
+        for index, name in enumerate(cameras):
+            title = re.split(r"[./]", name)[-1][: max(width // 7, 1)]
+            yield column * (len(cameras) * width + gap) + index * width, title
 
 
 def mosaic(images: np.ndarray, gap: int) -> np.ndarray:
@@ -130,17 +150,23 @@ def shown_columns(frames: np.ndarray) -> np.ndarray:
     return np.unique(np.linspace(0, len(frames) - 1, 9).astype(int))
 
 
-def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], context: int, path: Path) -> None:
+def prediction_sheet(
+    predictions: dict[str, tuple[np.ndarray, np.ndarray]], context: int, path: Path,
+    cameras: Mapping[str, Sequence[str]] | None = None,
+) -> None:  # fmt: skip
     """Frames of each domain: seen, predicted open loop after ``context`` frames, and their difference.
 
     predictions: name -> (truth, predicted), uint8 (T, H, W, 3) each. Of fewer frames, all but the last are given.
+    cameras: name -> the domain's cameras; several are side by side, with their names.
     """
-    width = max(len(shown_columns(truth)) for truth, _ in predictions.values())
+    cameras = cameras or {}
+    width = max(len(shown_columns(truth)) * truth.shape[-1] // 3 for truth, _ in predictions.values())
     size = (width + 0.6, 3.5 * len(predictions))
     figure, axes = plt.subplots(len(predictions), 1, figsize=size, squeeze=False, layout="constrained")
     for axis, (name, (truth, predicted)) in zip(axes[:, 0], predictions.items(), strict=True):
         columns, given = shown_columns(truth), min(context, len(truth) - 1)
-        images = np.stack([frames[columns] for frames in (truth, predicted, difference(truth, predicted))])
+        shown = (side_by_side(frames[columns]) for frames in (truth, predicted, difference(truth, predicted)))
+        images = np.stack(list(shown))
         height, width = images.shape[2:4]
         gap = max(width // 16, 1)
         axis.imshow(mosaic(images, gap), interpolation="nearest")
@@ -149,6 +175,8 @@ def prediction_sheet(predictions: dict[str, tuple[np.ndarray, np.ndarray]], cont
         axis.set_yticks(height / 2 + (height + gap) * np.arange(len(ROWS)), ROWS, fontsize=8, rotation=90, va="center")
         axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         axis.set_ylabel(name)
+        if len(several := cameras.get(name, ())) > 1:
+            axis.set_xlabel(f"cameras, from left to right: {', '.join(several)}", fontsize=8)
         axis.set_frame_on(False)
     save_figure(figure, path)
 

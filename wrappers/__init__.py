@@ -65,20 +65,20 @@ def make_env(
     sparse_reward: bool = False,
     background: str | None = None,
 ) -> gymnasium.Env:
-    """The environment of ``task`` (see `parse_task` for the accepted names) with frames of one camera.
+    """The environment of ``task`` (see `parse_task` for the accepted names) with frames of one camera or several.
 
     Args:
         size: height and width of the frames, in pixels.
         action_repeat: simulator steps per agent step; None is the suite's default (DMC 2, others 1).
         time_limit: agent steps after which an episode is truncated.
         render: ``full`` (as the suite draws) or ``fast`` (no shadows, multisampling or reflections).
-        camera: name or number; None is the suite's default.
+        camera: name or number; several are separated by commas; None or "" is the suite's default.
         flip: turn frames upside down; None is the suite's default, as in the paper's datasets.
         sparse_reward: 500 on an episode's first successful step, else 0 (suites that define success).
         background: folder of images, GIFs or videos that replace the sky (DMC).
 
     Returns:
-        observations {"image": (size, size, 3) uint8, and the suite's low-dimensional entries, 1-D float32};
+        observations {"image": (size, size, 3 a camera) uint8, and the suite's low-dimensional entries, 1-D float32};
         actions (A,) float32 in [-1, 1]; ``env.get_wrapper_attr("description")`` is a dict of all the settings
         above with their final values. ``reset(seed=s)`` determines the whole episode, in any process.
 
@@ -102,7 +102,7 @@ def make_env(
         "action_repeat": action_repeat,
         "time_limit": time_limit,
         "render": render,
-        "camera": suite.settings.get("camera") if camera is None else camera,
+        "camera": (suite.settings.get("camera") or None) if camera in (None, "") else camera,
         "flip": bool(suite.settings.get("flip", False) if flip is None else flip),
         "sparse_reward": bool(sparse_reward),
         "background": None if background is None else str(background),

@@ -16,7 +16,7 @@ from wrappers.shared.backend import import_with_opengl
 from wrappers.shared.background import Background
 from wrappers.shared.base import PixelEnv, SimulatorStep
 from wrappers.shared.patches import NumpyWith
-from wrappers.shared.rendering import FrameRenderer, camera_name
+from wrappers.shared.rendering import FrameRenderer, camera_names
 from wrappers.shared.suites import Suite
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class DMCEnv(PixelEnv):
         camera = description["camera"]
         camera = default_camera(split_name(name)[0]) if camera is None else camera
         self._renderer = FrameRenderer(physics.model.ptr, description["size"], camera, description["render"])
-        description = {**description, "camera": camera_name(physics.model.ptr, camera)}
+        description = {**description, "camera": camera_names(physics.model.ptr, camera)}
         folder = description["background"]
         self._background = Background(folder, description["size"]) if folder else None
         spec = self._env.action_spec()
@@ -152,7 +152,7 @@ SUITE = Suite(
         walker_nofoot cheetah_downhill cheetah_uphill cheetah_nopaw""".split()
     ),
     make=DMCEnv,
-    settings={"action_repeat": 2},
+    settings={"action_repeat": 2, "camera": ""},
     has_sky=True,
     max_return=1000,  # 1000 simulator steps of at most 1 (Tassa et al. 2018, arXiv 1801.00690)
     # The paper's best target returns (CoWorld on medium-expert data, its Table 9); it publishes no agent's maximum.

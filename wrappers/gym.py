@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Dict
 from tools import BadInput, nearest, one_line, resize_images
 from wrappers.shared.backend import choose_backend_if_possible
 from wrappers.shared.base import PixelEnv, SimulatorStep
+from wrappers.shared.cameras import beside_each_other, split_cameras
 from wrappers.shared.rendering import close_at_exit
 from wrappers.shared.suites import Suite
 
@@ -62,8 +63,10 @@ def _registered_by(module: str) -> list[str]:
     return found
 
 
-def make(name: str) -> gymnasium.Env:
+def make(name: str, renders: bool = True) -> gymnasium.Env:
     """The environment of the task ``name`` (without prefix), with gymnasium's own wrappers and its time limit.
+
+    ``renders``: its ``render`` draws the frames; else it need not have one.
 
     Raises BadInput if its module cannot be imported, if it has no such id, or if it cannot be made to draw frames.
     """
@@ -85,12 +88,13 @@ def make(name: str) -> gymnasium.Env:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each worker process would print them again
-            env = gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True)
+            mode = {"render_mode": "rgb_array"} if renders else {}
+            env = gymnasium.make(env_id, **mode, disable_env_checker=True)
     except Exception as error:  # whatever the user's environment raises
         reason = "it takes no render_mode" if "render_mode" in str(error) else f"{type(error).__name__}: {error}"
         raise BadInput(f"gym_{name} cannot be made: {reason[:200]}") from error
     modes = env.metadata.get("render_modes") or []
-    if "rgb_array" not in modes:
+    if renders and "rgb_array" not in modes:
         listed = ", ".join(map(str, modes)) or "none"
         raise BadInput(f"gym_{name} has no render mode rgb_array ({listed}); give an environment that draws frames")
     return env
@@ -118,15 +122,28 @@ def low_dimensional(space: gymnasium.Space, value: Any, name: str = "") -> dict[
         prefix = f"{name}." if name else ""
         parts = [low_dimensional(inner, value[key], f"{prefix}{key}") for key, inner in space.items()]
         return {key: entry for part in parts for key, entry in part.items()}
-    image = len(space.shape or ()) == 3 or (len(space.shape or ()) == 2 and space.dtype == np.uint8)
-    if not isinstance(space, Box) or image or 0 in space.shape:
+    if not isinstance(space, Box) or is_image(space) or 0 in space.shape:
         return {}
     name = name or "observation"
     return {f"observed_{name}" if name in _ROWS else name: np.asarray(value)}
 
 
-def as_rgb(frame: Any, task: str) -> np.ndarray:
-    """What an environment's ``render`` returned, (H, W) or (H, W, 1 or 3), as (H, W, 3) uint8.
+def image_entries(space: gymnasium.Space, value: Any = None, name: str = "") -> dict[str, Any]:
+    """The entries of an observation that are images, named as those of `low_dimensional`; None without a ``value``."""
+    if isinstance(space, Dict):
+        prefix = f"{name}." if name else ""
+        values = value or dict.fromkeys(space)
+        parts = [image_entries(inner, values[key], f"{prefix}{key}") for key, inner in space.items()]
+        return {key: entry for part in parts for key, entry in part.items()}
+    return {name or "observation": value} if isinstance(space, Box) and is_image(space) and 0 not in space.shape else {}
+
+
+def is_image(space: gymnasium.Space) -> bool:
+    return len(space.shape or ()) == 3 or (len(space.shape or ()) == 2 and space.dtype == np.uint8)
+
+
+def as_rgb(frame: Any, task: str, source: str = "render() returned") -> np.ndarray:
+    """A frame of an environment, (H, W) or (H, W, 1 or 3), as (H, W, 3) uint8. ``source`` says where it is from.
 
     Raises BadInput if it is no such image.
     """
@@ -137,7 +154,7 @@ def as_rgb(frame: Any, task: str) -> np.ndarray:
             frame = frame[..., None]
         if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] in (1, 3) and 0 not in frame.shape:
             return np.repeat(frame, 3, axis=2) if frame.shape[2] == 1 else frame
-    raise BadInput(f"{task}: render() returned {found}; it must return an array (height, width, 3) of uint8")
+    raise BadInput(f"{task}: {source} {found}; it must return an array (height, width, 3) of uint8")
 
 
 def as_number(value: Any, what: str, *, low: float = -np.inf, high: float = np.inf) -> float:
@@ -164,7 +181,8 @@ def one_line_errors(task: str, call: str) -> Iterator[None]:
 
 
 class GymEnv(PixelEnv):
-    """A gymnasium environment. Its observations are the low-dimensional entries, its ``render`` the image.
+    """A gymnasium environment. Its observations are the low-dimensional entries, and as the image its ``render``, or
+    the entries that ``camera`` names, separated by commas.
 
     Its own time limit truncates. Success is ``info["success"]`` or ``info["is_success"]``, if it has one.
     """
@@ -172,10 +190,16 @@ class GymEnv(PixelEnv):
     def __init__(self, name: str, description: dict):
         """Make the task ``name`` (without prefix); ``description`` as in `wrappers.make_env`."""
         self._task = f"gym_{name}"
-        if description["camera"] is not None:
-            raise BadInput(f"camera: {self._task} draws with a camera of its own; choose it where it is registered")
+        self._cameras = split_cameras(description["camera"]) if description["camera"] is not None else []
         no_opengl = choose_backend_if_possible()  # before the environment imports MuJoCo, if it does
-        self._env = make(name)
+        self._env = make(name, renders=not self._cameras)
+        images = image_entries(self._env.observation_space)
+        for camera in self._cameras:
+            if camera not in images:
+                raise BadInput(
+                    f"--gym_camera {description['camera']}: {self._task} observes no images {camera!r}; there are: "
+                    f"{', '.join(images) or 'none'} (without --gym_camera, its render() draws)"
+                )
         check_actions(self._task, self._env.action_space)
         self._closed, self._renderers = False, []
         for part in _parts(self._env.unwrapped):
@@ -187,8 +211,9 @@ class GymEnv(PixelEnv):
             self._renderers += [part.mujoco_renderer] if hasattr(part, "mujoco_renderer") else []
         self._reset_simulator(0)
         # gymnasium points a free camera at the objects of its first frame. Drawn here, it depends on no seed.
-        with one_line_errors(self._task, "render()"):
-            as_rgb(self._env.render(), self._task)
+        if not self._cameras:
+            with one_line_errors(self._task, "render()"):
+                as_rgb(self._env.render(), self._task)
         close_at_exit(self)
         space = self._env.action_space
         super().__init__(description, space.low.ravel(), space.high.ravel())
@@ -214,6 +239,10 @@ class GymEnv(PixelEnv):
         return SimulatorStep(reward, 0.0 if terminated else 1.0, success, truncated)
 
     def _draw(self) -> np.ndarray:
+        if self._cameras:
+            frames = image_entries(self._env.observation_space, self._observed)
+            shown = [as_rgb(frames[name], self._task, f"observation {name} is") for name in self._cameras]
+            return beside_each_other([resize_images(frame[None], self.description["size"])[0] for frame in shown])
         for renderer in self._renderers:
             # gymnasium's renderer draws into the OpenGL context of whichever environment of this process drew last.
             if getattr(renderer, "viewer", None) is not None:
@@ -260,6 +289,6 @@ SUITE = Suite(
     tasks=(),
     find_task=find_task,
     make=GymEnv,
-    settings={"action_repeat": 1},
+    settings={"action_repeat": 1, "camera": ""},
     uses_mujoco=None,
 )

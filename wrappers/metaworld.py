@@ -6,7 +6,7 @@ import numpy as np
 
 from wrappers.shared.backend import import_with_opengl
 from wrappers.shared.base import PixelEnv, SimulatorStep
-from wrappers.shared.rendering import FrameRenderer, camera_name
+from wrappers.shared.rendering import FrameRenderer, camera_names
 from wrappers.shared.suites import Suite
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class MetaWorldEnv(PixelEnv):
         self._reset_simulator(0)
         camera = description["camera"]
         self._renderer = FrameRenderer(self._env.model, description["size"], camera, description["render"])
-        description = {**description, "camera": camera_name(self._env.model, camera)}
+        description = {**description, "camera": camera_names(self._env.model, camera)}
         super().__init__(description, self._env.action_space.low, self._env.action_space.high)
 
     def _reset_simulator(self, seed: int) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from wrappers.shared.backend import choose_backend, import_with_opengl
 from wrappers.shared.base import PixelEnv, SimulatorStep
+from wrappers.shared.cameras import beside_each_other, split_cameras
 from wrappers.shared.patches import NumpyWith, import_without_gym_notice
 from wrappers.shared.rendering import FrameRenderer, camera_name
 from wrappers.shared.suites import Suite
@@ -46,15 +47,17 @@ def top_camera() -> "mujoco.MjvCamera":
 class DeskOverrides:
     """Methods that replace those of RoboDesk: an RNG of its own, one renderer, observations without an image."""
 
-    def __init__(self, task: str, size: int, camera: str | int, quality: str):
+    def __init__(self, task: str, size: int, cameras: list[str | int], quality: str):
         super().__init__(task=task, reward="dense", action_repeat=1, episode_length=None, image_size=size)
         self.random = np.random.RandomState()
-        self._from_top = camera == TOP_CAMERA
         # Above 64 pixels the drawing is enlarged in proportion, so that the crop is not blurred.
-        self._scale = max(1.0, size / _SHOWN) if self._from_top else 1.0
-        view = top_camera() if self._from_top else camera
-        drawn = round(_DRAWN * self._scale) if self._from_top else size
-        self._renderer = FrameRenderer(self.physics.model.ptr, drawn, view, quality)
+        self._scale = max(1.0, size / _SHOWN)
+        self._renderers = {camera: self._renderer(camera, quality) for camera in cameras}
+
+    def _renderer(self, camera: str | int, quality: str) -> FrameRenderer:
+        from_top = camera == TOP_CAMERA
+        drawn = round(_DRAWN * self._scale) if from_top else self.image_size
+        return FrameRenderer(self.physics.model.ptr, drawn, top_camera() if from_top else camera, quality)
 
     def reset(self) -> dict[str, np.ndarray]:
         """Reset as RoboDesk does, with this object's RNG in place of NumPy's global one."""
@@ -67,20 +70,22 @@ class DeskOverrides:
             package.np = before
 
     def render(self) -> np.ndarray:
-        """The frame, (size, size, 3) uint8. RoboDesk's own method fails with Pillow 10 and later."""
-        image = self._renderer.frame(self.physics.data.ptr)
-        if not self._from_top:
-            return image
-        crop = Image.fromarray(image).crop([edge * self._scale for edge in _CROP])
-        return np.array(crop.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS))
+        """The frame, (size, size, 3 for each camera) uint8. RoboDesk's own method fails with Pillow 10 and later."""
+        data = self.physics.data.ptr
+        frames = {camera: renderer.frame(data) for camera, renderer in self._renderers.items()}
+        if TOP_CAMERA in frames:
+            crop = Image.fromarray(frames[TOP_CAMERA]).crop([edge * self._scale for edge in _CROP])
+            frames[TOP_CAMERA] = np.array(crop.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS))
+        return beside_each_other(list(frames.values()))
 
     def succeeded(self) -> float:
         """RoboDesk's success function for the current state, 0 or 1."""
         return float(np.asarray(self._get_task_reward(self.task, "success")).item())
 
     def close(self) -> None:
-        """Free the renderer."""
-        self._renderer.close()
+        """Free the renderers."""
+        for renderer in self._renderers.values():
+            renderer.close()
 
     def _get_obs(self) -> dict[str, np.ndarray]:
         # RoboDesk's own `qpos_objects` contains the velocities by mistake; here it contains the positions.
@@ -105,13 +110,13 @@ class RoboDeskEnv(PixelEnv):
 
     def __init__(self, name: str, description: dict):
         """Make the task ``name`` (without prefix); ``description`` as in `wrappers.make_env`."""
-        camera = TOP_CAMERA if description["camera"] is None else description["camera"]
-        self._desk = desk_class()(name, description["size"], camera, description["render"])
-        if camera != TOP_CAMERA:
-            camera = camera_name(self._desk.physics.model.ptr, camera)
+        cameras = split_cameras(TOP_CAMERA if description["camera"] is None else description["camera"])
+        self._desk = desk_class()(name, description["size"], cameras, description["render"])
+        model = self._desk.physics.model.ptr
+        names = [camera if camera == TOP_CAMERA else camera_name(model, camera) for camera in cameras]
         self._reset_simulator(0)
         bound = np.ones(self._desk.action_dim)
-        super().__init__({**description, "camera": camera}, -bound, bound)
+        super().__init__({**description, "camera": ",".join(names)}, -bound, bound)
 
     def _reset_simulator(self, seed: int) -> None:
         self._desk.random.seed(seed)
@@ -144,7 +149,7 @@ SUITE = Suite(
         lift_flat_block""".split()
     ),
     make=RoboDeskEnv,
-    settings={"action_repeat": 1},
+    settings={"action_repeat": 1, "camera": ""},
     has_success=True,
     max_return=500,  # 500 steps of at most 1
     max_returns={"push_green": 428, "open_slide": 202},  # the paper's best target returns (CoWorld, from Meta-World)

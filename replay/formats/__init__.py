@@ -33,8 +33,8 @@ class Format:
             reads nothing large. A loader validates the episode. It returns all arrays of the file in the row
             convention if ``raw``, else the result of `validate_episode`. Large ones may be `SlicedArray`. Both raise
             BadInput on a damaged file.
-        mapped: ``list_episodes`` takes a `DataMapping` as a third argument, so that ``--image_key`` and
-            ``--action_range`` work.
+        mapped: ``list_episodes`` takes a `DataMapping` as a third argument, so that ``--image_key``, ``--state_keys``
+            and ``--action_range`` work; `replay.observations` says what a format does for that.
         free_rows: its files have a row for each image, and do not say in which one an action is. ``list_episodes`` then
             calls `DataMapping.in_rows`, so that ``--action_at`` works.
         suffixes: endings of its files' names.

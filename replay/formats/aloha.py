@@ -14,7 +14,7 @@ from replay.formats import Format, LabelledLoaders
 from replay.hdf5 import hdf5_columns, open_hdf5
 from replay.mapping import PLAIN, DataMapping
 from replay.safe_read import safe_read
-from replay.steps import StepColumns, choose_names, read_episode
+from replay.steps import StepColumns, choose_names, read_episode, row_count
 
 OWN = {"image": "", "action": "action", "reward": "reward", "done": ""}
 IMAGES = "observations/images"
@@ -48,8 +48,7 @@ def _load(path: Path, names: dict[str, str], raw: bool, mapping: DataMapping) ->
     with safe_read(path, "HDF5"):
         with open_hdf5(path) as file:
             columns = _columns(file, path, mapping)
-        rows = slice(0, columns.observed[names["image"]].shape[0])
-        return read_episode(columns, names, rows, path, raw, mapping)
+        return read_episode(columns, names, slice(0, row_count(columns, names)), path, raw, mapping)
 
 
 FORMAT = Format(

@@ -19,7 +19,7 @@ from replay.mapping import PLAIN, DataMapping, as_numbers
 from replay.npz_files import npz_columns
 from replay.safe_read import safe_read
 from replay.slices import whole
-from replay.steps import Columns, StepColumns, choose_names, read_episode
+from replay.steps import Columns, StepColumns, choose_names, read_episode, used_names
 from tools import BadInput
 
 SEEN, NEXT, TERMINALS, TIMEOUTS = "observations", "next_observations", "terminals", "timeouts"
@@ -44,7 +44,7 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
         last = np.any([end.reshape(len(end), -1)[:, 0] != 0 for end in ends], axis=0)
         pieces = episode_slices(last, least=1 if NEXT in arrays else 2)
     names = {} if mapping.list_only else choose_names(columns, mapping, path, path.parent)
-    lengths = {name: arrays[name].shape[0] for name in {*names.values(), *_ends(arrays)} if name}
+    lengths = {name: arrays[name].shape[0] for name in {*used_names(names, mapping), *_ends(arrays)}}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in sorted(lengths.items()))
         raise BadInput(f"{path}: arrays differ in length ({listed}); copy the file again or remove it")

@@ -15,7 +15,7 @@ from replay.formats import Format, LabelledLoaders
 from replay.mapping import PLAIN, DataMapping
 from replay.safe_read import safe_read
 from replay.slices import whole
-from replay.steps import StepColumns, choose_names, read_episode
+from replay.steps import StepColumns, choose_names, read_episode, used_names
 from replay.zarr_store import METADATA, ZIP, ZarrRoot, zarr_column, zarr_root
 from tools import BadInput
 
@@ -51,7 +51,7 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
         pieces = slices_to(np.asarray(ends))
     names = {} if mapping.list_only else choose_names(columns, mapping, path, path.parent)
     available = columns.observed | columns.acted
-    short = {name: available[name].shape[0] for name in names.values() if name}
+    short = {name: available[name].shape[0] for name in used_names(names, mapping)}
     if pieces and (missing := [name for name, rows in short.items() if rows < pieces[-1].stop]):
         listed = ", ".join(f"{name} has {short[name]} rows" for name in missing)
         raise BadInput(f"{path}: {ENDS} goes to row {pieces[-1].stop}, but {listed}; copy it again")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from replay.episode import validate_episode
 from replay.formats import TASK, Format, LabelledLoaders
 from replay.labels import no_rewards
 from replay.lerobot_meta import (
@@ -23,7 +22,8 @@ from replay.lerobot_meta import (
     read_info,
     read_places,
 )
-from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, discount_of, moved_down
+from replay.mapping import PLAIN, SEVERAL, DataMapping, as_numbers, by_likeness, discount_of, moved_down
+from replay.observations import camera_names, finished
 from replay.safe_read import safe_read
 from replay.tables import column_array, read_parquet, require_pyarrow, require_values
 from replay.video import Frames, read_images, read_video
@@ -96,13 +96,14 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     if mapping.list_only:
         return [(f"episode_{place.number}", partial(_raise_missing, place.data, [place.number])) for place in places]
     names = _names(info, mapping, root)
-    states = [name for name in _numbers(info) if name.startswith(STATE) and name not in names.values()]
+    states = [name for name in _numbers(info) if name.startswith(STATE) and name not in names.values()] if raw else []
+    states += [name for name in mapping.states if name not in states]
     loaders: LabelledLoaders = []
-    for lost, numbers in _missing_files(places, names["image"]).items():
+    for lost, numbers in _missing_files(places, camera_names(names)).items():
         loaders.append((f"episode_{numbers[0]}", partial(_raise_missing, lost, numbers)))
         places = [place for place in places if place.number not in numbers]
     for place in places:
-        load = partial(_load, place, names, states if raw else None, float(info["fps"]), root, mapping)
+        load = partial(_load, place, names, states, float(info["fps"]), root, mapping, raw)
         loaders.append((f"episode_{place.number}", load))
     return loaders + _count_check(path, root, info)
 
@@ -112,17 +113,18 @@ def _names(info: dict, mapping: DataMapping, root: Path) -> dict[str, str]:
     features, found = info["features"], cameras(info)
     defaults = {"image": found[0] if len(found) == 1 else "", "action": ACTION}
     defaults |= {"reward": REWARD, "done": DONE if DONE in features else ""}
-    if (camera := mapping.image_key) and camera not in features:
-        raise BadInput(f"{root}: no camera {camera!r} (--image_key); there are: {by_likeness(camera, found)}")
+    for camera in mapping.cameras:
+        if camera not in features:
+            raise BadInput(f"{root}: no camera {camera!r} (--image_key); there are: {by_likeness(camera, found)}")
     names = mapping.names(defaults, features, root)
     if not found:
         depths = [name for name, feature in features.items() if is_depth(feature)]
         raise BadInput(f"{root}: no RGB camera in {INFO}{', only depth maps: ' * bool(depths)}{', '.join(depths)}")
-    if names["image"] not in found:
-        listed, name = by_likeness(names["image"], found), names["image"]
+    for name in [name for name in camera_names(names) if name not in found]:
+        listed = by_likeness(name, found)
         what = f"{name} has no images" if name else f"{len(found)} cameras"
         what = f"{name} is a depth map, not an RGB camera" if name and is_depth(features[name]) else what
-        raise BadInput(f"{root}: {what}; choose one with --image_key: {listed}")
+        raise BadInput(f"{root}: {what}; choose one with --image_key: {listed} ({SEVERAL})")
     numbers = _numbers(info)
     if names["reward"] == REWARD and REWARD not in numbers:
         raise BadInput(no_rewards(root, root, REWARD, by_likeness(REWARD, numbers)))
@@ -130,6 +132,9 @@ def _names(info: dict, mapping: DataMapping, root: Path) -> dict[str, str]:
         if names[role] and names[role] not in numbers:
             listed = by_likeness(names[role], numbers)
             raise BadInput(f"{root}: no column {names[role]} with numbers; name one with --{role}_key: {listed}")
+    for name in mapping.states:
+        if name not in numbers:
+            raise BadInput(f"{root}: no column {name} with numbers (--state_keys): {by_likeness(name, numbers)}")
     return names
 
 
@@ -138,12 +143,12 @@ def _numbers(info: dict) -> list[str]:
     return [name for name, feature in info["features"].items() if feature["dtype"] not in (*CAMERA_TYPES, "string")]
 
 
-def _missing_files(places: list[EpisodePlace], camera: str) -> dict[Path, list[int]]:
+def _missing_files(places: list[EpisodePlace], cameras: list[str]) -> dict[Path, list[int]]:
     """Files that do not exist, with the numbers of their episodes."""
     exists: dict[Path, bool] = {}
     missing: dict[Path, list[int]] = {}
     for place in places:
-        for path in [place.data, *(video for key, (video, _) in place.videos.items() if key == camera)]:
+        for path in [place.data, *(video for key, (video, _) in place.videos.items() if key in cameras)]:
             if path not in exists:
                 exists[path] = path.is_file()
             if not exists[path]:
@@ -173,33 +178,41 @@ def _raise_count(root: Path, total: int, listed: int) -> dict:
 
 
 def _load(
-    place: EpisodePlace, names: dict[str, str], states: list[str] | None, fps: float, root: Path, mapping: DataMapping
-) -> dict:
+    place: EpisodePlace, names: dict[str, str], states: list[str], fps: float, root: Path, mapping: DataMapping,
+    raw: bool,
+) -> dict:  # fmt: skip
     """An episode in the row convention, with the columns ``states`` too."""
-    where, image = f"{root} episode {place.number}", names["image"]
+    where, cameras = f"{root} episode {place.number}", camera_names(names)
     used = {role: names[role] for role in ("action", "reward", "done") if names[role]}
-    wanted = {*used.values(), *(states or ()), "frame_index", *({image} - place.videos.keys())}
+    wanted = {*used.values(), *states, "frame_index", *({*cameras} - place.videos.keys())}
     with safe_read(place.data, "Parquet"):
         rows = read_parquet(place.data, sorted(wanted), [("episode_index", "=", place.number)]).sort_by("frame_index")
         if len(rows) != place.frames:
             raise ValueError(f"{len(rows)} of the {place.frames} rows of episode {place.number} are in it")
         if not np.array_equal(column_array(rows["frame_index"]).ravel(), np.arange(place.frames)):
             raise ValueError(f"frame_index of episode {place.number} is not 0 to {place.frames - 1}")
-        frames = None if image in place.videos else _encoded_images(rows[image], mapping.image_size, place.data)
+        frames = {
+            name: _encoded_images(rows[name], mapping.image_size, place.data)
+            for name in cameras
+            if name not in place.videos
+        }
         columns = {role: as_numbers(column_array(rows[name])) for role, name in used.items()}
         require_values(columns, used, where)
-        extras = {name: column_array(rows[name]) for name in states or ()}
-    if frames is None:
-        video, start = place.videos[image]
-        with safe_read(f"{video} episode {place.number}", "video"):
-            frames = read_video(video, start, fps, place.frames, mapping.image_size, f"{video} episode {place.number}")
+        extras = {name: column_array(rows[name]) for name in states}
+    for name in [name for name in cameras if name in place.videos]:
+        (video, start), at = place.videos[name], f"{place.videos[name][0]} episode {place.number}"
+        with safe_read(at, "video"):
+            frames[name] = read_video(video, start, fps, place.frames, mapping.image_size, at)
     columns = mapping.with_rewards(columns, place.frames)
     with safe_read(where, "LeRobot"):
-        episode = _to_rows(columns, where) | {"image": frames.images}
-    standard = validate_episode(episode, where, mapping.any_actions)
-    if states is None:
-        extras = {"image_shape": np.array(frames.shape), TASK: np.array(place.task)}
-    return standard | extras
+        episode = _to_rows(columns, where) | extras
+    several = len(cameras) > 1
+    images = {name: frames[name].images for name in cameras} if several else frames[cameras[0]].images
+    shapes = np.array([frames[name].shape for name in cameras] if several else frames[cameras[0]].shape)
+    standard = finished(episode | {"image": images, "image_shape": shapes}, where, mapping, raw=False)
+    if raw:
+        return {key: array for key, array in (standard | extras).items() if key != "image_shape"}
+    return standard | {TASK: np.array(place.task)}
 
 
 def _encoded_images(column, size: int | None, where: Path) -> Frames:

@@ -18,14 +18,14 @@ import h5py
 import numpy as np
 
 from replay.encoded import decoded, is_encoded
-from replay.episode import as_raw, validate_episode
 from replay.formats import Format, LabelledLoaders
 from replay.hdf5 import open_hdf5, read_hdf5_array, sliced_hdf5
 from replay.labels import no_rewards
 from replay.mapping import PLAIN, DataMapping, as_numbers, by_likeness, is_picture, require_one_camera
 from replay.minari_writer import KEPT, MAIN_FILE, write
+from replay.observations import finished
 from replay.safe_read import require_arrays, safe_read
-from replay.slices import ENCODED_ROWS, SLICE_BYTES, SlicedArray, rows_at_once, shrunk
+from replay.slices import ENCODED_ROWS, SLICE_BYTES, SlicedArray, rows_at_once
 from replay.tables import column_array, read_batches, require_pyarrow, require_values, table_columns
 from tools import BadInput
 
@@ -112,11 +112,11 @@ def _load_hdf5(path: Path, number: int, raw: bool, mapping: DataMapping) -> dict
             for place, leaf in leaves.items()
         }
         arrays = _step_datasets(group)
-        names = _names(mapping, observations, arrays, where)
+        names = _names(mapping, observations | kept, arrays, where)
         steps = {role: _read_steps(arrays[names[role]], limit) for role in STEPS if names[role]}
         steps = mapping.with_rewards(steps, len(steps["action"]))
-        episode = _to_rows(observations, steps, kept, names["image"], where, raw)
-    return _validated(episode, raw, where, mapping)
+        episode = _to_rows(observations, steps, kept, mapping, where, raw)
+    return finished(episode, where, mapping, raw)
 
 
 def _step_datasets(group: h5py.Group) -> dict[str, h5py.Dataset]:
@@ -185,8 +185,8 @@ def _load_table(path: Path, raw: bool, mapping: DataMapping) -> dict:
         steps = {role: arrays[names[role]] for role in STEPS if names[role]}
         require_values(steps, names, path)
         steps = mapping.with_rewards(steps, len(steps["action"]))
-        episode = _to_rows(observations, steps, {}, names["image"], path, raw)
-    return _validated(episode, raw, path, mapping)
+        episode = _to_rows(observations, steps, {}, mapping, path, raw)
+    return finished(episode, path, mapping, raw)
 
 
 def _table_observations(path: Path, space: dict, rows: int, kind: str) -> dict[str, SlicedArray]:
@@ -249,13 +249,16 @@ def _arrow_observations(column, space: dict, parent: str = "") -> dict[str, np.n
 
 
 def _to_rows(
-    observations: dict[str, np.ndarray | SlicedArray], steps: dict, kept: dict, image_key: str, where: object, raw: bool
-) -> dict[str, np.ndarray | SlicedArray]:
+    observations: dict[str, np.ndarray | SlicedArray], steps: dict, kept: dict, mapping: DataMapping, where: object,
+    raw: bool,
+) -> dict[str, np.ndarray | SlicedArray]:  # fmt: skip
     """An episode in the row convention, from Minari's arrays; ``steps`` by their roles, other observations if raw."""
-    name = _image_name(observations, image_key, where)
-    image = observations.pop(name)
-    if is_encoded(image):
-        image = decoded(image)
+    cameras = {}
+    for name in [_image_name(observations, key, where) for key in mapping.cameras or [""]]:
+        cameras[name] = observations.pop(name)
+        if is_encoded(cameras[name]):
+            cameras[name] = decoded(cameras[name])
+    image = next(iter(cameras.values()))
     actions, rewards, terminations = (as_numbers(steps[role]) for role in STEPS)
     if not len(image) - 1 == len(actions) == len(rewards) == len(terminations):
         lengths = f"observations {len(image)}, actions {len(actions)}, rewards {len(rewards)}"
@@ -264,14 +267,15 @@ def _to_rows(
     first_reward = kept.pop("first_reward", np.zeros((), rewards.dtype))
     rewards = rewards.reshape(len(rewards), *first_reward.shape)
     episode = {
-        "image": image,
+        "image": cameras if len(cameras) > 1 else image,
         "action": np.concatenate([first_action[None], actions]),
         "reward": np.concatenate([first_reward[None], rewards]),
         "discount": 1 - np.concatenate([[0], terminations.reshape(-1)]).astype(np.float32),
     }
     if kept.pop("no_discount", False):
         del episode["discount"]
-    others = {key: array for key, array in observations.items() if raw and key not in episode}
+    used = observations if raw else mapping.states
+    others = {key: array for key, array in observations.items() if key in used and key not in episode}
     return episode | {key: np.asarray(a) if a.nbytes <= SLICE_BYTES else a for key, a in others.items()} | kept
 
 
@@ -294,11 +298,6 @@ def _image_name(observations: dict[str, np.ndarray | SlicedArray], image_key: st
 
 def _contains_images(array: np.ndarray | SlicedArray) -> bool:
     return is_picture(array.shape, array.dtype) or is_encoded(array)
-
-
-def _validated(episode: dict, raw: bool, where: object, mapping: DataMapping) -> dict:
-    standard = validate_episode(episode, where, mapping.any_actions)
-    return as_raw(episode, standard) if raw else shrunk(standard, mapping.image_size)
 
 
 FORMAT = Format(

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from replay import dreamer_replay
-from replay.episode import KEYS, as_raw, validate_episode
+from replay.episode import KEYS
 from replay.formats import Format, LabelledLoaders
 from replay.labels import no_rewards
 from replay.mapping import PLAIN, ROLES, DataMapping, by_likeness, is_picture, renamed, require_one_camera
 from replay.npz_files import NpzArray, episode_filename, open_npz_array, read_npz_array, read_npz_rows, write_npz
+from replay.observations import camera_names, finished
 from replay.safe_read import READ_ERRORS, check_memory, safe_read
-from replay.slices import SLICE_BYTES, SlicedArray, shrunk, whole
+from replay.slices import SLICE_BYTES, SlicedArray, whole
 from tools import BadInput
 
 NOTED_FILES = 20  # so many are looked at for the notes
@@ -117,8 +118,7 @@ def _validated(episode: dict, arrays: dict, where: object, raw: bool, mapping: D
     """The episode in its standard form. A replay's flags of termination belong to images, and stay in their rows."""
     if "discount" not in episode and (discount := dreamer_replay.discount_of(arrays, where)) is not None:
         episode["discount"] = discount
-    standard = validate_episode(episode, where, mapping.any_actions)
-    return as_raw(episode, standard) if raw else shrunk(standard, mapping.image_size)
+    return finished(episode, where, mapping, raw)
 
 
 def _episode_arrays(path: Path, raw: bool, mapping: DataMapping) -> tuple[dict, dict[str, str]]:
@@ -127,13 +127,14 @@ def _episode_arrays(path: Path, raw: bool, mapping: DataMapping) -> tuple[dict, 
         found = _names(archive)
         names = mapping.names(dict(zip(ROLES, (*KEYS[:3], ""), strict=True)), found, path)
         _require(names, found, path)
-        used = {*names.values(), "discount"} | (set() if "discount" in found else set(dreamer_replay.TERMINAL))
+        cameras = camera_names(names)
+        used = {*names.values(), *cameras, *mapping.states, "discount"}
+        used |= set() if "discount" in found else set(dreamer_replay.TERMINAL)
         headers = {name: open_npz_array(archive, name) for name in found if raw or name in used}
         if "image" not in mapping.keys:
             _require_one_camera(names["image"], archive, found, path)
         arrays = {
-            name: _read_array(archive, header, path, name == names["image"], mapping)
-            for name, header in headers.items()
+            name: _read_array(archive, header, path, name in cameras, mapping) for name, header in headers.items()
         }
     return arrays, names
 
@@ -180,7 +181,7 @@ def _require_one_camera(own: str, archive: zipfile.ZipFile, found: list[str], pa
 
 def _require(names: dict[str, str], found: list[str], path: Path) -> None:
     """Raise BadInput, with the options to give, if arrays are missing but there are others."""
-    missing = [role for role in KEYS[:3] if names[role] and names[role] not in found]
+    missing = [role for role in KEYS[:3] if names[role] and not set(names[role].split(",")) <= set(found)]
     others = by_likeness("reward", set(found) - {*names.values(), "discount"})
     if missing == ["reward"]:
         raise BadInput(no_rewards(path, path.parent, names["reward"], others))

@@ -16,7 +16,7 @@ from replay.formats import Format, LabelledLoaders
 from replay.hdf5 import hdf5_columns, open_hdf5, read_hdf5_array
 from replay.mapping import PLAIN, DataMapping, by_likeness
 from replay.safe_read import safe_read
-from replay.steps import StepColumns, choose_names, read_episode
+from replay.steps import StepColumns, choose_names, read_episode, row_count, used_names
 from tools import BadInput
 
 DEMO = re.compile(r"demo_(\d{1,9})")
@@ -86,10 +86,10 @@ def _load(path: Path, label: str, names: dict[str, str], raw: bool, mapping: Dat
     with safe_read(where, "HDF5"):
         with open_hdf5(path) as file:
             columns = _columns(file, path, label, where, mapping)
-        if missing := [name for name in names.values() if name and name not in columns.observed | columns.acted]:
+        available = columns.observed | columns.acted
+        if missing := [name for name in used_names(names, mapping) if name not in available]:
             raise BadInput(f"{where}: no array named {', '.join(missing)}; write it again or remove it")
-        rows = slice(0, columns.observed[names["image"]].shape[0])
-        return read_episode(columns, names, rows, where, raw, mapping)
+        return read_episode(columns, names, slice(0, row_count(columns, names)), where, raw, mapping)
 
 
 FORMAT = Format(

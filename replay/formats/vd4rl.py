@@ -6,13 +6,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from replay.episode import validate_episode
 from replay.formats import Format, LabelledLoaders, minari
 from replay.hdf5 import open_hdf5, read_hdf5_array, sliced_hdf5
 from replay.labels import no_rewards
 from replay.mapping import PLAIN, DataMapping, by_likeness, is_picture, renamed, require_one_camera
+from replay.observations import camera_names, finished
 from replay.safe_read import require_arrays, safe_read
-from replay.slices import shrunk
 from tools import BadInput
 
 FIRST, LAST = 0, 2
@@ -33,7 +32,8 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
         if "step_type" not in file:
             return minari.list_episodes(path, raw, mapping)
         names = mapping.names(NAMES, file, path)
-        needed = [name for name in (*names.values(), "step_type") if name]
+        needed = [*camera_names(names), *mapping.states, "step_type"]
+        needed += [names[role] for role in names if role != "image" and names[role]]
         if names["reward"] and names["reward"] not in file:
             raise BadInput(no_rewards(path, path.parent, names["reward"], by_likeness("reward", file)))
         require_arrays(needed, file, path)
@@ -61,14 +61,14 @@ def _load(path: Path, number: int, rows: slice, names: dict[str, str], raw: bool
     where = f"{path} episode {number}"
     limit = mapping.read_memory
     with safe_read(where, "HDF5"), open_hdf5(path) as file:
-        wanted = {*filter(None, names.values()), "discount"} - {names["image"]}
+        cameras = camera_names(names)
+        wanted = {*filter(None, names.values()), *mapping.states, "discount"} - {*cameras}
         arrays = {key: read_hdf5_array(file[key], rows, limit) for key in wanted if key in file}
-        arrays[names["image"]] = sliced_hdf5(path, file[names["image"]], where, limit, rows)
+        arrays |= {name: sliced_hdf5(path, file[name], where, limit, rows) for name in cameras}
         if (read_hdf5_array(file["step_type"], rows)[:-1] == LAST).any():
             raise BadInput(f"{where}: steps follow the last one (step_type 2) without a first one; remove it")
     episode = mapping.in_rows(renamed(arrays, names, where), where)
-    standard = validate_episode(episode, where, mapping.any_actions)
-    return episode | {"image": standard["image"]} if raw else shrunk(standard, mapping.image_size)
+    return finished(episode, where, mapping, raw)
 
 
 FORMAT = Format(

@@ -75,9 +75,9 @@ class Background:
         self._first = int(rng.integers(len(self._clip)))
 
     def replace_sky(self, image: np.ndarray, sky: np.ndarray, step: int) -> np.ndarray:
-        """``image`` (size, size, 3) uint8 with the clip's frame of agent step ``step`` where ``sky`` is true.
+        """``image`` (size, size, 3 K) uint8 with the clip's frame of agent step ``step`` where ``sky`` is true.
 
-        sky: (size, size) bool.
+        sky: (size, size, K) bool.
         """
         frame = self._clip[(self._first + step) % len(self._clip)]
-        return np.where(sky[..., None], frame, image)
+        return np.where(np.repeat(sky, 3, -1), np.tile(frame, sky.shape[-1]), image)

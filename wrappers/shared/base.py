@@ -8,7 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
-from tools import BadInput
+from tools import CAMERA, BadInput
+from wrappers.shared.cameras import split_cameras
 from wrappers.shared.suites import SUITES
 
 
@@ -22,10 +23,10 @@ class SimulatorStep(NamedTuple):
 
 
 class PixelEnv(gymnasium.Env):
-    """A simulator with frames of one camera and actions in [-1, 1].
+    """A simulator with frames of one camera or several, and actions in [-1, 1].
 
-    Observations are a dict: ``image`` (size, size, 3) uint8, and the suite's low-dimensional entries, each a
-    1-D float32 array. One frame is drawn per agent step, at any action repeat.
+    Observations are a dict: ``image`` (size, size, 3 for each camera) uint8, and the suite's low-dimensional entries,
+    each a 1-D float32 array. One frame is drawn per agent step, at any action repeat.
     ``info`` has ``discount`` and, where the simulator reports it, ``success`` (1.0 on a step that succeeds). In suites
     that define success it is always there.
 
@@ -56,8 +57,9 @@ class PixelEnv(gymnasium.Env):
         self._has_success = SUITES[description["suite"]].has_success
         self._action_low, self._action_high = low.astype(np.float64), high.astype(np.float64)
         self.action_space = Box(-1.0, 1.0, low.shape, np.float32)
-        size = description["size"]
-        spaces = {"image": Box(0, 255, (size, size, 3), np.uint8)}
+        size, cameras = description["size"], len(split_cameras(description["camera"]))
+        self._image_shape = size, size, CAMERA * cameras
+        spaces = {"image": Box(0, 255, self._image_shape, np.uint8)}
         for name, value in _low_dimensional_of(self).items():
             spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)
         self.observation_space = Dict(spaces)
@@ -81,7 +83,7 @@ class PixelEnv(gymnasium.Env):
 
     @abstractmethod
     def _draw(self) -> np.ndarray:
-        """The camera's current frame, (size, size, 3) uint8, not flipped."""
+        """The camera's current frame, (size, size, 3) uint8, not flipped; of several cameras (size, size, 3 K)."""
 
     @abstractmethod
     def _low_dimensional(self) -> dict[str, np.ndarray]:
@@ -121,10 +123,10 @@ class PixelEnv(gymnasium.Env):
         return self._observation(), reward, discount == 0.0, truncated and discount != 0.0, info
 
     def render(self) -> np.ndarray:
-        """The current frame, (size, size, 3) uint8, as in the observation."""
-        image, size = self._draw(), self.description["size"]
-        if getattr(image, "shape", None) != (size, size, 3) or image.dtype != np.uint8:
-            raise _wrong(self, "_draw", image, f"uint8 ({size}, {size}, 3)")
+        """The current frame, (size, size, 3 for each camera) uint8, as in the observation."""
+        image = self._draw()
+        if getattr(image, "shape", None) != self._image_shape or image.dtype != np.uint8:
+            raise _wrong(self, "_draw", image, f"uint8 {self._image_shape}")
         # Copied: some renderers return views of their own buffers, read-only or with negative strides.
         return np.array(image[::-1] if self.description["flip"] else image, order="C")
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tools import BadInput, nearest
 from wrappers.shared.backend import import_with_opengl
+from wrappers.shared.cameras import beside_each_other, split_cameras
 
 if TYPE_CHECKING:
     import mujoco
@@ -55,15 +56,24 @@ def _drawing_settings(model: "mujoco.MjModel", size: int, quality: str):
         visual.shadowsize, visual.offsamples, screen.offwidth, screen.offheight = before
 
 
+def camera_names(model: "mujoco.MjModel", cameras: str | int) -> str:
+    """`camera_name` of each of several cameras, which commas separate."""
+    return ",".join(camera_name(model, camera) for camera in split_cameras(cameras))
+
+
 class FrameRenderer:
     """Draws (size, size, 3) uint8 frames of ``model`` from ``camera``; ``quality`` is full or fast.
 
+    Of several cameras, which commas separate, the frames are side by side along the last axis, (size, size, 3 K).
     It has one OpenGL context: use it in the thread that made it, and close it.
     """
 
     def __init__(self, model: "mujoco.MjModel", size: int, camera: "str | int | mujoco.MjvCamera", quality: str):
         mujoco = import_with_opengl("mujoco")
-        self._camera = camera if isinstance(camera, mujoco.MjvCamera) else camera_id(model, camera)
+        if isinstance(camera, mujoco.MjvCamera):
+            self._cameras = [camera]
+        else:
+            self._cameras = [camera_id(model, name) for name in split_cameras(camera)]
         with _drawing_settings(model, size, quality):
             self._renderer = mujoco.Renderer(model, size, size)
         if quality == "fast":
@@ -72,15 +82,17 @@ class FrameRenderer:
         close_at_exit(self)
 
     def frame(self, data: "mujoco.MjData") -> np.ndarray:
-        """The scene of ``data`` as a new (size, size, 3) uint8 array."""
-        self._renderer.update_scene(data, self._camera)
+        """The scene of ``data`` as a new (size, size, 3 K) uint8 array."""
+        return beside_each_other([self._frame(data, camera) for camera in self._cameras])
+
+    def _frame(self, data: "mujoco.MjData", camera: "int | mujoco.MjvCamera") -> np.ndarray:
+        self._renderer.update_scene(data, camera)
         return self._renderer.render()
 
     def sky(self, data: "mujoco.MjData") -> np.ndarray:
-        """Pixels without any object of the scene of ``data``, (size, size) bool."""
-        self._renderer.update_scene(data, self._camera)
+        """Pixels without any object of the scene of ``data``, (size, size, K) bool."""
         self._renderer.enable_segmentation_rendering()
-        sky = self._renderer.render()[..., 0] == -1
+        sky = np.stack([self._frame(data, camera)[..., 0] == -1 for camera in self._cameras], -1)
         self._renderer.disable_segmentation_rendering()
         return sky
 

@@ -13,6 +13,7 @@ import gymnasium
 
 from tools import BadInput
 from wrappers import SUITES, make_env, parse_task
+from wrappers.shared.cameras import split_cameras
 from wrappers.shared.vector import ProcessEnv, SyncEnv, make_envs
 
 BACKGROUND_ROLES = ("target", "collect")
@@ -32,6 +33,11 @@ def env_settings(config: Any, task: str, role: str) -> dict[str, Any]:
     if role in BACKGROUND_ROLES:
         settings["background"] = config.background or None
     return settings
+
+
+def camera_count(config: Any, suite: str) -> int:
+    """The cameras of the simulators of ``suite``."""
+    return len(split_cameras(suite_settings(config, suite).get("camera")))
 
 
 def make_simulator(config: Any, task: str, role: str) -> gymnasium.Env:
@@ -114,7 +120,8 @@ def check_recorded_alike(
     check_same_task(directory, recorded.get("task"), simulator["task"], other_task)
     flags = _flags(simulator["suite"])
     for key, flag in flags.items():
-        if recorded.get(key) is not None and recorded[key] != simulator[key]:
+        numbered = key == "camera" and isinstance(recorded.get(key), int)  # which camera that is, is not known here
+        if recorded.get(key) is not None and not numbered and recorded[key] != simulator[key]:
             raise BadInput(
                 f"{directory} was recorded with {key} {recorded[key]}, evaluation would use {simulator[key]}: "
                 f"give {flag} {recorded[key]}"
@@ -132,7 +139,8 @@ def check_recorded_alike(
             f"{directory} was recorded with background {recorded['background'] or 'none'}, evaluation would use "
             f"{background or 'none'}: give --background {recorded['background'] or repr('')}"
         )
-    missing = {key: f"{simulator[key]} ({flag})" for key, flag in flags.items() if recorded.get(key) is None}
+    own = {key for key, value in SUITES[simulator["suite"]].settings.items() if value == ""}  # the suite's own choice
+    missing = {k: f"{simulator[k]} ({flag})" for k, flag in flags.items() if recorded.get(k) is None and k not in own}
     if background and "background" not in recorded:
         missing["background"] = f"{background} (--background)"
     if missing:

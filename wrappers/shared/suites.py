@@ -19,7 +19,7 @@ from tools import BadInput, nearest
 
 SETTINGS_HELP = {
     "action_repeat": "simulator steps an agent step",
-    "camera": "name or number of the camera",
+    "camera": "name or number of the camera; several: commas",
     "flip": "turn the frames upside down",
 }
 _FIRST = {"dmc", "metaworld", "robodesk"}

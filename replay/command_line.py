@@ -79,7 +79,7 @@ def dataset_parser(run: dict[str, Run], description: str, batch_length: int) -> 
     return parser
 
 
-NOT_GIVEN = {**dict.fromkeys(OPTIONS, ""), "action_range": "", "action_at": "auto", "split": ""}
+NOT_GIVEN = dict.fromkeys((*OPTIONS, "action_range", "state_keys", "split"), "") | {"action_at": "auto"}
 
 
 def add_describe_options(command: argparse.ArgumentParser) -> None:

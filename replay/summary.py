@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from replay.action_rows import action_rows_note
 from replay.cache import may_write
@@ -17,6 +16,9 @@ from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, image_
 from replay.mapping import ActionMap, action_map
 from replay.slices import SlicedArray, slices
 from tools import BadInput, progress_bar, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
 SHEET_SIZE = 128  # pixels of the frames that are decoded from videos
@@ -157,8 +159,7 @@ class Summary:
 
     def draw_returns(self, path: Path) -> None:
         """Write a histogram of the episode returns as a PNG file, atomically."""
-        figure = Figure(figsize=(6, 3.5), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(6, 3.5)
         axes = figure.subplots()
         axes.hist(self.returns, bins=min(40, max(5, len(self.returns) // 3)))
         mean = float(np.mean(self.returns))
@@ -169,8 +170,7 @@ class Summary:
 
     def draw_sheet(self, path: Path) -> None:
         """Write frames of some episodes, one episode a row in the order of the files, as a PNG file, atomically."""
-        figure = Figure(figsize=(SHEET_FRAMES + 0.2, len(self.frames) * 1.3 + 0.4), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(SHEET_FRAMES + 0.2, len(self.frames) * 1.3 + 0.4)
         grid = figure.subplots(len(self.frames), 1, squeeze=False)[:, 0]
         for axes, (frames, name, total) in zip(grid, self.frames, strict=True):
             gap = max(frames.shape[2] // 16, 1)
@@ -180,6 +180,13 @@ class Summary:
             axes.set_title(f"{name.rpartition('/')[2]}: return {total:.4g}", loc="left", fontsize=8, pad=3)
         figure.suptitle("evenly spaced frames of each episode, first to last", fontsize=10)
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure of a size in inches. Loads matplotlib, which takes a second and which other commands do not need."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _pick(image: np.ndarray | SlicedArray, rows: np.ndarray) -> list[np.ndarray]:

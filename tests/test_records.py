@@ -20,7 +20,7 @@ from analysis.runs import read_run
 from benchmarks import record
 from co_training import algorithm_1
 from tools import BadInput
-from training import visuals
+from training import pictures
 from training.checkpoint import VERSION, load_checkpoint, read_resumable, save_checkpoint
 from training.device import generator_state, restore_generator, restore_torch_rng, torch_rng_state
 from training.logger import Logger, read_scores
@@ -299,11 +299,11 @@ def test_a_kept_agent_cannot_be_resumed():
 @pytest.mark.parametrize(("mean", "bottom"), [(-200.0, False), (200.0, True)])
 def test_scores_below_zero_are_inside_the_picture(mean: float, bottom: bool, tmp_path: Path, monkeypatch):
     limits = []
-    monkeypatch.setattr(visuals, "save_figure", lambda figure, path: limits.append(figure.axes[0].get_ylim()))
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: limits.append(figure.axes[0].get_ylim()))
     rows = [{"phase": phase, "step": "5", "mean": str(mean), "std": "1"} for phase in ("evaluate_random", "evaluate")]
-    visuals.score_curve(rows, "title", tmp_path / "scores.png")
+    pictures.score_curve(rows, "title", tmp_path / "scores.png")
     low, high = limits[0]
     assert low < mean < high and (-0.1 * high < low < 0) == bottom
     rows = [{**row, "mean": "0"} for row in rows[:1]] + rows[1:]
-    visuals.score_curve(rows, "title", tmp_path / "scores.png")
+    pictures.score_curve(rows, "title", tmp_path / "scores.png")
     assert limits[1][0] < 0 < limits[1][1]  # a random policy's line at 0 is inside too

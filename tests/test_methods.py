@@ -348,9 +348,12 @@ def pushes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["coworld_warm_start", "dv2_finetune_ewc", "multitask_dv2"])
+@pytest.mark.parametrize(
+    "method",
+    ["multitask_dv2", *(pytest.param(m, marks=pytest.mark.slow) for m in ("coworld_warm_start", "dv2_finetune_ewc"))],
+)
 def test_methods_that_pad_actions_run_from_metaworld_to_robodesk(method: str, pushes: Path, tmp_path: Path):
-    """From 4 actions to 5. Source and target share weights in these methods."""
+    """From 4 actions to 5. Source and target share weights in these methods; `built` has such agents of all three."""
     tasks = ["--source_task", "metaworld_button-press", "--target_task", "robodesk_push_green"]
     flags = ["--method", method, *tasks, "--size", "32,32", "--envs", "0", "--rounds", "1", "--eval_episodes", "1"]
     program.main(co_training(pushes, tmp_path, *flags, blocks=("robodesk", "debug")))

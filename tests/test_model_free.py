@@ -338,7 +338,10 @@ def test_settings_of_world_models_are_refused(dataset: Path, tmp_path: Path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("method", "precision"), [("bc", "bfloat16"), ("cql", "float32"), ("curl", "bfloat16")])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("bc", "bfloat16"), pytest.param("cql", "float32", marks=pytest.mark.slow), ("curl", "bfloat16")],
+)
 def test_the_policy_is_exported(method: str, precision: str, dataset: Path, tmp_path: Path):
     train(dataset, tmp_path / "run", "--method", method, "--rounds", "1", "--precision", precision)
     policy = load_policy(tmp_path / "run", sample=True, seed=7)

@@ -28,13 +28,13 @@ def exported(logdir: Path, *flags: object) -> Path:
     return out
 
 
-FAST = ("bc",)  # with the Gaussian latent of `coworld`, and the categorical one of the page's example
+FAST = ("bc",)  # the page's example, below, is of `coworld` with a categorical latent
 
 
 @needs_onnx
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("coworld", {"dyn_discrete": 0})]
+    [pytest.param("coworld", {"dyn_discrete": 0}, marks=pytest.mark.slow)]
     + [(m, {}) if m in FAST else pytest.param(m, {}, marks=pytest.mark.slow) for m in METHODS],
 )
 def test_a_model_of_every_method_has_the_actions_of_load_policy(method: str, settings: dict):

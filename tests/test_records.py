@@ -11,7 +11,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, tiny
+from conftest import ROOT, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_report import write_run
 
@@ -227,8 +227,10 @@ def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path, monkeypatch,
         (folder / "metrics.jsonl").write_text(
             "".join(f'{{"step": {step}, "phase": "x", "target/model/kl": {step / 3}}}\n' for step in range(1000))
         )
-    done = command("benchmarks/record.py", tmp_path / "runs", tmp_path / "kept", "--points", 50)
-    assert "1 new records" in done.stdout
+    arguments = ["record.py", str(tmp_path / "runs"), str(tmp_path / "kept")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--points", "50"])
+    record.main()
+    assert "1 new records" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["done"]
     with (tmp_path / "kept/done/curves.csv").open() as file:
         curve = list(csv.DictReader(file))
@@ -236,7 +238,7 @@ def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path, monkeypatch,
     assert [curve[0]["step"], curve[-1]["step"], curve[-1]["target/model/kl"]] == ["0", "999", "333"]
     for name in ("config.yaml", "scores.csv"):
         assert (tmp_path / "kept/done" / name).read_bytes() == (tmp_path / "runs/done" / name).read_bytes()
-    monkeypatch.setattr(sys, "argv", ["record.py", str(tmp_path / "runs"), str(tmp_path / "kept")])
+    monkeypatch.setattr(sys, "argv", arguments)
     record.main()
     assert "0 new records" in capsys.readouterr().out
 

@@ -223,3 +223,9 @@ def method_run(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without their pictures, which take a third of a tiny run."""
     monkeypatch.setattr("training.runs.draw_summary", lambda trainer: None)
+
+
+@pytest.fixture
+def no_dataset_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dataset.py info` draws nothing, which takes most of its time. test_dataset_command.py has its pictures."""
+    monkeypatch.setattr("replay.summary.Summary.draw", lambda summary, folder: [])

@@ -23,6 +23,8 @@ from training.logger import read_scores
 from wrappers import Task, make_env, max_return, parse_task
 from wrappers.shared.vector import SyncEnv, make_envs
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 OUTSIDE = '''
 """A dot that an agent moves to the right; registered on import, as packages do."""
 

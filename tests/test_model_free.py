@@ -28,6 +28,8 @@ from training.domains import fit_image_size
 from training.methods import METHODS, AgentBuilder
 from training.policies import agent_policy
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = torch.device("cpu")
 
 

@@ -104,6 +104,7 @@ def test_a_run_writes_scores_pictures_settings_and_videos(finished: Path):
     ]
 
 
+@pytest.mark.precision
 def test_every_tie_is_logged_and_eta_falls(finished: Path):
     points = metrics(finished)
     values = [v for p in points for v in p.values() if not isinstance(v, str)]
@@ -144,7 +145,13 @@ def test_tensorboards_reader_finds_the_curves_and_videos(finished: Path):
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("stop_at", [58, 87], ids=["inside an episode", "at the end of an offline phase"])
+@pytest.mark.parametrize(
+    "stop_at",
+    [
+        pytest.param(58, marks=pytest.mark.precision, id="inside an episode"),
+        pytest.param(87, id="at the end of an offline phase"),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(stop_at: int, dataset: Path, finished: Path, tmp_path: Path):
     """Step 58 is the source's 52nd, in an aligned phase: 4 steps into its fifth episode, after updates of all agents
     and 3 steps after a point of the curves. Step 87 is the last of the first round's offline phase."""

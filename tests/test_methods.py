@@ -324,6 +324,7 @@ def test_every_method_runs(method: str, method_run: Callable[[str], MethodRun]):
     assert not any(changed(saved[name], getattr(agent, name)) for name in agent.MODULES)
 
 
+@pytest.mark.precision
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("method", "stop_at", "phase"), [("dv2_finetune_ewc", 97, "train_target"), ("curl", 27, "train_offline")]

@@ -322,6 +322,7 @@ def test_84_pixels_are_used_as_they_are(tmp_path: Path):
     assert fit_image_size(tiny(method="bc", offline_traindir=folder), METHODS["bc"]).size == [84, 84]
 
 
+@pytest.mark.precision
 @pytest.mark.parametrize("method", ["bc", "drq_bc", "cql", "curl", "lompo"])
 def test_runs_without_a_simulator(method: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     arguments = ["--method", method, "--target_task", "my_robot", "--offline_traindir", dataset, "--logdir", tmp_path]

@@ -110,15 +110,15 @@ def test_the_example_of_the_page_runs_without_this_repository(gaussian: Exported
     assert expected[:, 1].min() > 1 and np.std(expected, 0).min() > 0.1  # in the user's units, and not constant
 
 
-# `coworld` is in the other tests here, `bc` and `curl` are in test_model_free.py; other methods act by the same code.
-OWN_POLICIES = ("lompo",)
+# One method for each code that acts. `coworld` is in the other tests here, `bc` and `curl` are in test_model_free.py.
+ACTING = ("coworld", "bc", "curl", "lompo")
 
 
 @pytest.mark.parametrize(
     ("method", "precision"),
-    [(method, "bfloat16") for method in OWN_POLICIES]
-    + [pytest.param(m, "bfloat16", marks=pytest.mark.slow) for m in METHODS if m not in OWN_POLICIES]
-    + [pytest.param(m, "float32", marks=pytest.mark.slow) for m in METHODS],
+    [("lompo", "bfloat16")]
+    + [pytest.param(m, "bfloat16", marks=pytest.mark.slow) for m in METHODS if m != "lompo"]
+    + [pytest.param(m, "float32", marks=pytest.mark.slow) for m in ACTING],
 )
 def test_a_program_of_every_method_has_the_actions_of_load_policy(method: str, precision: str):
     config = tiny(size="32,32", method=method, precision=precision)

@@ -215,8 +215,10 @@ def test_enlarged_frames_keep_their_aspect_and_have_even_sides(
         assert (large == frames).all()
     if expected == (256, 256):
         assert (large[:, ::4, ::4] == frames).all() and (large[:, 3::4, 3::4] == frames).all()
-    visuals.save_video(tmp_path / "a.mp4", large, fps=20)
-    assert imageio.imread(tmp_path / "a.mp4").shape == large.shape
+    assert not large.shape[1] % 2 and not large.shape[2] % 2
+    if shape == (32, 96):  # one is enough: the encoder takes seconds
+        visuals.save_video(tmp_path / "a.mp4", large, fps=20)
+        assert imageio.imread(tmp_path / "a.mp4").shape == large.shape
 
 
 def test_evaluation_videos_have_the_size_asked_for(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

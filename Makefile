@@ -42,11 +42,9 @@ test-slow: setup-tests
 test-all: setup-tests
 	$(PYTEST)
 
-# `--precision auto` depends on the processor. What depends on it in turn, with both answers, on any processor.
-PRECISION_TESTS := $(patsubst %,tests/test_%.py,agents model_free policy export methods co_training)
+# `--precision auto` is float32 in the tests, on any processor. This repeats whole runs with bfloat16.
 test-precision: setup-tests
-	COWORLD_TEST_PRECISION=float32 $(PYTEST) -m "not slow" $(PRECISION_TESTS)
-	COWORLD_TEST_PRECISION=bfloat16 $(PYTEST) -m "not slow" $(PRECISION_TESTS)
+	COWORLD_TEST_PRECISION=bfloat16 $(PYTEST) -m "precision and not slow"
 
 # For a machine with a GPU: writes gpu-check.md, and fails if a check fails.
 gpu-check: setup

@@ -20,7 +20,6 @@ import co_training
 import collect
 import config as settings
 from analysis.cells import given_max_scores
-from analysis.report_files import write_report
 from config import Config, settings_with
 from sweeping import cluster
 from sweeping.cluster import Cluster
@@ -117,6 +116,8 @@ def with_report(spec: Spec, folders: list[Path], out: Path) -> None:
         *settings_with(lambda setting: setting.named_by_reports),
     }
     options = {"by": sorted(varied), **spec.report}
+    from analysis.report_files import write_report  # loads matplotlib and scipy, which nothing before the end needs
+
     print(write_report(folders, out / "report", **options))
 
 

@@ -17,7 +17,7 @@ from analysis.cells import Results
 from analysis.figures import save_figure, styles
 from analysis.rows import RANDOM, group_by, label_order
 from analysis.runs import RunResult, task_order
-from training.visuals import plt
+from training.pictures import plt
 from wrappers import Task
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # (P,) each: x, mean, deviation of P evaluations

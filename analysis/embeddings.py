@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from sklearn.manifold import TSNE
 
 import models
 from config import Config
@@ -16,7 +15,7 @@ from training.checkpoint import BEFORE_ALIGNMENT, CHECKPOINT, agent_task, check_
 from training.domains import open_dataset
 from training.evaluator import EVALUATION_SEED
 from training.methods import find_method, online_tasks
-from training.visuals import plt, save_figure
+from training.pictures import plt, save_figure
 
 CHUNK = 100  # images embedded at a time
 
@@ -102,6 +101,8 @@ def project(parts: list[AgentEmbeddings]) -> list[np.ndarray]:
     the Hellinger distance up to a constant, and a small KL is proportional to its square. So the picture shows only
     differences that the alignment loss measures.
     """
+    from sklearn.manifold import TSNE  # takes a second to load
+
     points = torch.cat([part.embed[:, 0].softmax(-1).sqrt() for part in parts]).double().numpy()
     perplexity = min(30.0, (len(points) - 1) / 3)
     plane = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points)

@@ -5,8 +5,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from tools import write_atomically
-from training import visuals
-from training.visuals import plt
+from training import pictures
+from training.pictures import plt
 
 PDF_FONTS = {"pdf.fonttype": 42}  # TrueType: conferences refuse matplotlib's default, Type 3
 
@@ -18,7 +18,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     with plt.rc_context(PDF_FONTS):
         options = {"format": "pdf", "metadata": {"CreationDate": None}}
         write_atomically(path.with_suffix(".pdf"), lambda file: figure.savefig(file, **options))
-    visuals.save_figure(figure, path)
+    pictures.save_figure(figure, path)
 
 
 def colours(count: int) -> list[tuple[float, float, float]]:

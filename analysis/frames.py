@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.episodes import EvaluatedRun
-from training.visuals import plt, save_figure
+from training.pictures import plt, save_figure
 
 FRAMES = 9  # of an episode
 

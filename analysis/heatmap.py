@@ -12,7 +12,7 @@ from analysis.markdown import number
 from analysis.rows import TaskPair
 from analysis.runs import task_order
 from tools import BadInput
-from training.visuals import plt
+from training.pictures import plt
 from wrappers import SUITES, Task
 
 NEAR_ZERO = 0.1  # of the highest mean return of a target: the ratio to a return below it says nothing

@@ -11,7 +11,7 @@ from analysis.cells import Results
 from analysis.comparison import LEVEL, common_tasks, group_scores, normalised_cells
 from analysis.figures import save_figure
 from analysis.markdown import markdown
-from training.visuals import plt
+from training.pictures import plt
 
 RESAMPLES = 2000
 REFERENCE = "coworld"  # the picture compares it with all others, or else the first row

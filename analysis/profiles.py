@@ -13,7 +13,7 @@ from analysis.cells import Results
 from analysis.comparison import LEVEL, common_tasks, comparable_labels, group_scores, normalised_cells
 from analysis.figures import save_figure, styles
 from analysis.markdown import markdown
-from training.visuals import plt
+from training.pictures import plt
 
 RESAMPLES = 2000  # as in rliable
 POINTS = 101  # thresholds of the picture

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 
 from analysis.episodes import EvaluatedRun
 from tools import write_csv
+from training.pictures import plt, save_figure
 from training.values import correlation
-from training.visuals import plt, save_figure
 
 PANEL_COLUMNS = 3  # of the picture
 TEXT_BOX = {"facecolor": "white", "edgecolor": "0.7", "boxstyle": "round"}

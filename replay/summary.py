@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from replay.action_rows import action_rows_note
 from replay.cache import may_write
@@ -21,6 +20,9 @@ from replay.observations import names_of_cameras
 from replay.slices import SlicedArray, slices
 from replay.store import LARGE_STATE
 from tools import BadInput, progress_bar, side_by_side, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHEET_EPISODES, SHEET_FRAMES = 8, 10
 SHEET_SIZE = 128  # pixels of the frames that are decoded from videos
@@ -179,8 +181,7 @@ class Summary:
 
     def draw_returns(self, path: Path) -> None:
         """Write a histogram of the episode returns as a PNG file, atomically."""
-        figure = Figure(figsize=(6, 3.5), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(6, 3.5)
         axes = figure.subplots()
         axes.hist(self.returns, bins=min(40, max(5, len(self.returns) // 3)))
         mean = float(np.mean(self.returns))
@@ -192,8 +193,7 @@ class Summary:
     def draw_sheet(self, path: Path) -> None:
         """Write frames of some episodes, one episode a row in the order of the files, as a PNG file, atomically."""
         cameras = max(len(self.cameras), 1)
-        figure = Figure(figsize=(SHEET_FRAMES * cameras + 0.2, len(self.frames) * 1.3 + 0.4), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(SHEET_FRAMES * cameras + 0.2, len(self.frames) * 1.3 + 0.4)
         grid = figure.subplots(len(self.frames), 1, squeeze=False)[:, 0]
         for axes, (frames, name, total) in zip(grid, self.frames, strict=True):
             gap = max(frames.shape[2] // cameras // 16, 1)
@@ -204,6 +204,13 @@ class Summary:
         cameras = f"; cameras, left to right: {', '.join(self.cameras)}" if self.cameras else ""
         figure.suptitle(f"evenly spaced frames of each episode, first to last{cameras}", fontsize=10)
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure of a size in inches. Loads matplotlib, which takes a second and which other commands do not need."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _pick(image: np.ndarray | SlicedArray, rows: np.ndarray) -> list[np.ndarray]:

@@ -2,13 +2,17 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import training.threads  # isort: skip  # noqa: F401 (before torch: it says how threads wait)
 
@@ -21,6 +25,7 @@ import co_training as program
 import collect
 import config as settings
 import wrappers
+from agents.agent import Agent
 from config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -29,27 +34,23 @@ OTHER_PROGRAMS = ROOT / "tests" / "data" / "other_programs"  # datasets that the
 # A background job of a shell ignores Ctrl-C; the tests of Ctrl-C need Python's handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if PRECISION := os.environ.get("COWORLD_TEST_PRECISION"):  # what `precision: auto` is then, whatever the device
-    bfloat16 = {"float32": False, "bfloat16": True}[PRECISION]
-    found = {**torch.cpu.get_capabilities(), "amx_bf16": False, "avx512_bf16": bfloat16}
-    torch.cpu.get_capabilities = lambda: found
-    torch.cuda.get_device_capability = lambda device=None: (8, 0) if bfloat16 else (7, 5)
+# What `precision: auto` is in this process, whatever the processor. `make test-precision` repeats with bfloat16 what is
+# marked `precision`: whole runs, which use `auto`. Tests of single parts name their precision.
+BFLOAT16 = {"float32": False, "bfloat16": True}[os.environ.get("COWORLD_TEST_PRECISION", "float32")]
+found = {**torch.cpu.get_capabilities(), "amx_bf16": False, "avx512_bf16": BFLOAT16}
+torch.cpu.get_capabilities = lambda: found
+torch.cuda.get_device_capability = lambda device=None: (8, 0) if BFLOAT16 else (7, 5)
 
 torch.set_num_threads(1)  # of tests that call agents directly; commands choose for themselves
 
 
-SLOW_FIRST = (
-    "test_scheduler",
-    "test_extending",
-    "test_co_training",
-    "test_source_from",
-    "test_methods",
-)
+SLOW_FIRST = "co_training methods export lerobot source_from formats collect gym extending bad_input analyse".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose tests take long come first, so that at the end no process works alone."""
-    items.sort(key=lambda item: item.path.stem not in SLOW_FIRST)
+    order = {f"test_{name}": place for place, name in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def tiny(*blocks: str, **flags: object) -> Config:
@@ -160,7 +161,71 @@ def dots_dataset(dots: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield folder
 
 
+def count_updates(run: Callable[[], None]) -> dict[str, int]:
+    """What a call of `co_training.main` did: agent steps in a simulator, and updates of its agents."""
+    counts, trainers, to_completion = Counter(), [], program.run_to_completion
+    world, behavior = Agent.descend_model_loss, Agent.update_behavior
+
+    def count_world(agent: Agent, *arguments: object, **options: object) -> object:
+        counts[agent.world] += 1
+        return world(agent, *arguments, **options)
+
+    def count_behavior(agent: Agent, *arguments: object, **options: object) -> object:
+        counts[agent] += 1
+        return behavior(agent, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Agent, "descend_model_loss", count_world)
+        patch.setattr(Agent, "update_behavior", count_behavior)
+        patch.setattr(program, "run_to_completion", lambda t, loops: (trainers.append(t), to_completion(t, loops)))
+        run()
+    (trainer,) = trainers
+    target = trainer.target.agent
+    sources = [source.agent for source in trainer.sources if source.agent is not target]
+    return {
+        "online_steps": trainer.progress.source_steps,
+        "source_updates": sum(counts[agent] for agent in sources),
+        "world_model_updates": counts[getattr(target, "world", None)],
+        "behavior_updates": counts[target],
+    }
+
+
+class MethodRun(NamedTuple):
+    """A finished run of a method, and the updates that were counted in it (`count_updates`)."""
+
+    logdir: Path
+    updates: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def method_run(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], MethodRun]]:
+    """The run of a method on `dots`, without interruption, with videos and without pictures. Tests read it only."""
+
+    def train(method: str, folder: Path) -> None:
+        arguments = co_training(dots_dataset, folder / "run", *SMALL, "--method", method, *DOTS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("training.runs.draw_summary", lambda trainer: None)
+            updates = count_updates(lambda: program.main(arguments))
+        (folder / "updates.json").write_text(json.dumps(updates))
+
+    with contextlib.ExitStack() as made:
+
+        @cache
+        def run(method: str) -> MethodRun:
+            make = made_once(tmp_path_factory, f"run_of_{method}", lambda folder: train(method, folder))
+            folder = made.enter_context(make)
+            return MethodRun(folder / "run", json.loads((folder / "updates.json").read_text()))
+
+        yield run
+
+
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without their pictures, which take a third of a tiny run."""
     monkeypatch.setattr("training.runs.draw_summary", lambda trainer: None)
+
+
+@pytest.fixture
+def no_dataset_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dataset.py info` draws nothing, which takes most of its time. test_dataset_command.py has its pictures."""
+    monkeypatch.setattr("replay.summary.Summary.draw", lambda summary, folder: [])

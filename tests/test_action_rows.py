@@ -17,7 +17,7 @@ from tools import BadInput
 from training.checkpoint import load_checkpoint
 
 CURRENT = DataMapping(action_at="current")
-pytestmark = pytest.mark.usefixtures("dots")
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures", "no_dataset_pictures")
 
 
 def episode(number: int, images: int = 14, after_last: bool = True) -> dict[str, np.ndarray]:

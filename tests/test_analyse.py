@@ -28,7 +28,7 @@ from wrappers.shared.simulators import make_simulator
 CPU = torch.device("cpu")
 EXAMPLE = ValuedEpisode(estimates=np.array([2.0, 5.0, 3.0]), rewards=np.array([0.0, 1.0, 2.0, 4.0]), terminated=False)
 
-pytestmark = pytest.mark.usefixtures("dots")
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
 SHORT = ("--pretrain_steps", "5", "--warmup_rounds", "0", "--rounds", "1", "--video_every", "0")
 
 

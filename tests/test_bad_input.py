@@ -21,6 +21,8 @@ from tools import exit_on_bad_input
 from training.checkpoint import load_checkpoint
 from training.methods import METHODS
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SHORT = ["--pretrain_steps", 5, "--warmup_rounds", 0, "--rounds", 1, "--video_every", 0, "--envs", 0]
 
 

@@ -2,26 +2,21 @@
 
 import math
 import re
-from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import DOTS, ROOT, tiny
+from conftest import ROOT, MethodRun, tiny
 from test_agents import batch
-from test_co_training import train
-from test_methods import built
+from updates import built
 
 import co_training as program
 import config as settings
-from agents.agent import Agent
 from config import Config
 from training.checkpoint import load_checkpoint
 from training.methods import METHODS, PhaseKind
 
-pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
 OWN_UPDATES = ("bc", "drq_bc", "cql", "curl", "lompo")  # their schedules have phases TRAIN_OFFLINE
-CHEAP = ("--video_every", "0", "--eval_episodes", "1")  # neither changes an update
 COLUMNS = ("online_steps", "source_updates", "world_model_updates", "behavior_updates")
 
 
@@ -63,40 +58,9 @@ def budget(name: str, config: Config) -> dict[str, int]:
     return counts
 
 
-def updates_of_a_run(data: Path, logdir: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, int]:
-    """The same numbers of a real run at `debug` size, counted in the agents."""
-    counts, trainers = Counter(), []
-    run, world, behavior = program.run_to_completion, Agent.descend_model_loss, Agent.update_behavior
-
-    def count_world(agent, *arguments, **options):
-        counts[agent.world] += 1
-        return world(agent, *arguments, **options)
-
-    def count_behavior(agent, *arguments, **options):
-        counts[agent] += 1
-        return behavior(agent, *arguments, **options)
-
-    monkeypatch.setattr(Agent, "descend_model_loss", count_world)
-    monkeypatch.setattr(Agent, "update_behavior", count_behavior)
-    monkeypatch.setattr(
-        program, "run_to_completion", lambda trainer, loops: (trainers.append(trainer), run(trainer, loops))
-    )
-    train(data, logdir, *DOTS, *CHEAP, *flags)
-    (trainer,) = trainers
-    target = trainer.target.agent
-    sources = [source.agent for source in trainer.sources if source.agent is not target]
-    source_updates = sum(counts[agent] for agent in sources)
-    return dict(
-        zip(COLUMNS, (trainer.progress.source_steps, source_updates, counts[target.world], counts[target]), strict=True)
-    )
-
-
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in OWN_UPDATES])
-def test_the_targets_world_model_gets_as_many_updates_as_coworlds(
-    method: str, dots_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    counted = updates_of_a_run(dots_dataset, tmp_path, monkeypatch, "--method", method)
-    print(method, counted)
+def test_the_targets_world_model_gets_as_many_updates_as_coworlds(method: str, method_run: Callable[[str], MethodRun]):
+    counted = method_run(method).updates
     assert counted["world_model_updates"] == 12  # 4 in the warm-up, 2 x 20 iterations, an update every 5
     assert counted == budget(method, tiny())
     if method != "online_dv2":
@@ -173,9 +137,8 @@ def test_inferred_posteriors_are_those_of_an_update_and_change_nothing():
 
 
 @pytest.mark.parametrize("method", OWN_UPDATES)
-def test_agents_with_updates_of_their_own_get_the_budget_in_a_run(method: str, dots_dataset: Path, tmp_path: Path):
-    train(dots_dataset, tmp_path, *DOTS, "--eval_episodes", "1", "--method", method)
-    saved = load_checkpoint(tmp_path / "checkpoint.pt")
+def test_agents_with_updates_of_their_own_get_the_budget_in_a_run(method: str, method_run: Callable[[str], MethodRun]):
+    saved = load_checkpoint(method_run(method).logdir / "checkpoint.pt")
     expected = budget(method, tiny(method=method))
     assert saved["progress"]["target_updates"] == expected["world_model_updates"] + expected["behavior_updates"]
     agent = saved["agents"]["target"]

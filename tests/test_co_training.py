@@ -6,17 +6,15 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import gymnasium
 import numpy as np
+import processes
 import pytest
 import torch
-from conftest import DOTS, ROOT, SMALL, co_training, tiny
+from conftest import DOTS, SMALL, co_training, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import co_training as program
@@ -106,6 +104,7 @@ def test_a_run_writes_scores_pictures_settings_and_videos(finished: Path):
     ]
 
 
+@pytest.mark.precision
 def test_every_tie_is_logged_and_eta_falls(finished: Path):
     points = metrics(finished)
     values = [v for p in points for v in p.values() if not isinstance(v, str)]
@@ -146,7 +145,13 @@ def test_tensorboards_reader_finds_the_curves_and_videos(finished: Path):
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("stop_at", [58, 87], ids=["inside an episode", "at the end of an offline phase"])
+@pytest.mark.parametrize(
+    "stop_at",
+    [
+        pytest.param(58, marks=pytest.mark.precision, id="inside an episode"),
+        pytest.param(87, id="at the end of an offline phase"),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(stop_at: int, dataset: Path, finished: Path, tmp_path: Path):
     """Step 58 is the source's 52nd, in an aligned phase: 4 steps into its fifth episode, after updates of all agents
     and 3 steps after a point of the curves. Step 87 is the last of the first round's offline phase."""
@@ -286,47 +291,18 @@ def test_a_checkpoint_has_each_agent_once(finished: Path):
     assert not any("source" in name or "target" in name for name in names["target"])
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_run_killed_while_writing_a_checkpoint_can_be_resumed(
-    dataset: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-):
-    precision = load_checkpoint(finished / "checkpoint.pt")["config"]["precision"]
-    arguments = co_training(dataset, tmp_path, *SMALL, "--precision", precision)
-    script = f"""
-        import os, signal, torch, co_training
-        save, count = torch.save, []
-        def half(state, file):
-            count.append(1)
-            if len(count) == 4:
-                file.write(b"half a checkpoint")
-                file.flush()
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(state, file)
-        torch.save = half
-        co_training.main({arguments!r})
-    """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
-    assert list(tmp_path.glob(".checkpoint*"))  # the partial file
-    program.main(arguments)
-    assert "resuming" in capsys.readouterr().err
-    assert not list(tmp_path.glob(".checkpoint*"))
-    assert_same_results(finished, tmp_path)
-
-
-def test_ctrl_c_saves_the_run_before_the_exit(dataset: Path, tmp_path: Path):
-    arguments = co_training(dataset, tmp_path, *SMALL, "--pretrain_steps", 100000, "--eval_episodes", 1)
-    process = subprocess.Popen(
-        [sys.executable, "co_training.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+def test_ctrl_c_saves_the_run_before_the_exit(dots_dataset: Path, tmp_path: Path):
+    run, errors = tmp_path / "run", tmp_path / "errors.txt"
+    arguments = co_training(dots_dataset, run, *DOTS, *SMALL, "--pretrain_steps", 100000, "--eval_episodes", 1)
+    process = processes.start(processes.run_command, "co_training", arguments, errors=errors)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+    while not (run / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
-    assert "the same command continues" in errors and "Traceback" not in errors
-    assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] > 0
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGINT
+    assert "the same command continues" in errors.read_text() and "Traceback" not in errors.read_text()
+    assert load_checkpoint(run / "checkpoint.pt")["progress"]["step"] > 0
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -361,35 +337,33 @@ def alive(process: int) -> bool:
         return False
 
 
-WITH_DOTS = """
-import sys, co_training, wrappers
-sys.path.append("tests")
-import page_suite
-wrappers.register(page_suite.SUITE)
-"""  # the start of a program
-
-
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads Linux's /proc")
-def test_a_killed_run_leaves_no_simulator_process_and_resumes_bit_for_bit(dots_dataset: Path, tmp_path: Path):
-    """Kill a run with two simulator processes by SIGKILL, then repeat its command."""
-    flags = [*DOTS, "--size", "32,32", "--envs", "2", "--rounds", "1", "--warmup_rounds", "0", "--pretrain_steps", "60"]
-    flags += ["--video_every", "0", "--precision", "float32"]
-    arguments = co_training(dots_dataset, tmp_path / "killed", *flags, "--checkpoint_minutes", "0.001")
-    program_text = f"{WITH_DOTS}co_training.main({arguments!r})"
-    process = subprocess.Popen([sys.executable, "-c", program_text], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    workers = simulator_processes(process.pid)
-    process.kill()
-    process.wait()
+def test_a_run_killed_while_it_writes_a_checkpoint_leaves_no_simulator_and_resumes_bit_for_bit(
+    dots_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """With two simulators in processes, inside an episode of each."""
+    flags = [*DOTS, "--size", "32,32", "--envs", "2", "--rounds", "1", "--warmup_rounds", "0", "--eval_episodes", "1"]
+    flags += ["--video_every", "0", "--checkpoint_minutes", "0", "--precision", "float32"]  # saved at each step
+    killed, whole = (co_training(dots_dataset, tmp_path / name, *flags) for name in ("killed", "whole"))
+    process = processes.start(processes.run_until_save, 24, "co_training", killed, errors=tmp_path / "errors.txt")
+    workers, deadline = set(), time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline:
+        workers.update(simulator_processes(process.pid))
+        time.sleep(0.02)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "errors.txt").read_text()
     assert len(workers) == 2
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, workers))
-    for logdir in ("killed", "whole"):
-        program.main(co_training(dots_dataset, tmp_path / logdir, *flags))
+    assert list((tmp_path / "killed").glob(".checkpoint*"))  # the partial file
+    slots = load_checkpoint(tmp_path / "killed" / "checkpoint.pt")["domains"]["source"]["collector"]["slots"]
+    assert all(len(slot["actions"]) > 0 for slot in slots)  # episodes were running
+    program.main(killed)
+    assert "resuming" in capsys.readouterr().err
+    assert not list((tmp_path / "killed").glob(".checkpoint*"))
+    program.main(whole)
     assert_same_results(tmp_path / "whole", tmp_path / "killed")
 
 

@@ -3,15 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
-from conftest import OTHER_PROGRAMS, ROOT, co_training, tiny
+from conftest import OTHER_PROGRAMS, co_training, tiny
 from PIL import Image
 from test_bad_input import refused
 
@@ -302,19 +301,21 @@ def test_training_on_data_of_other_programs(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize(("number", "envs"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
 def test_a_stopped_collection_keeps_its_complete_episodes(number: int, envs: int, tmp_path: Path):
-    arguments = ["--task", "walker_walk", "--out", tmp_path / "data", "--episodes", 100_000, "--time_limit", 5]
-    arguments += ["--envs", envs]
-    command = [sys.executable, "collect.py", *map(str, arguments), "--configs", "defaults", "dmc", "--size", "32,32"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    arguments = ["--task", "dots_to_left", "--out", tmp_path / "out" / "data", "--episodes", 100_000]
+    arguments += ["--time_limit", 5, "--envs", envs, "--configs", "defaults", "dmc", "--size", "32,32"]
+    errors = tmp_path / "errors.txt"
+    process = processes.start(processes.run_command, "collect", arguments, errors=errors)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".data.partial/contents/*.npz")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("out/.data.partial/contents/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and "kept" in errors and "Traceback" not in errors
-    described = json.loads((tmp_path / "data" / "dataset.json").read_text())
-    assert described["episodes"] == len(list((tmp_path / "data").glob("*.npz"))) == len(described["returns"]) > 0
-    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 128 + number
+    assert "kept" in errors.read_text() and "Traceback" not in errors.read_text()
+    data = tmp_path / "out" / "data"
+    described = json.loads((data / "dataset.json").read_text())
+    assert described["episodes"] == len(list(data.glob("*.npz"))) == len(described["returns"]) > 0
+    assert [p.name for p in data.parent.iterdir()] == ["data"]
 
 
 def test_random_steps_alone_are_evaluated_too():

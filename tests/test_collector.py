@@ -95,18 +95,24 @@ def test_the_state_of_a_policy_with_noise_has_the_executed_action():
     torch.testing.assert_close(state["action"], torch.from_numpy(action))
 
 
-def test_simulators_in_processes_collect_the_same_as_one_in_this_process(env):
-    """Three simulators run episodes 0, 1 and 2, one each; the single one runs them one after the other."""
-    separate = collected(env, 15, lambda observation, state, first: (np.full((1, 6), 0.3, np.float32), None))
-    envs = make_envs("walker_walk", 3, size=16, time_limit=5)
+@pytest.fixture(scope="module")
+def two():
+    """Two simulators in processes."""
+    envs = make_envs("walker_walk", 2, size=16, time_limit=5)
+    yield envs
+    for env in envs:
+        env.close()
+
+
+def test_simulators_in_processes_collect_the_same_as_one_in_this_process(env, two):
+    """Two simulators run episodes 0 and 1, one each; the single one runs them one after the other."""
+    separate = collected(env, 10, lambda observation, state, first: (np.full((1, 6), 0.3, np.float32), None))
     together: list[dict] = []
-    collector = Collector(envs, together.append, seed=3)
+    collector = Collector(two, together.append, seed=3)
     for _ in range(5):
-        collector.start(lambda observation, state, first: (np.full((3, 6), 0.3, np.float32), None))
+        collector.start(lambda observation, state, first: (np.full((2, 6), 0.3, np.float32), None))
         collector.finish()
-    for process in envs:
-        process.close()
-    assert len(collector) == len(together) == 3
+    assert len(collector) == len(together) == 2
     for one, other in zip(separate, together, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
         np.testing.assert_array_equal(one["reward"], other["reward"])
@@ -126,7 +132,7 @@ def test_an_evaluation_is_reproducible_and_changes_no_rng_state(env):
     assert (one.mean, one.std) == pytest.approx((np.mean(one.returns), np.std(one.returns)))
 
 
-def test_parallel_evaluation_equals_sequential_evaluation(env):
+def test_parallel_evaluation_equals_sequential_evaluation(env, two):
     """With a deterministic policy. Two simulators run three episodes, so the third runs alone."""
 
     def policy(observation, state, first):
@@ -135,12 +141,9 @@ def test_parallel_evaluation_equals_sequential_evaluation(env):
 
     steps: list[int] = []
     one = evaluate(policy, [SyncEnv(env)], 3, seed=5)
-    envs = make_envs("walker_walk", 2, size=16, time_limit=5)
-    two = evaluate(policy, envs, 3, 5, steps.append)
-    for process in envs:
-        process.close()
-    assert len(one.returns) == 3 and one.returns == two.returns
-    np.testing.assert_array_equal(one.frames, two.frames)
+    both = evaluate(policy, two, 3, 5, steps.append)
+    assert len(one.returns) == 3 and one.returns == both.returns
+    np.testing.assert_array_equal(one.frames, both.frames)
     assert sum(steps) == 15
 
 

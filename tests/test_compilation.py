@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-import torch._dynamo
-import torch._inductor.config
 from conftest import tiny
 from test_agents import batch, update_target
 from torch import Tensor
@@ -19,8 +17,10 @@ from ops import one_hot
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_is_compiled_before() -> Iterator[None]:
+    import torch._dynamo  # takes seconds to load
+
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -42,6 +42,7 @@ def short(**flags: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.mark.slow
 @needs_a_compiler
+@pytest.mark.usefixtures("nothing_is_compiled_before")
 def test_compiled_updates_equal_eager_ones(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(one_hot, "SMALLEST", 1)  # also with the heads of large latents
     eager, compiled = short(), short(compile="on")
@@ -51,6 +52,7 @@ def test_compiled_updates_equal_eager_ones(capfd: pytest.CaptureFixture, monkeyp
 
 @pytest.mark.slow
 @needs_a_compiler
+@pytest.mark.usefixtures("nothing_is_compiled_before")
 @pytest.mark.parametrize("discrete", [0, 4])
 def test_compiled_losses_of_several_episodes_in_a_sequence_equal_eager_ones(discrete: int):
     """Of the world model, as on a GPU, and of actor and critic."""
@@ -101,6 +103,7 @@ EXPECTED = [3 * 1 + 7 * 3, 3 + 7]
 
 @pytest.mark.slow
 @needs_a_compiler
+@pytest.mark.usefixtures("nothing_is_compiled_before")
 def test_a_function_that_compiles_is_used_compiled(capfd: pytest.CaptureFixture):
     line = Line()
     compiled = Compiled(line.loss, line.parameters, graphs=False)
@@ -109,7 +112,11 @@ def test_a_function_that_compiles_is_used_compiled(capfd: pytest.CaptureFixture)
     assert compiled.compiled is not None and capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_is_compiled_before")
 def test_if_compiling_fails_the_function_runs_eagerly_with_one_note(capfd: pytest.CaptureFixture):
+    import torch._inductor.config
+
     line = Line()
     fallen_back = Compiled(line.loss, line.parameters, graphs=False)
     no_compiler = {"cpp.cxx": (None, "no-such-compiler"), "fx_graph_cache": False, "fx_graph_remote_cache": False}

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import OTHER_PROGRAMS, ROOT
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import dataset
@@ -68,8 +67,8 @@ def test_info_is_right(tmp_path, capsys):
 
 
 def test_the_contact_sheet_names_its_episodes_and_has_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    figures = []
-    monkeypatch.setattr(summary, "FigureCanvasAgg", lambda figure: figures.append(figure) or FigureCanvasAgg(figure))
+    figures, new_figure = [], summary.new_figure
+    monkeypatch.setattr(summary, "new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
     sheet = summary.Summary(frames=[(np.zeros((10, 32, 32, 3), np.uint8), "/data/robot/b.hdf5 episode 3", 12.5)])
     sheet.draw_sheet(tmp_path / "sheet.png")
     (axis,) = figures[0].axes

@@ -42,6 +42,62 @@ def wait_until_gone(pids, seconds=6):
     return [pid for pid in pids if alive(pid)]
 
 
+DOTS = '''
+"""A suite that needs no simulator: an agent moves a dot to the middle."""
+
+import numpy as np
+
+from wrappers.shared.base import PixelEnv, SimulatorStep
+from wrappers.shared.suites import Suite
+
+
+class DotEnv(PixelEnv):
+    def __init__(self, name, description):
+        self._dot = np.zeros(2)
+        super().__init__(description, -np.ones(2), np.ones(2))
+
+    def _reset_simulator(self, seed):
+        self._dot = np.random.default_rng(seed).uniform(-1, 1, 2)
+
+    def _step_simulator(self, action):
+        self._dot = np.clip(self._dot + 0.1 * action, -1, 1)
+        return SimulatorStep(-np.abs(self._dot).sum(), success=float(np.abs(self._dot).max() < 0.1))
+
+    def _draw(self):
+        size = self.description["size"]
+        image = np.zeros((size, size, 3), np.uint8)
+        row, column = ((self._dot + 1) / 2 * (size - 1)).astype(int)
+        image[row, column] = 255
+        return image
+
+    def _low_dimensional(self):
+        return {"dot": self._dot}
+
+
+SUITE = Suite(
+    name="dots",
+    title="Dots",
+    tasks=("move-middle", "move_corner"),
+    make=DotEnv,
+    settings={"action_repeat": 3, "flip": True},
+    has_success=True,
+    max_returns={"move-middle": 40},
+    uses_mujoco=False,
+)
+'''
+
+
+@pytest.fixture
+def dots(tmp_path, monkeypatch):
+    """A suite registered by a module outside the repository."""
+    (tmp_path / "dots.py").write_text(DOTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    suite = __import__("dots").SUITE
+    register(suite)
+    yield suite
+    del SUITES["dots"], sys.modules["dots"]
+
+
 def test_same_episode_as_in_this_process():
     actions = np.random.default_rng(0).uniform(-1, 1, (10, 6))
     here, there = make_env("walker_walk", size=32), ProcessEnv("walker_walk", size=32)
@@ -56,21 +112,21 @@ def test_same_episode_as_in_this_process():
     np.testing.assert_equal(results[0], results[1])
 
 
-def test_several_with_their_own_seeds_and_steps_that_overlap():
-    envs = make_envs("cheetah_run", 2, size=16)
+def test_several_with_their_own_seeds_and_steps_that_overlap(dots):
+    envs = make_envs("move-middle", 2, size=16)
     first = [env.reset(seed=seed)[0]["image"] for env, seed in zip(envs, (1, 2), strict=True)]
     for env in envs:
-        env.step_async(np.ones(6))
+        env.step_async(np.ones(2))
     stepped = [env.step_wait() for env in envs]
     assert not np.array_equal(*first) and stepped[0][1] != stepped[1][1]
-    envs[0].step_async(np.ones(6))
+    envs[0].step_async(np.ones(2))
     again = envs[0].reset(seed=1)[0]["image"]  # one alone, with a pending step
     np.testing.assert_array_equal(again, first[0])
     with pytest.raises(RuntimeError, match="no step is pending; pending: nothing"):
         envs[0].step_wait()
-    envs[0].step_async(np.ones(6))
+    envs[0].step_async(np.ones(2))
     with pytest.raises(RuntimeError, match="step is still pending"):
-        envs[0].step_async(np.ones(6))
+        envs[0].step_async(np.ones(2))
     pids = [env.pid for env in envs]
     for env in envs:
         env.close()
@@ -87,27 +143,27 @@ def test_bad_settings_are_bad_input_here_too():
     assert not alive(env.pid)
 
 
-def test_crash_is_reported_with_its_traceback():
-    env = ProcessEnv("cheetah_run", size=16)
+def test_crash_is_reported_with_its_traceback(dots):
+    env = ProcessEnv("move-middle", size=16)
     env.reset(seed=0)
-    with pytest.raises(WorkerCrash, match=r"(?s)dmc_cheetah_run.*Traceback.*could not be broadcast"):
+    with pytest.raises(WorkerCrash, match=r"(?s)dots_move-middle.*Traceback.*could not be broadcast"):
         env.step(np.zeros(5))
     assert not alive(env.pid)
 
 
 @pytest.mark.parametrize("waiting", [True, False])
-def test_killed_worker_is_reported(waiting):
-    env = ProcessEnv("cheetah_run", size=16)
+def test_killed_worker_is_reported(waiting, dots):
+    env = ProcessEnv("move-middle", size=16)
     env.reset(seed=0)
     if waiting:
-        env.step_async(np.zeros(6))
+        env.step_async(np.zeros(2))
     os.kill(env.pid, signal.SIGKILL)
-    with pytest.raises(WorkerCrash, match="dmc_cheetah_run was killed by SIGKILL"):
-        env.step_wait() if waiting else [env.step(np.zeros(6)) for _ in range(2)]
+    with pytest.raises(WorkerCrash, match="dots_move-middle was killed by SIGKILL"):
+        env.step_wait() if waiting else [env.step(np.zeros(2)) for _ in range(2)]
 
 
-def test_unreferenced_environment_ends_its_process():
-    env = ProcessEnv("cheetah_run", size=16)
+def test_unreferenced_environment_ends_its_process(dots):
+    env = ProcessEnv("move-middle", size=16)
     env.reset(seed=0)
     pid = env.pid
     del env
@@ -172,62 +228,6 @@ def test_sync_env_has_the_interface_of_process_env():
     np.testing.assert_equal(sync.step_wait(), plain.step(np.ones(6)))
     sync.close()
     plain.close()
-
-
-DOTS = '''
-"""A suite that needs no simulator: an agent moves a dot to the middle."""
-
-import numpy as np
-
-from wrappers.shared.base import PixelEnv, SimulatorStep
-from wrappers.shared.suites import Suite
-
-
-class DotEnv(PixelEnv):
-    def __init__(self, name, description):
-        self._dot = np.zeros(2)
-        super().__init__(description, -np.ones(2), np.ones(2))
-
-    def _reset_simulator(self, seed):
-        self._dot = np.random.default_rng(seed).uniform(-1, 1, 2)
-
-    def _step_simulator(self, action):
-        self._dot = np.clip(self._dot + 0.1 * action, -1, 1)
-        return SimulatorStep(-np.abs(self._dot).sum(), success=float(np.abs(self._dot).max() < 0.1))
-
-    def _draw(self):
-        size = self.description["size"]
-        image = np.zeros((size, size, 3), np.uint8)
-        row, column = ((self._dot + 1) / 2 * (size - 1)).astype(int)
-        image[row, column] = 255
-        return image
-
-    def _low_dimensional(self):
-        return {"dot": self._dot}
-
-
-SUITE = Suite(
-    name="dots",
-    title="Dots",
-    tasks=("move-middle", "move_corner"),
-    make=DotEnv,
-    settings={"action_repeat": 3, "flip": True},
-    has_success=True,
-    max_returns={"move-middle": 40},
-    uses_mujoco=False,
-)
-'''
-
-
-@pytest.fixture
-def dots(tmp_path, monkeypatch):
-    """A suite registered by a module outside the repository."""
-    (tmp_path / "dots.py").write_text(DOTS)
-    monkeypatch.syspath_prepend(tmp_path)
-    suite = __import__("dots").SUITE
-    register(suite)
-    yield suite
-    del SUITES["dots"], sys.modules["dots"]
 
 
 def test_registered_suite_has_tasks_settings_and_a_maximum(dots):

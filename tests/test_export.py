@@ -1,11 +1,15 @@
 """export.py: the program has the actions of load_policy, and runs without this repository."""
 
+import contextlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -51,10 +55,43 @@ def exported(logdir: Path, *flags: object) -> Path:
     return out
 
 
-def test_the_example_of_the_page_runs_without_this_repository(tmp_path: Path):
-    """With a Gaussian latent; the other programs here have a categorical one."""
-    save_run(tmp_path / "run", {"action_map": BOUNDS, "image_shape": (96, 72, 3)}, dyn_discrete=0)
-    exported(tmp_path / "run").rename(tmp_path / "policy.pt2")
+class Exported(NamedTuple):
+    """An exported program: its run, its file, and what the command printed."""
+
+    run: Path
+    file: Path
+    printed: str
+
+    def about(self) -> dict[str, Any]:
+        """The description in the file."""
+        files = {"policy.json": ""}
+        torch.export.load(self.file, extra_files=files)
+        return json.loads(files["policy.json"])
+
+
+def export_once(run: Path, data: dict[str, Any], *flags: object, **settings: object) -> Exported:
+    save_run(run, data, precision="bfloat16", **settings)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        file = exported(run, "--device", "cpu", *flags)
+    return Exported(run, file, printed.getvalue())
+
+
+@pytest.fixture(scope="module")
+def gaussian(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Of a Gaussian latent, in float32 as asked for, with the images and the units of the dataset."""
+    data = {"action_map": BOUNDS, "image_shape": (96, 72, 3)}
+    return export_once(tmp_path_factory.mktemp("gaussian"), data, "--precision", "float32", dyn_discrete=0)
+
+
+@pytest.fixture(scope="module")
+def categorical(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Of a categorical latent, in the bfloat16 of its run, with grey images of another size."""
+    data = {"action_map": None, "image_shape": (96, 72, 1)}
+    return export_once(tmp_path_factory.mktemp("categorical"), data, "--image_size", "40x30")
+
+
+def test_the_example_of_the_page_runs_without_this_repository(gaussian: Exported, tmp_path: Path):
+    shutil.copy(gaussian.file, tmp_path / "policy.pt2")
     page = (ROOT / "docs" / "deployment.md").read_text()
     example = re.search(r"`robot.py`:\n\n```python\n(.*?)```", page, re.DOTALL)[1]
     (tmp_path / "robot.py").write_text(example)
@@ -67,20 +104,21 @@ def test_the_example_of_the_page_runs_without_this_repository(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     missing = subprocess.run([sys.executable, "-c", "import networks"], **options)
     assert "No module named 'networks'" in missing.stderr
-    policy = load_policy(tmp_path / "run")
+    policy = load_policy(gaussian.run, precision="float32")
     expected = np.stack([policy(image) for image in images])
     np.testing.assert_allclose(torch.load(tmp_path / "actions.pt").numpy(), expected, rtol=0, atol=1e-5)
     assert expected[:, 1].min() > 1 and np.std(expected, 0).min() > 0.1  # in the user's units, and not constant
 
 
-OWN_POLICIES = ("coworld", "bc", "curl", "lompo")  # other methods' agents act by the same code
+# One method for each code that acts. `coworld` is in the other tests here, `bc` and `curl` are in test_model_free.py.
+ACTING = ("coworld", "bc", "curl", "lompo")
 
 
 @pytest.mark.parametrize(
     ("method", "precision"),
-    [(method, "bfloat16") for method in OWN_POLICIES]
-    + [pytest.param(m, "bfloat16", marks=pytest.mark.slow) for m in METHODS if m not in OWN_POLICIES]
-    + [pytest.param(m, "float32", marks=pytest.mark.slow) for m in METHODS],
+    [("lompo", "bfloat16")]
+    + [pytest.param(m, "bfloat16", marks=pytest.mark.slow) for m in METHODS if m != "lompo"]
+    + [pytest.param(m, "float32", marks=pytest.mark.slow) for m in ACTING],
 )
 def test_a_program_of_every_method_has_the_actions_of_load_policy(method: str, precision: str):
     config = tiny(size="32,32", method=method, precision=precision)
@@ -96,17 +134,22 @@ def test_a_program_of_every_method_has_the_actions_of_load_policy(method: str, p
         assert largest_difference(file, policy) > export.TOLERANCE
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("discrete", [0, 4])
-def test_a_program_can_be_moved_to_another_device(discrete: int, precision: str, tmp_path: Path):
+def test_the_comparison_with_the_policy_can_fail(gaussian: Exported):
+    """The command makes it before it writes the file. Here of a program with the same policy in another precision."""
+    file = gaussian.file.read_bytes()
+    assert largest_difference(file, load_policy(gaussian.run, precision="float32")) <= export.TOLERANCE
+    assert largest_difference(file, load_policy(gaussian.run)) > export.TOLERANCE
+
+
+@pytest.mark.parametrize("latent", ["gaussian", "categorical"])
+def test_a_program_can_be_moved_to_another_device(latent: str, request: pytest.FixtureRequest):
     """By torch's pass, and by ``to``. On `meta` an operation on tensors of two devices raises."""
-    save_run(tmp_path, {"action_map": BOUNDS, "image_shape": (40, 30, 3)}, dyn_discrete=discrete, precision=precision)
-    out = exported(tmp_path, "--device", "cpu")
-    inputs = torch.export.load(out).example_inputs[0]
-    targets = {str(node.target) for node in torch.export.load(out).graph.nodes}
+    program = torch.export.load(request.getfixturevalue(latent).file)
+    inputs, targets = program.example_inputs[0], {str(node.target) for node in program.graph.nodes}
     assert not [target for target in targets if "_assert_tensor_metadata" in target or "autocast" in target]
-    moved = move_to_device_pass(torch.export.load(out), "meta").module()
-    for step in (moved, torch.export.load(out).module().to("meta")):
+    by_to = program.module().to("meta")
+    moved = move_to_device_pass(program, "meta").module()
+    for step in (moved, by_to):
         action, state = step(*tree_map(lambda tensor: tensor.to("meta"), inputs))
         assert action.shape == (2, ACTIONS) and {t.device.type for t in (action, *state.values())} == {"meta"}
     with pytest.raises((RuntimeError, NotImplementedError)):  # the test can fail
@@ -132,22 +175,14 @@ def test_a_program_for_a_gpu_needs_one(tmp_path: Path):
         exported(tmp_path, "--device", "cuda")
 
 
-@pytest.mark.parametrize(("flag", "precision"), [(None, "bfloat16"), ("float32", "float32")])
-def test_the_precision_of_a_program_is_the_runs_or_the_one_asked_for(
-    flag: str | None, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture
-):
-    save_run(tmp_path, precision="bfloat16")
-    files = {"policy.json": ""}
-    torch.export.load(exported(tmp_path, *(["--precision", flag] if flag else [])), extra_files=files)
-    assert json.loads(files["policy.json"])["precision"] == precision
-    assert f"3 actions, {precision};" in capsys.readouterr().out
+def test_the_precision_of_a_program_is_the_runs_or_the_one_asked_for(gaussian: Exported, categorical: Exported):
+    for program, precision in ((gaussian, "float32"), (categorical, "bfloat16")):
+        assert program.about()["precision"] == precision
+        assert f"3 actions, {precision};" in program.printed
 
 
-def test_the_number_of_images_may_change_and_the_file_says_what_it_needs(tmp_path: Path):
-    save_run(tmp_path, {"action_map": None, "image_shape": (96, 72, 1)})
-    files = {"policy.json": ""}
-    step = torch.export.load(exported(tmp_path, "--image_size", "40x30"), extra_files=files).module()
-    about = json.loads(files["policy.json"])
+def test_the_number_of_images_may_change_and_the_file_says_what_it_needs(categorical: Exported):
+    about, step = categorical.about(), torch.export.load(categorical.file).module()
     assert about["task"] == "my_robot" and about["agent"] == "target" and about["version"] == 1
     assert about["image"] == {"shape": [40, 30, 1], "dtype": "uint8", "model_size": 32}
     assert about["action"] == {
@@ -157,7 +192,7 @@ def test_the_number_of_images_may_change_and_the_file_says_what_it_needs(tmp_pat
     }
     assert about["noise"] == {"shape": [4], "distribution": "uniform"}
     for n in (1, 3):
-        images, policy = frames(1, n, 40, 30, 1)[0], load_policy(tmp_path)
+        images, policy = frames(1, n, 40, 30, 1)[0], load_policy(categorical.run)
         state = {name: torch.full((n, *shape), 9.0) for name, shape in about["state"].items()}
         noise = torch.rand(n, 4, generator=torch.Generator().manual_seed(0))
         action, state = step(torch.from_numpy(images), state, torch.ones(n, dtype=torch.bool), noise)

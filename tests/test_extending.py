@@ -3,10 +3,10 @@
 import csv
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import processes
 import pytest
 from conftest import ROOT
 
@@ -18,7 +18,7 @@ COMMANDS = (
     "dataset convert data/npz data/dots --to structured",
     "dataset info data/dots",
     f"co_training --method plain_offline {TARGET} {DEBUG}",
-    f"co_training --source_task to_left {TARGET} --dots_action_repeat 1 {DEBUG}",
+    f"co_training --source_task to_left {TARGET} --dots_action_repeat 1 --envs 0 {DEBUG}",
     f"evaluate --logdir runs/{PLAIN} --episodes 1",
     "report runs",
 )
@@ -67,35 +67,44 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Done(NamedTuple):
+    """What the commands have printed."""
+
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture(scope="module")
-def done(project: Path) -> subprocess.CompletedProcess:
+def done(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """All commands in one process. The first is run by my_project.py; what that registers stays for the others."""
-    return subprocess.run(
-        [sys.executable, "-c", EACH, *COMMANDS, *MISSPELT],
-        cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    out, errors = (tmp_path_factory.mktemp("printed") / name for name in ("out.txt", "errors.txt"))
+    call = processes.run_code, EACH, project, [*COMMANDS, *MISSPELT], out
+    process = processes.start(*call, errors=errors, PYTHONPATH=os.pathsep.join([str(ROOT), str(project)]))
+    process.join(200)
+    assert process.exitcode == 0, errors.read_text()
+    return Done(out.read_text(), errors.read_text())
 
 
-def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path, done: subprocess.CompletedProcess):
+def test_a_suite_a_format_and_a_method_outside_the_tree(project: Path, done: Done):
     statuses = re.findall(r"^exit status (\d+)$", done.stdout, re.MULTILINE)
     assert statuses[: len(COMMANDS)] == ["0"] * len(COMMANDS), done.stderr
     report = done.stdout.split("exit status 0")[len(COMMANDS) - 1]
     assert "plain_offline" in report and "Dots" in report
     runs = {folder.name: folder for folder in (project / "runs").iterdir()}
-    assert set(runs) == {PLAIN, "dots_to_left-to-dots_to_right-debug-data=dots-size=32x32-seed0"}
+    assert set(runs) == {PLAIN, "dots_to_left-to-dots_to_right-debug-data=dots-envs=0-size=32x32-seed0"}
     for folder in runs.values():
         with (folder / "scores.csv").open() as file:
             last = list(csv.DictReader(file))[-1]
         assert (last["target_updates"], last["success"] != "") == ("12", True)
 
 
-def test_the_script_without_a_command_prints_its_usage(done: subprocess.CompletedProcess):
+def test_the_script_without_a_command_prints_its_usage(done: Done):
     usage = done.stdout.split("exit status")[0]
     assert usage.startswith("without a command: python my_project.py COMMAND ...: a command of the clone")
     assert "COMMAND is co_training, collect, " in usage
 
 
-def test_misspelt_names_of_extensions_are_answered_with_the_nearest(done: subprocess.CompletedProcess):
+def test_misspelt_names_of_extensions_are_answered_with_the_nearest(done: Done):
     statuses = re.findall(r"^exit status (\d+)$", done.stdout, re.MULTILINE)
     assert statuses[len(COMMANDS) :] == ["2"] * len(MISSPELT), done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import processes
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT
 from rollouts import check_with_gymnasium, rollout, run_python
 
 import co_training
@@ -21,6 +22,8 @@ from training.evaluator import evaluate
 from training.logger import read_scores
 from wrappers import Task, make_env, max_return, parse_task
 from wrappers.shared.vector import SyncEnv, make_envs
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 OUTSIDE = '''
 """A dot that an agent moves to the right; registered on import, as packages do."""
@@ -374,7 +377,8 @@ def test_a_source_on_states_that_has_only_images(dots_data: Path, tmp_path: Path
 
 def test_an_error_in_a_worker_process_is_one_line(tmp_path: Path, dot_package: Path):
     task = "gym_dot_package:Unbounded-v0"
-    arguments = ["collect.py", "--task", task, "--out", tmp_path / "out", "--envs", 2, *TINY]
-    done = command(*arguments, PYTHONPATH=str(dot_package))
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {task} has actions without finite bounds")
-    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+    arguments, errors = ["--task", task, "--out", tmp_path / "out", "--envs", 2, *TINY], tmp_path / "errors.txt"
+    process = processes.start(processes.run_command, "collect", arguments, errors=errors, PYTHONPATH=str(dot_package))
+    process.join(60)
+    assert process.exitcode == 2 and errors.read_text().startswith(f"error: {task} has actions without finite bounds")
+    assert len(errors.read_text().splitlines()) == 1 and not (tmp_path / "out").exists()

@@ -12,6 +12,8 @@ from tools import BadInput
 from wrappers import make_env
 from wrappers.shared.base import PixelEnv
 
+pytestmark = pytest.mark.usefixtures("no_dataset_pictures")
+
 
 class Faulty(gymnasium.Env):
     """Its step, reset and render return what they are given."""

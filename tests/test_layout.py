@@ -81,6 +81,18 @@ def test_wrappers_and_replay_import_neither_torch_nor_a_simulator():
     assert command("-c", code).stdout.strip() == "[]"
 
 
+def test_commands_that_draw_nothing_do_not_load_matplotlib():
+    """It takes a second or more. Only analysis/ imports it when it is imported itself."""
+    drawing, found = {"matplotlib", "sklearn", "training.pictures"}, set()
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            if any(name in drawing or name.startswith("matplotlib.") for name in names):
+                found.add(str(path.relative_to(ROOT)))
+    assert {name for name in found if not name.startswith("analysis/")} == {"training/pictures.py"}
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_short(path: Path):
     text = path.read_text()

@@ -14,6 +14,8 @@ from training.checkpoint import CHECKPOINT, continued_progress, load_checkpoint,
 from training.logger import read_scores
 from training.methods import METHODS, PhaseKind
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def message(run: Config, phase: int, iteration: int = 0, **changes: int) -> str:
     """The error when a run with ``phase`` finished phases is resumed with changed lengths."""

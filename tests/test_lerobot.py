@@ -24,6 +24,8 @@ from training.checkpoint import load_checkpoint
 from wrappers import SUITES, Suite, register
 from wrappers.shared.base import PixelEnv, SimulatorStep
 
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_dataset_pictures")
+
 DATA = Path(__file__).resolve().parent / "data" / "lerobot"
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 FOLDERS = ("v21", "v30", "v30_files")

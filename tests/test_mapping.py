@@ -15,6 +15,8 @@ from replay.mapping import ActionMap, action_map, parse_range
 from tools import BadInput, resize_images
 from training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_dataset_pictures")
+
 MINARI = Path(__file__).resolve().parent / "data" / "minari"
 NAMES = ("rgb", "act", "rew", "done")
 KEYS = DataMapping(*NAMES)

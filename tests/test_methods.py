@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import DOTS, OFFLINE_METHODS, co_training, tiny
+from conftest import DOTS, OFFLINE_METHODS, MethodRun, co_training, tiny
 from test_agents import CPU, batch, changed, weights
 from test_co_training import assert_same_results, scores, train
 from torch import Tensor, nn
@@ -313,35 +312,25 @@ def test_the_multitask_actor_critics_are_separate_and_share_the_world_model():
 # Whole runs
 
 
-@pytest.fixture(scope="module")
-def whole_run(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a method's run without interruption, made once, on the suite that numpy draws."""
-
-    @cache
-    def run(method: str) -> Path:
-        logdir = tmp_path_factory.mktemp(method) / "whole"
-        train(dots_dataset, logdir, "--method", method, *DOTS)
-        return logdir
-
-    return run
-
-
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.precision
 @pytest.mark.parametrize("method", BASELINES)
-def test_every_method_runs(method: str, whole_run: Callable[[str], Path]):
-    rows = [row for row in scores(whole_run(method)) if row["domain"] == "target"]
+def test_every_method_runs(method: str, method_run: Callable[[str], MethodRun]):
+    run = method_run(method).logdir
+    rows = [row for row in scores(run) if row["domain"] == "target"]
     assert (rows[0]["phase"], rows[0]["round"]) == ("evaluate_random", "0")
     assert [r["round"] for r in rows if r["phase"] == "evaluate"] == ["1", "2", "2"]
-    agent, _ = load_agent(whole_run(method), "target", CPU)
-    saved = load_checkpoint(whole_run(method) / "checkpoint.pt")["agents"]["target"]
+    agent, _ = load_agent(run, "target", CPU)
+    saved = load_checkpoint(run / "checkpoint.pt")["agents"]["target"]
     assert not any(changed(saved[name], getattr(agent, name)) for name in agent.MODULES)
 
 
+@pytest.mark.precision
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("method", "stop_at", "phase"), [("dv2_finetune_ewc", 97, "train_target"), ("curl", 27, "train_offline")]
 )
 def test_a_run_stops_and_resumes(
-    method: str, stop_at: int, phase: str, whole_run: Callable[[str], Path], dots_dataset: Path, tmp_path: Path
+    method: str, stop_at: int, phase: str, method_run: Callable[[str], MethodRun], dots_dataset: Path, tmp_path: Path
 ):
     """Finetuning stops after the transfer. test_restored_agents.py restores the agents of every method."""
     with pytest.raises(SystemExit):
@@ -349,7 +338,7 @@ def test_a_run_stops_and_resumes(
     stopped = load_checkpoint(tmp_path / "checkpoint.pt")
     assert stopped["phases"][-1] == phase and stopped["progress"]["iteration"] > 0
     train(dots_dataset, tmp_path, "--method", method, *DOTS)
-    assert_same_results(whole_run(method), tmp_path)
+    assert_same_results(method_run(method).logdir, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -360,9 +349,12 @@ def pushes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["coworld_warm_start", "dv2_finetune_ewc", "multitask_dv2"])
+@pytest.mark.parametrize(
+    "method",
+    ["multitask_dv2", *(pytest.param(m, marks=pytest.mark.slow) for m in ("coworld_warm_start", "dv2_finetune_ewc"))],
+)
 def test_methods_that_pad_actions_run_from_metaworld_to_robodesk(method: str, pushes: Path, tmp_path: Path):
-    """From 4 actions to 5. Source and target share weights in these methods."""
+    """From 4 actions to 5. Source and target share weights in these methods; `built` has such agents of all three."""
     tasks = ["--source_task", "metaworld_button-press", "--target_task", "robodesk_push_green"]
     flags = ["--method", method, *tasks, "--size", "32,32", "--envs", "0", "--rounds", "1", "--eval_episodes", "1"]
     program.main(co_training(pushes, tmp_path, *flags, blocks=("robodesk", "debug")))

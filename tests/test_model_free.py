@@ -28,6 +28,8 @@ from training.domains import fit_image_size
 from training.methods import METHODS, AgentBuilder
 from training.policies import agent_policy
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CPU = torch.device("cpu")
 
 
@@ -320,6 +322,7 @@ def test_84_pixels_are_used_as_they_are(tmp_path: Path):
     assert fit_image_size(tiny(method="bc", offline_traindir=folder), METHODS["bc"]).size == [84, 84]
 
 
+@pytest.mark.precision
 @pytest.mark.parametrize("method", ["bc", "drq_bc", "cql", "curl", "lompo"])
 def test_runs_without_a_simulator(method: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     arguments = ["--method", method, "--target_task", "my_robot", "--offline_traindir", dataset, "--logdir", tmp_path]
@@ -338,7 +341,10 @@ def test_settings_of_world_models_are_refused(dataset: Path, tmp_path: Path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("method", "precision"), [("bc", "bfloat16"), ("cql", "float32"), ("curl", "bfloat16")])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("bc", "bfloat16"), pytest.param("cql", "float32", marks=pytest.mark.slow), ("curl", "bfloat16")],
+)
 def test_the_policy_is_exported(method: str, precision: str, dataset: Path, tmp_path: Path):
     train(dataset, tmp_path / "run", "--method", method, "--rounds", "1", "--precision", precision)
     policy = load_policy(tmp_path / "run", sample=True, seed=7)

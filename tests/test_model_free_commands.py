@@ -13,6 +13,8 @@ import collect
 from replay import save_episode
 from training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONFIGS = ("--configs", "defaults", "dmc", "debug")
 
 

@@ -1,5 +1,6 @@
 """Everything with an environment of one's own: record, train without a simulator, kill, resume, export, act."""
 
+import io
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -116,20 +118,29 @@ def arguments(outside: Path, logdir: Path) -> list[str]:
     return ["co_training.py", *tasks, *folders, *NAMES, *blocks]
 
 
+def visible(outside: Path, patch: pytest.MonkeyPatch) -> None:
+    """The package of the environment can be imported here and in the processes of simulators."""
+    patch.syspath_prepend(outside)
+    patch.setenv("PYTHONPATH", str(outside))
+
+
 @pytest.fixture(scope="module")
 def finished(outside: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     logdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = command(*arguments(outside, logdir), PYTHONPATH=str(outside))
-    assert done.returncode == 0 and "my_cart, offline figures" in done.stdout, done.stderr
-    assert "images of 96x72 are resized to 64x64" in done.stderr
-    assert re.search(r"[1-6] of [456] episodes end with discount 0; .* --pred_discount True", done.stderr)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        visible(outside, patch)
+        program.main(arguments(outside, logdir)[1:])
+    assert "my_cart, offline figures" in out.getvalue()
+    errors = err.getvalue()
+    assert "images of 96x72 are resized to 64x64" in errors
+    assert re.search(r"[1-6] of [456] episodes end with discount 0; .* --pred_discount True", errors)
     return logdir
 
 
 def test_a_stopped_run_resumes_bit_for_bit(outside: Path, finished: Path, tmp_path: Path, monkeypatch):
     """Within an episode. In this process, which is faster than the next test."""
-    monkeypatch.syspath_prepend(outside)
-    monkeypatch.setenv("PYTHONPATH", str(outside))  # for the processes of simulators
+    visible(outside, monkeypatch)
     step, count = load_checkpoint(finished / "checkpoint.pt")["progress"]["step"] // 2, Trainer._count
 
     def stop_there(trainer: Trainer, stride: int) -> None:

@@ -13,7 +13,7 @@ from training import runs
 from training.checkpoint import load_checkpoint
 from training.device import pick_precision
 
-pytestmark = pytest.mark.usefixtures("dots")
+pytestmark = pytest.mark.usefixtures("dots", "no_pictures")
 CPU = torch.device("cpu")
 
 

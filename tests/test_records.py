@@ -11,7 +11,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, tiny
+from conftest import ROOT, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_report import write_run
 
@@ -20,7 +20,7 @@ from analysis.runs import read_run
 from benchmarks import record
 from co_training import algorithm_1
 from tools import BadInput
-from training import visuals
+from training import pictures
 from training.checkpoint import VERSION, load_checkpoint, read_resumable, save_checkpoint
 from training.device import generator_state, restore_generator, restore_torch_rng, torch_rng_state
 from training.logger import Logger, read_scores
@@ -227,8 +227,10 @@ def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path, monkeypatch,
         (folder / "metrics.jsonl").write_text(
             "".join(f'{{"step": {step}, "phase": "x", "target/model/kl": {step / 3}}}\n' for step in range(1000))
         )
-    done = command("benchmarks/record.py", tmp_path / "runs", tmp_path / "kept", "--points", 50)
-    assert "1 new records" in done.stdout
+    arguments = ["record.py", str(tmp_path / "runs"), str(tmp_path / "kept")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--points", "50"])
+    record.main()
+    assert "1 new records" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["done"]
     with (tmp_path / "kept/done/curves.csv").open() as file:
         curve = list(csv.DictReader(file))
@@ -236,7 +238,7 @@ def test_finished_runs_can_be_kept_as_small_records(tmp_path: Path, monkeypatch,
     assert [curve[0]["step"], curve[-1]["step"], curve[-1]["target/model/kl"]] == ["0", "999", "333"]
     for name in ("config.yaml", "scores.csv"):
         assert (tmp_path / "kept/done" / name).read_bytes() == (tmp_path / "runs/done" / name).read_bytes()
-    monkeypatch.setattr(sys, "argv", ["record.py", str(tmp_path / "runs"), str(tmp_path / "kept")])
+    monkeypatch.setattr(sys, "argv", arguments)
     record.main()
     assert "0 new records" in capsys.readouterr().out
 
@@ -299,11 +301,11 @@ def test_a_kept_agent_cannot_be_resumed():
 @pytest.mark.parametrize(("mean", "bottom"), [(-200.0, False), (200.0, True)])
 def test_scores_below_zero_are_inside_the_picture(mean: float, bottom: bool, tmp_path: Path, monkeypatch):
     limits = []
-    monkeypatch.setattr(visuals, "save_figure", lambda figure, path: limits.append(figure.axes[0].get_ylim()))
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: limits.append(figure.axes[0].get_ylim()))
     rows = [{"phase": phase, "step": "5", "mean": str(mean), "std": "1"} for phase in ("evaluate_random", "evaluate")]
-    visuals.score_curve(rows, "title", tmp_path / "scores.png")
+    pictures.score_curve(rows, "title", tmp_path / "scores.png")
     low, high = limits[0]
     assert low < mean < high and (-0.1 * high < low < 0) == bottom
     rows = [{**row, "mean": "0"} for row in rows[:1]] + rows[1:]
-    visuals.score_curve(rows, "title", tmp_path / "scores.png")
+    pictures.score_curve(rows, "title", tmp_path / "scores.png")
     assert limits[1][0] < 0 < limits[1][1]  # a random policy's line at 0 is inside too

@@ -370,6 +370,7 @@ def test_real_runs(dataset: Path, tmp_path: Path):
     """The command reads what the program writes."""
     root = tmp_path / "runs"
     short = ("--pretrain_steps", "5", "--warmup_rounds", "0", "--rounds", "1", "--video_every", "0")
+    short += ("--eval_episodes", "1")
     train(dataset, root / "two", *short, "--source_task", "walker_walk,cheetah_run")
     train(dataset, root / "offline", *short, "--method", "offline_dv2")
     train(dataset, root / "online", *short, "--method", "online_dv2")

@@ -110,8 +110,12 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(scheduler, "SECONDS_WHILE_LOCKED", 0.2)
-    monkeypatch.setattr(sweep, "write_report", lambda folders, *_, **__: f"report of {sorted(f.name for f in folders)}")
     pools = []
+
+    def named(folders: list[Path], *_: object, **__: object) -> str:
+        return f"report of {sorted(folder.name for folder in folders)}"
+
+    monkeypatch.setattr("analysis.report_files.write_report", named)
 
     def with_acts(acts: dict[str, list[str | Result]], places: int = 2) -> LocalProcesses:
         local = LocalProcesses(tmp_path / "program.py", acts, places)

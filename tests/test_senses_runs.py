@@ -29,7 +29,8 @@ from senses import Senses
 from tools import BadInput, exit_on_bad_input
 from training.checkpoint import load_checkpoint
 from training.methods import METHODS, AgentBuilder
-from training.visuals import open_loop_video, prediction_sheet
+from training.pictures import prediction_sheet
+from training.visuals import open_loop_video
 from wrappers import make_env
 
 CAMERAS = ("--dmc_camera", "0,back")

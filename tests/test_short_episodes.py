@@ -19,7 +19,7 @@ from replay import OfflineDataset, OnlineReplay, SequenceStore, save_episode
 from replay.endings import Ending, ends_matter
 from training.data_notes import data_notes, row_counts
 from training.methods import METHODS
-from training.visuals import prediction_sheet
+from training.pictures import prediction_sheet
 
 LENGTH = 6
 KINDS = pytest.mark.parametrize("kind", [OfflineDataset, OnlineReplay])

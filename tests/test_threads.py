@@ -1,8 +1,10 @@
 """Threads: how many, from the cores that the process may use; how they wait; and that a run keeps its number."""
 
 import os
+from contextlib import nullcontext as does_not_raise
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import DOTS, SMALL, co_training, command, tiny
@@ -245,15 +247,21 @@ def run(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_other_commands_compute_with_one_thread_or_as_many_as_asked_for(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    for module, more in ((evaluate, ["--episodes", "1"]), (export, ["--out", str(tmp_path / "policy.pt2")])):
+    monkeypatch.setattr(export, "export_program", lambda *_: 1 / 0)  # what follows takes long
+    commands = (evaluate, ["--episodes", "1"], does_not_raise()), (
+        export, ["--out", str(tmp_path / "policy.pt2")], pytest.raises(ZeroDivisionError),
+    )  # fmt: skip
+    for module, more, end in commands:
         for flags, number in (([], 1), (["--threads", "2"], 2)):
             torch.set_num_threads(3)
-            module.main(["--logdir", str(run), *more, *flags])
+            with end:
+                module.main(["--logdir", str(run), *more, *flags])
             assert torch.get_num_threads() == number
             assert f"threads: {number} on" in capsys.readouterr().err
     calls = []
-    monkeypatch.setattr(analyse, "use_threads", calls.append)
-    analyse.main(["--logdir", str(run), "--episodes", "1", "--threads", "2"])
+    monkeypatch.setattr(analyse, "use_threads", lambda threads: calls.append(threads) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        analyse.main(["--logdir", str(run), "--episodes", "1", "--threads", "2"])
     assert calls == ["2"]
     arguments = [
         "--task",
@@ -269,17 +277,14 @@ def test_other_commands_compute_with_one_thread_or_as_many_as_asked_for(
     assert torch.get_num_threads() == 2
 
 
-def test_a_real_process_computes_with_the_chosen_number():
+def test_a_real_process_computes_with_the_chosen_number(tmp_path: Path):
     """The number that torch uses in a parallel region, not only the one that it reports."""
-    code = """
-import training.threads, torch, os
-from training.device import use_threads
-use_threads("{}")
-a = torch.randn(4096, 4096)
-torch.exp(a); a @ a[:, :512]
-print(torch.get_num_threads(), len(os.listdir("/proc/self/task")))
-"""
-    counts = [command("-c", code.format(number)).stdout.split() for number in (1, 3)]
+    counts = []
+    for number in ("1", "3"):
+        out = tmp_path / number
+        process = processes.start(processes.print_threads, number, out, errors=tmp_path / "errors.txt")
+        process.join(60)
+        counts.append(out.read_text().split())
     assert [count[0] for count in counts] == ["1", "3"]
     assert int(counts[1][1]) - int(counts[0][1]) >= 2  # torch has a second pool of threads
 

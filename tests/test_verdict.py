@@ -15,9 +15,9 @@ import co_training as program
 import report
 from replay import OfflineDataset
 from training.data_limits import DataLimits, measure_limits
+from training.pictures import line_panels, score_curve
 from training.target_notes import reward_note
 from training.verdict import Evidence, verdict
-from training.visuals import line_panels, score_curve
 
 LIMITS = DataLimits(0, 76, 0, 40, 0, 1, 0.7)
 COSTS = DataLimits(-90, -5, -60, -1, -2, 0, 0.7)
@@ -100,8 +100,8 @@ def good_data(dots_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_bad_run_ends_with_its_verdict(good_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
     """In the table at the end, in the pictures, in the report and its cells.csv."""
     titles = []
-    monkeypatch.setattr("training.summary.score_curve", lambda *args: titles.append(args[3]))
-    monkeypatch.setattr("training.summary.line_panels", lambda *args: titles.append(args[4]))
+    monkeypatch.setattr("training.pictures.score_curve", lambda *args: titles.append(args[3]))
+    monkeypatch.setattr("training.pictures.line_panels", lambda *args: titles.append(args[4]))
     flags = ["--method", "offline_dv2", *DOTS[2:], "--size", "32,32", "--rounds", "1", "--warmup_rounds", "0"]
     logdir = tmp_path / "run"
     program.main(co_training(good_data, logdir, *flags, "--holdout", "0.3", "--video_every", "0"))

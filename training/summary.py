@@ -6,7 +6,7 @@ from training.logger import OFFLINE_COLUMNS, OFFLINE_PREFIX, curve_name, read_sc
 from training.methods import PhaseKind
 from training.trainer import Trainer
 from training.verdict import Evidence, verdict
-from training.visuals import CONTEXT, line_panels, open_loop_images, prediction_sheet, score_curve
+from training.visuals import CONTEXT, open_loop_images
 
 OFFLINE_TABLE = {  # figure -> heading; the order of the table and of the picture
     "image_loss": "image loss",
@@ -44,6 +44,8 @@ def draw_summary(trainer: Trainer) -> None:
 
     The last two have the verdict in their titles.
     """
+    from training.pictures import line_panels, prediction_sheet, score_curve
+
     logdir, seed = trainer.logdir, (trainer.config.seed, trainer.progress.step)
     images = open_loop_images(trainer.domains, 1, seed)
     if images:

@@ -153,7 +153,8 @@ def by_likeness(name: str, available: Iterable[str]) -> str:
 
     listed = sorted(sorted(available), key=likeness, reverse=True)
     more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
-    return (", ".join(listed[:MOST_NAMES]) or "none") + more
+    shown = [name if name.isprintable() else repr(name) for name in listed[:MOST_NAMES]]  # one line in any case
+    return (", ".join(shown) or "none") + more
 
 
 def is_picture(shape: tuple[int, ...], dtype: np.dtype) -> bool:

@@ -27,7 +27,7 @@ MISSPELT = {  # arguments -> what the one line of the error has
     "co_training --method plain_ofline --target_task to_right": "nearest: plain_offline",
     "co_training --dots_action_repaet 2": "nearest: --dots_action_repeat",
     "co_training --dots_action_repeat 0": "is not 1 or more",
-    "co_training --dataset_format structurd": "one of auto, lerobot, minari, npz, hdf5, structured",
+    "co_training --dataset_format structurd": "one of auto, aloha, d4rl, diffusion_policy, lerobot, minari, npz, ",
 }
 EACH = """import importlib, runpy, sys
 from tools import exit_on_bad_input

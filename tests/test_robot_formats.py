@@ -267,6 +267,13 @@ def test_ogbench_terminals_are_ends_and_no_terminations(tmp_path: Path, capsys: 
     assert [e["discount"][-1] for e in load_all(path, done_key="terminals")] == [0, 0, 0]
 
 
+def test_a_name_of_two_lines_is_shown_in_one(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", **{"o\nservations": np.zeros(3)})
+    with pytest.raises(BadInput, match=r"there are: 'o\\nservations'; name them") as caught:
+        load_all(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_d4rl_of_states(tmp_path: Path):
     steps = {"actions": np.zeros((9, 2)), "rewards": np.zeros(9), "terminals": np.zeros(9), "timeouts": np.zeros(9)}
     np.savez(tmp_path / "hopper.npz", observations=np.zeros((9, 11), np.float32), **steps)

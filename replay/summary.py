@@ -110,8 +110,9 @@ class Summary:
         settings = dict.fromkeys(SETTINGS, "not recorded") | description
         recorded = [f"{key:<13} {value}" for key, value in settings.items() if isinstance(value, str | int | float)]
         rescaled = [f"action map    {self.map_text()} to [-1, 1]"] if self.action_map else []
+        advice = " (to train: --pred_discount True)" * bool(self.terminal)
         return [
-            f"episodes      {len(self.returns)}, of which {self.terminal} end with discount 0",
+            f"episodes      {len(self.returns)}, of which {self.terminal} end with discount 0{advice}",
             f"numbers       {numbers_line(self.numbers)}",
             f"steps         {sum(self.lengths)}",
             f"return        {quantiles(self.returns)}",

@@ -189,7 +189,7 @@ def _require(names: dict[str, str], found: list[str], path: Path) -> None:
         options = ", ".join(f"--{role}_key" for role in missing)
         raise BadInput(
             f"{path}: no array named {', '.join(missing)}; there are: {by_likeness(missing[0], found)}; "
-            f"name them with {options}"
+            f"name them with {options}, and with --done_key what is true where the task terminated"
         )
 
 

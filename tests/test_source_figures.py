@@ -122,13 +122,15 @@ FLAGS = ("--constraint_latents", "source", "--target_task", "my_robot", "--holdo
 
 
 @pytest.mark.usefixtures("dots", "no_pictures")
-@pytest.mark.parametrize("sources", ["dots_to_left", "dots_to_left,dots_to_right"])
+@pytest.mark.parametrize(
+    ("method", "sources"), [("coworld", "dots_to_left,dots_to_right"), ("coworld_warm_start", "dots_to_left")]
+)
 def test_a_resumed_run_in_the_sources_latents_equals_an_uninterrupted_one(
-    sources: str, dots_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, sources: str, dots_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Stopped after 9 iterations of the first offline phase, and before a point of the curves. Then once more without
     the measurements of this file, which change no result."""
-    flags = (*FLAGS, "--source_task", sources)
+    flags = (*FLAGS, "--method", method, "--source_task", sources)
     train(dots_dataset, tmp_path / "whole", *flags)
     stop_at = (26 + 2 + 20) * len(sources.split(",")) + 4 + 15 + 9
     with pytest.raises(SystemExit):

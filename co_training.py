@@ -147,7 +147,9 @@ def update_target(trainer: Trainer, phase: Phase, behavior: bool = True) -> None
         source, source_embed = select_source(trainer, phase, batch)
         if behavior and config.value_constraint != "off":
             bound = source.value_bound(batch, source_embed)
-        post, metrics = target.agent.update_world_model(batch, source_embed if config.state_alignment else None)
+        measured = trainer.logger.lacks(target.name, "alignment_gradient_share")  # once a point of the curve
+        aligned_embed = source_embed if config.state_alignment else None
+        post, metrics = target.agent.update_world_model(batch, aligned_embed, measured)
     elif trainer.method.shared_world_model:
         post, metrics = target.agent.update_world_model(batch, trainer.sources[0].next_batch())
     else:

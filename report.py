@@ -56,6 +56,11 @@ def command() -> argparse.ArgumentParser:
         help=f"show coworld's return, or its ratio to the return of a baseline, {' or '.join(BASELINES)}: the one with "
         "runs on more task pairs of coworld (default: improvement if a baseline has all of them, else return)",
     )  # fmt: skip
+    parser.add_argument(
+        "--reference",
+        metavar="ROW",
+        help="also the differences of all rows to this one, paired by seed, with intervals",
+    )
     return parser
 
 
@@ -89,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(sys.argv[1:] if arguments is None else arguments)
     text = write_report(
         args.runs, args.out, unfinished=args.unfinished, by=args.by, name=args.name, max_score=args.max_score,
-        x=args.x, heatmap=args.heatmap, last=args.last,
+        x=args.x, heatmap=args.heatmap, last=args.last, reference=args.reference,
     )  # fmt: skip
     print(text)
 

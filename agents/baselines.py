@@ -99,8 +99,10 @@ class FinetunedAgent(TargetAgent):
             weights = [p.detach().clone() for p in getattr(self, name).parameters]
             self._set_anchor(name, weights, [square / count for square in squares])
 
-    def update_world_model(self, batch: Batch, source_embed: Tensor | None = None) -> tuple[State, Metrics]:
-        post, metrics = super().update_world_model(batch, source_embed)
+    def update_world_model(
+        self, batch: Batch, source_embed: Tensor | None = None, measured: bool = False
+    ) -> tuple[State, Metrics]:
+        post, metrics = super().update_world_model(batch, source_embed, measured)
         return post, {**metrics, **self._penalties()}
 
     def update_behavior(self, post: State, bound: ValueBound | None = None) -> Metrics:

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import models
 from agents.agent import Agent
 from agents.base import Batch, Metrics
+from agents.optim import micro_batches
 from agents.value_bound import ValueBound
 from networks import State
 from senses import embedded_parts
@@ -101,9 +102,32 @@ class TargetAgent(Agent):
         post, metrics = self.update_world_model(batch, source_embed)
         return {**metrics, **self.update_behavior(post, bound)}
 
-    def update_world_model(self, batch: Batch, source_embed: Tensor | None = None) -> tuple[State, Metrics]:
-        """Eq. 2; with the source encoder's embedding of the batch Eq. 3."""
-        return self.descend_model_loss(batch, self.noise(batch), source_embed)
+    def update_world_model(
+        self, batch: Batch, source_embed: Tensor | None = None, measured: bool = False
+    ) -> tuple[State, Metrics]:
+        """Eq. 2; with the source encoder's embedding of the batch Eq. 3.
+
+        ``measured``: also compute state alignment's share of the gradient, which is nothing that the update needs.
+        """
+        norm = None
+        if measured and source_embed is not None:
+            norm = self.alignment_gradient_norm(batch, source_embed)
+        post, metrics = self.descend_model_loss(batch, self.noise(batch), source_embed)
+        return post, metrics if norm is None else {
+            **metrics,
+            "alignment_gradient_share": norm / metrics["model_grad_norm"],
+        }
+
+    def alignment_gradient_norm(self, batch: Batch, source_embed: Tensor) -> Tensor:
+        """The norm of the gradient of Eq. 3's last term, beta_2 times the alignment, which only the encoder has."""
+        parameters = list(self.world.encoder.parameters())
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for share, (part, embed) in micro_batches(self.config.grad_accum, batch, source_embed):
+            with self.autocast():
+                loss = self.config.state_alignment_scale * self.alignment(embed, self.world.embed(part))
+            for sum_, gradient in zip(total, torch.autograd.grad(share * loss, parameters), strict=True):
+                sum_ += gradient
+        return nn.utils.get_total_norm(total)
 
     def world_model_loss(
         self, batch: Batch, noise: Tensor, source_embed: Tensor | None = None

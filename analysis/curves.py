@@ -30,13 +30,16 @@ SHIFT = 0.012  # between the curves of a panel, as a share of the x range
 AXES = {"step": "iterations (source agent steps + target iterations)", "target_updates": "updates of the target agent"}
 
 
-def mean_curve(runs: list[RunResult], x: str) -> Curve:
+def mean_curve(runs: list[RunResult], x: str, figure: str = "") -> Curve:
     """(values of ``x``, mean return, standard deviation over seeds) of the evaluations, (P,) each.
 
-    A seed is interpolated between its evaluations, and has no values outside them. The deviation of one seed is 0.
+    ``figure``: an offline figure, in place of the return, that an evaluation of each run has. A seed is interpolated
+    between its evaluations, and has no values outside them. The deviation of one seed is 0.
     """
-    curves = [{getattr(score, x): score.mean for score in run.scores} for run in runs]
-    curves = [dict(sorted(curve.items())) for curve in curves]
+    curves = []
+    for run in runs:
+        curve = {getattr(score, x): score.offline.get(figure) if figure else score.mean for score in run.scores}
+        curves.append({point: value for point, value in sorted(curve.items()) if value is not None})
     points = np.array(sorted({point for curve in curves for point in curve}), float)
     values = np.array([np.interp(points, [*c.keys()], [*c.values()], left=np.nan, right=np.nan) for c in curves])
     count = (~np.isnan(values)).sum(0)

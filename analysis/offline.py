@@ -9,7 +9,7 @@ from analysis.csv_rows import run_names, run_order
 from analysis.markdown import markdown
 from analysis.rows import group_by, label_order, pair_of
 from analysis.runs import RunResult, task_order
-from training.summary import OFFLINE_TABLE
+from training.summary import OFFLINE_TABLE, offline_headings
 
 FEWEST = 3  # evaluations for a correlation
 
@@ -40,13 +40,14 @@ def offline_section(runs: list[RunResult]) -> list[str]:
 
 def target_table(runs: list[RunResult]) -> str:
     """A row for each label and source, a column for each figure."""
+    columns = offline_headings(run.final.offline for run in runs)
     rows, groups = [], group_by(runs, lambda run: (run.label, pair_of(run)))
     several = len({pair.source for _, pair in groups if pair.source}) > 1
     for label, pair in sorted(groups, key=lambda key: (label_order(key[0]), str(key[1]))):
         name = f"{label} from {pair.source.name}" if several and pair.source else label
         found = [run.final.offline for run in groups[label, pair]]
-        rows.append([name, *(figure_text([f[key] for f in found if key in f]) for key in OFFLINE_TABLE)])
-    return markdown(["method", *OFFLINE_TABLE.values()], rows)
+        rows.append([name, *(figure_text([f[key] for f in found if key in f]) for key in columns)])
+    return markdown(["method", *columns.values()], rows)
 
 
 def correlations(runs: list[RunResult]) -> list[dict[str, Any]]:
@@ -71,18 +72,18 @@ def correlation_section(rows: list[dict[str, Any]]) -> list[str]:
     """The lines of `correlations` as a table: a row for each run."""
     if not rows:
         return []
-    table = []
+    table, columns = [], offline_headings([{row["figure"] for row in rows}])
     for (label, sources, target, seed), own in group_by(
         rows, lambda row: (row["row"], row["sources"], row["target"], row["seed"])
     ).items():
         found = {row["figure"]: f"{row['pearson']:+.2f} / {row['spearman']:+.2f}" for row in own}
         where = f"{sources} -> {target}" if sources else target
         name = f"{label}, {where}, seed {seed}"
-        table.append([name, str(own[0]["evaluations"]), *(found.get(key, "-") for key in OFFLINE_TABLE)])
+        table.append([name, str(own[0]["evaluations"]), *(found.get(key, "-") for key in columns)])
     return [
         "## Offline figures against scores",
         "Correlation of each offline figure with the mean return over the evaluations of one run: Pearson / Spearman. "
         "A loss, an error or a distance that predicts the score has a negative one. Both change with training, so a "
         "run of few evaluations that gets better can have high correlations by that alone.",
-        markdown(["run", "evaluations", *OFFLINE_TABLE.values()], table),
+        markdown(["run", "evaluations", *columns.values()], table),
     ]

@@ -17,6 +17,8 @@ from analysis.latex import comparison_tables, score_tables, write_latex
 from analysis.markdown import normalised_section, report_text, score_sections
 from analysis.missing import missing_section
 from analysis.offline import correlation_section, correlations, offline_section
+from analysis.offline_curves import draw_offline_curves
+from analysis.paired import paired_differences, paired_section
 from analysis.profiles import Profile, draw_profiles, performance_profiles, profile_rows, profiles_section
 from analysis.rows import name_rows, set_labels
 from analysis.runs import RunResult, leave_out_short_runs, read_runs, run_folders
@@ -25,7 +27,7 @@ from analysis.verdicts import verdict_section
 from tools import BadInput, one_line, write_csv, write_text
 
 TITLE = "# Report on "  # begins table.md
-CSV_FILES = ("cells", "curves", "table", "profiles", "offline")
+CSV_FILES = ("cells", "curves", "table", "profiles", "offline", "paired")
 
 
 def write_report(
@@ -39,6 +41,7 @@ def write_report(
     x: str | None = None,
     heatmap: str | None = None,
     last: int = 1,
+    reference: str | None = None,
 ) -> str:
     """Read all runs under ``folders`` and write tables and pictures to ``out``.
 
@@ -54,35 +57,31 @@ def write_report(
         x: horizontal axis of the curves, a key of `curves.AXES`; None chooses it.
         heatmap: ``return``, ``improvement`` or None, which chooses.
         last: the score of a run is the mean of so many of its last evaluations.
+        reference: a row; the others' differences to it are computed, paired by seed.
 
     Returns the report as text, with the names of the files at the end. Raises BadInput if there is no run, two runs
     have the same cell and seed, an argument is wrong, or ``out`` cannot be written, before anything is written.
     """
     by, (runs, left_out) = list(by), find_runs(list(folders))
     average_evaluations(runs, last)
-    set_labels(runs, by)
-    chosen, not_finished = choose_runs(runs, unfinished)
-    separate_rows(chosen, by)
-    refuse_duplicates(chosen)
-    name_rows(runs, list(name))
+    chosen, not_finished = name_chosen(runs, unfinished, by, list(name))
     results = compute_results([run for run in chosen if run.target.suite], list(max_score))
     baseline, agreement = choose_baseline(results, heatmap), correlations(chosen)
+    paired = paired_differences(chosen, reference) if reference else []
     means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)
     notes = [*left_out, *results.notes(), *condition_notes(chosen, by)]
     where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
-    sections = [
-        *score_sections(results, last),
-        *normalised_section(results, means),
-        *profiles_section(profiles, results),
-    ]
-    sections += [*improvement_section(improved), *missing_section(results), *offline_section(chosen)]
-    sections += [*correlation_section(agreement), *verdict_section(chosen)]
+    sections = [*score_sections(results, last), *normalised_section(results, means)]
+    sections += [*profiles_section(profiles, results), *improvement_section(improved), *missing_section(results)]
+    sections += [*offline_section(chosen), *paired_section(paired), *correlation_section(agreement)]
+    sections += verdict_section(chosen)
     text = report_text(len(chosen), sections, {f"Not finished ({where})": not_finished, "Notes": notes})
     earlier = make_folder(out)
-    pictures = draw_pictures(results, x, baseline, profiles, improved, out)
+    pictures = draw_pictures(results, chosen, x, baseline, profiles, improved, out)
     write_text(out / "table.md", text + "\n" + "\n".join(f"![{p}]({p})" for p in pictures) + "\n")
     lines = {"cells": run_rows(runs, results, set(chosen)), "curves": curve_rows(runs, set(chosen))}
-    lines |= {"table": table_rows(results, means, improved), "profiles": profile_rows(profiles), "offline": agreement}
+    lines |= {"table": table_rows(results, means, improved), "profiles": profile_rows(profiles)}
+    lines |= {"offline": agreement, "paired": paired}
     written = write_lines(lines, out)
     latex = write_latex(out, len(chosen), [*score_tables(results), *comparison_tables(means, improved)], pictures)
     files = [out / name for name in ("table.md", *written, *latex, *pictures)]
@@ -97,6 +96,18 @@ def find_runs(folders: list[Path]) -> tuple[list[RunResult], list[str]]:
     for line in [*left_out, *short]:
         print(f"warning: {line}", file=sys.stderr)
     return runs, [*left_out, *short]
+
+
+def name_chosen(
+    runs: list[RunResult], unfinished: bool, by: list[str], name: list[str]
+) -> tuple[list[RunResult], list[str]]:
+    """The runs that are in the tables, with their labels, and a line for each that is not finished."""
+    set_labels(runs, by)
+    chosen, not_finished = choose_runs(runs, unfinished)
+    separate_rows(chosen, by)
+    refuse_duplicates(chosen)
+    name_rows(runs, name)
+    return chosen, not_finished
 
 
 def average_evaluations(runs: list[RunResult], last: int) -> None:
@@ -119,6 +130,7 @@ def write_lines(lines: dict[str, list[dict[str, Any]]], out: Path) -> list[str]:
 
 def draw_pictures(
     results: Results,
+    runs: list[RunResult],
     x: str | None,
     baseline: str | None,
     profiles: dict[str, Profile],
@@ -126,7 +138,7 @@ def draw_pictures(
     out: Path,
 ) -> list[str]:
     """Write the pictures that have something to show. Returns the names of the PNG files."""
-    pictures = draw_all_curves(results, x, out)
+    pictures = [*draw_all_curves(results, x, out), *draw_offline_curves(runs, out)]
     if heatmap_panels(results, baseline):
         draw_heatmap(results, baseline, out / "heatmap.png")
         pictures.append("heatmap.png")

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from analysis.run_settings import defaults
 from analysis.runs import RunResult, task_order
@@ -15,6 +15,7 @@ from wrappers import Task
 ABLATIONS = settings_with(lambda setting: setting.report == "ablation")  # of methods aligned with sources
 SETUPS = settings_with(lambda setting: setting.report == "setup")  # of every method
 RANDOM = "random policy"
+Item = TypeVar("Item")
 
 
 class TaskPair(NamedTuple):
@@ -44,8 +45,8 @@ def task_pairs(runs: list[RunResult]) -> list[TaskPair]:
     return sorted(columns, key=lambda pair: (task_order(pair.target), task_order(pair.source or pair.target)))
 
 
-def group_by(runs: Iterable[RunResult], key: Callable[[RunResult], Any]) -> dict[Any, list[RunResult]]:
-    """Lists of the runs that have the same key."""
+def group_by(runs: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Lists of the items, mostly runs, that have the same key."""
     groups = defaultdict(list)
     for run in runs:
         groups[key(run)].append(run)

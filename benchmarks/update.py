@@ -5,10 +5,11 @@
 One target update (Eq. 3, 6, 7) and one source update with reward alignment (Eq. 5), and the world model and the
 behavior of each by themselves. The first run of each is not timed; the median of the others is reported. The matrix
 product runs in the same process and precision, before and after each setting, so that other load on the machine
-affects both. The plain update is that of `benchmarks/plain.py`, in float32 and with the C library's default handling
-of memory. The cost does not depend on a batch's contents, so batches are random. `+ data` reads its batches from
-episodes on disk. `+ data + simulator` also takes train_every agent steps in a simulator during each update, as an
-online phase does. `--settings debug` is a quick check that everything runs.
+affects both. The two forms of the value constraint (`constraint_latents`) take turns. The plain update is that of
+`benchmarks/plain.py`, in float32 and with the C library's default handling of memory. The cost does not depend on a
+batch's contents, so batches are random. `+ data` reads its batches from episodes on disk. `+ data + simulator` also
+takes train_every agent steps in a simulator during each update, as an online phase does. `--settings debug` is a quick
+check that everything runs.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +55,20 @@ ACTIONS = 6
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
     """The median time of ``work``, after one run that is not timed."""
-    times = []
+    return seconds_in_turns({"": work}, repeats, device)[""]
+
+
+def seconds_in_turns(work: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """The median time of each, after one run that is not timed. They take turns, so that other load affects all."""
+    times = {key: [] for key in work}
     for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        for key, call in work.items():
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times[key].append(time.perf_counter() - start)
+    return {key: statistics.median(found[1:]) for key, found in times.items()}
 
 
 def operations(work: Callable[[], object]) -> int:
@@ -125,6 +133,16 @@ def work_of(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], 
         "source world model": lambda: source.update_world_model(batch, other),
         "source update": lambda: source.update(batch, other),
     }
+
+
+def constraint_work(config: Config, device: torch.device) -> dict[str, Callable[[], object]]:
+    """A target update with each form of Eq. 6's bound, and the measurement of alignment's share of the gradient."""
+    work = {}
+    for latents in ("target", "source"):
+        source, target = agents(config.replace(constraint_latents=latents), device)
+        batch = source.random_batch()
+        work[f"target update, latents {latents}"] = partial(update_target, source, target, batch)
+    return {**work, "alignment's gradient": partial(target.alignment_gradient_norm, batch, source.embed(batch))}
 
 
 def plain_work(source: SourceAgent, target: TargetAgent) -> dict[str, Callable[[], object]]:
@@ -192,6 +210,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
         time_all(work_of(source, target))
         time_all(pipeline_work(source, target, stack, args))
         time_all(policy_work(source), 50)
+        timed.update(seconds_in_turns(constraint_work(config, device), args.repeats, device))
         peak = (before + product_rate(device, dtype)) / 2
     for agent in ("target", "source"):
         for table in (timed, counts):

@@ -56,6 +56,8 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
     },
     "ties": {
         "state_alignment": "KL of the target's embedding to the source's on target images (Eq. 3). Should fall.",
+        "alignment_gradient_share": "Norm of the weighted state alignment's gradient over that of the world model's "
+        "loss, in one update a point (Eq. 3).",
         "reward_alignment": "Loss of the source's reward head on relabelled target rewards (Eq. 4, 5).",
         "eta": "Share of source data in the source's reward loss (Eq. 5).",
         "value_constraint": "Mean of max(target value, source value) on imagined states (Eq. 6).",
@@ -78,6 +80,10 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "value_correlation": "Correlation of the critic's estimates with held-out discounted returns.",
         "value_bias": "Mean of the critic's estimates minus held-out discounted returns. Positive: over-estimated.",
         "action_distance": "Distance of the policy's mode to the data's actions, root mean square over dimensions.",
+        "source_return_correlation": "Correlation of the source critic's values of the target's latents with held-out "
+        "discounted returns.",
+        "source_own_return_correlation": "The same on the latents of the source's own world model.",
+        "source_latents_correlation": "Correlation of the source critic's values of both latents of held-out rows.",
     },
     "data": {
         "episode_return": "Return of the episodes that the agent collects.",
@@ -98,6 +104,7 @@ CHARTS = {  # category of the tab "Custom Scalars" -> title of a chart -> metric
     "Behavior": {"value": ("value",), "imagined return": ("imagined_return",), "entropy": ("actor_entropy",)},
     "Ties": {
         "state alignment": ("state_alignment",),
+        "state alignment's share of the world model's gradient": ("alignment_gradient_share",),
         "reward alignment": ("reward_alignment",),
         "value constraint": ("value_constraint", "value", "source_value"),
         "share of states with a gradient of the value constraint": ("constraint_active",),
@@ -156,7 +163,9 @@ class Logger:
         if not self.choices_file.stat().st_size:
             self.choices_file.unlink()
         self.columns = [*SCORES, *OFFLINE_COLUMNS * offline]
-        if not self.scores_file.stat().st_size:
+        if self.scores_file.stat().st_size:  # a run that was begun with an older version may have fewer columns
+            self.columns = self.scores_file.read_text().splitlines()[0].split(",")
+        else:
             self._append(self.scores_file, ",".join(self.columns) + "\n")
         self.directory, self.purge_step = directory, None if step is None else step + 1
         self.writers: dict[str, SummaryWriter] = {}  # by folder of the event files, in ``directory``
@@ -187,6 +196,10 @@ class Logger:
             key = curve_name(domain, name)
             self.sums[key] = self.sums.get(key, 0.0) + value
             self.counts[key] = self.counts.get(key, 0) + 1
+
+    def lacks(self, domain: str, metric: str) -> bool:
+        """Whether a curve has no value for the next point yet."""
+        return curve_name(domain, metric) not in self.sums
 
     def write(
         self,
@@ -226,7 +239,7 @@ class Logger:
         """
         self._drop_last_score(row)
         text = io.StringIO()
-        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
+        csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n").writerow(row)
         self._append(self.scores_file, text.getvalue())
         named = {"return": row.get("mean"), "success": row.get("success")}
         curves = {curve_name(row["domain"], name): value for name, value in named.items() if value not in (None, "")}

@@ -4,7 +4,7 @@ docs/offline_evaluation.md defines them. They need no simulator.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import models
 from agents.agent import Agent
-from agents.base import BaseAgent
+from agents.base import BaseAgent, Batch
 from agents.model_free import StackAgent
 from models import WorldModelOutput
 from replay import SequenceStore
@@ -21,7 +21,7 @@ from tools import DIVERGED, BadInput
 from training.device import to_device, to_tensors
 from training.evaluator import EVALUATION_SEED
 from training.logger import HORIZONS
-from training.values import MOST_UNSEEN, ValuedEpisode, value_figures
+from training.values import MOST_UNSEEN, ValuedEpisode, correlation, value_figures
 from training.visuals import CONTEXT
 
 EPISODES = 20  # at most, of those held out: their order in the dataset, evenly spaced
@@ -39,12 +39,14 @@ class ObservedEpisode:
         nll: sums over the T + 1 rows of image loss, reward loss and KL, by name.
         value: the critic's estimates, (T + 1,); None if the agent has no critic.
         mode: the mode of the policy in every state, (T + 1, A).
+        source_value: the source critic's estimates of the same states, (T + 1,); None without a source.
     """
 
     rows: dict[str, np.ndarray]
     nll: dict[str, float]
     value: np.ndarray | None
     mode: np.ndarray
+    source_value: np.ndarray | None = None
 
     def valued(self) -> ValuedEpisode:
         """Its estimates and rewards. Where the stored discount is not 0 at the end, a time limit ended it."""
@@ -70,21 +72,29 @@ class OfflineFigures:
         self.indices = sorted(chosen.tolist(), key=lambda i: store.stored[i].rows)  # equal lengths together
 
     @torch.no_grad()
-    def compute(self, agent: BaseAgent) -> dict[str, float]:
+    def compute(self, agent: BaseAgent, source: Agent | None = None) -> dict[str, float]:
         """Name -> figure. One that the episodes are too short or too few for is missing, or that the agent lacks.
 
-        Raises BadInput if a figure is not finite.
+        ``source``: the agent whose critic's values of the episodes are compared too. The other figures do not depend on
+        it. Raises BadInput if a figure is not finite.
         """
+        own_values = None
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            see = observe if agent.world else observe_frames
-            keys = *KEYS, *agent.senses.state
-            episodes = [episode for group in self._groups(keys) for episode in see(agent, group)]
+            groups = self._groups((*KEYS, *agent.senses.state))
+            found = (observe(agent, g, source) if agent.world else observe_frames(agent, g) for g in groups)
+            episodes = [episode for group in found for episode in group]
             errors = self._open_loop_errors(agent)
+            if source and source.senses.found_in(agent.senses):  # else it cannot read the episodes
+                torch.manual_seed(self.seed)  # so that the latents of a copy have equal random numbers
+                groups = self._groups((*KEYS, *source.senses.state))
+                own_values = [values for group in groups for values in own_estimates(source, group)]
         rows = sum(len(episode.mode) for episode in episodes)
         figures = {name: sum(episode.nll[name] for episode in episodes) / rows for name in episodes[0].nll}
         figures |= open_loop_figures(errors)
         figures |= value_figures([e.valued() for e in episodes if e.value is not None], self.gamma)
+        if source:
+            figures |= source_figures(episodes, own_values, self.gamma)
         figures["action_distance"] = float(np.concatenate([e.action_distances() for e in episodes]).mean())
         wrong = [name for name, value in figures.items() if not np.isfinite(value)]
         if wrong:
@@ -129,28 +139,66 @@ class OfflineFigures:
             yield self.store.read(index, int(first), length, keys)
 
 
-def observe(agent: Agent, episodes: list[dict[str, np.ndarray]]) -> list[ObservedEpisode]:
-    """Infer the states of whole episodes, as a policy does that acts in them, each from its first row."""
+def infer(agent: Agent, episodes: list[dict[str, np.ndarray]]) -> tuple[Batch, WorldModelOutput]:
+    """The states of whole episodes, as a policy infers them that acts in them, each from its first row.
+
+    Returns the episodes as a batch (B, T, ...), `padded`, and what the world model makes of it.
+    """
     batch = to_device(to_tensors(padded(episodes), agent.device), agent.device)
     sequences, steps = batch["action"].shape[:2]
     observed = {key: batch[key].flatten(0, 1).unsqueeze(1).split(CHUNK) for key in agent.senses.keys}
     chunks = [dict(zip(observed, parts, strict=True)) for parts in zip(*observed.values(), strict=True)]
     embed = torch.cat([agent.embed(chunk) for chunk in chunks])
-    world = agent.world
     with agent.autocast():
-        noise = world.rssm.noise(sequences, steps)
-        output = world.rollout_posterior(embed.view(sequences, steps, -1), batch["action"], noise=noise)
+        noise = agent.world.rssm.noise(sequences, steps)
+        output = agent.world.rollout_posterior(embed.view(sequences, steps, -1), batch["action"], noise=noise)
+    return batch, output
+
+
+def observe(agent: Agent, episodes: list[dict[str, np.ndarray]], source: Agent | None = None) -> list[ObservedEpisode]:
+    """What a Dreamer agent makes of whole episodes, and the ``source``'s critic of the states that it infers."""
+    (batch, output), world = infer(agent, episodes), agent.world
+    sequences, steps = batch["action"].shape[:2]
+    with agent.autocast():
         kl = world.rssm.kl(output.post, output.prior).float().reshape(-1, sequences, steps).mean(0)  # over an ensemble
         reward = models.scalar_nll(world.reward(output.feat).float(), batch["reward"])
-        value, mode = agent.value(output.feat), agent.behavior.actor(output.feat).mode
+        outputs = [agent.value(output.feat), agent.behavior.actor(output.feat).mode]
+        outputs += [source.value(output.feat)] if source else []
     found = []
     for i, episode in enumerate(episodes):
         rows = len(episode["reward"])
         nll = {"image_loss": image_loss(agent, output, i, batch["image"][i, :rows])}
         nll |= {"reward_loss": reward[i, :rows].sum().item(), "kl": kl[i, :rows].sum().item()}
-        arrays = (x[i, :rows].float().cpu().numpy() for x in (value, mode))
+        arrays = (x[i, :rows].float().cpu().numpy() for x in outputs)
         found.append(ObservedEpisode(episode, nll, *arrays))
     return found
+
+
+def own_estimates(source: Agent, episodes: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
+    """The critic's estimates, (T + 1,) each, of the states that the source's own world model infers."""
+    _, output = infer(source, episodes)
+    with source.autocast():
+        values = source.value(output.feat).float().cpu().numpy()
+    return [value[: len(episode["reward"])] for value, episode in zip(values, episodes, strict=True)]
+
+
+def source_figures(
+    episodes: list[ObservedEpisode], own_values: list[np.ndarray] | None, gamma: float
+) -> dict[str, float]:
+    """Correlations of the source critic's values: with the returns, on the target's latents and on the source's own,
+    and between both latents, over all rows. ``own_values``: those of the own latents; None if it infers none.
+    """
+    values = {"source_return_correlation": [episode.source_value for episode in episodes]}
+    if own_values is not None:
+        values["source_own_return_correlation"] = own_values
+    figures = {}
+    for name, estimates in values.items():
+        valued = [replace(e.valued(), estimates=v[:-1]) for e, v in zip(episodes, estimates, strict=True)]
+        figures[name] = value_figures(valued, gamma).get("value_correlation")
+    if own_values is not None:
+        both = (np.concatenate(estimates) for estimates in values.values())
+        figures["source_latents_correlation"] = correlation(*both)
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def observe_frames(agent: StackAgent, episodes: list[dict[str, np.ndarray]]) -> list[ObservedEpisode]:

@@ -108,6 +108,10 @@ class SourceSelector:
         pairs = zip(self.mean_distances or distances, distances, strict=True)
         self.mean_distances = [old + self.SMOOTHING * (new - old) for old, new in pairs]
 
+    def most_followed(self) -> int:
+        """The source that most of the target's updates so far followed."""
+        return int(np.argmax(self.total_counts))
+
     def online_source(self) -> int:
         """The source that an online phase trains."""
         if self.config.select == "relative" and self.round == 0 and self.mean_distances:

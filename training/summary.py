@@ -1,6 +1,6 @@
 """The end of a run: its pictures, a table of its scores and offline figures, and the verdict on its agent."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from training.logger import OFFLINE_COLUMNS, OFFLINE_PREFIX, curve_name, read_scores
 from training.methods import PhaseKind
@@ -16,8 +16,17 @@ OFFLINE_TABLE = {  # figure -> heading; the order of the table and of the pictur
     "value_correlation": "value corr.",
     "value_bias": "value bias",
     "action_distance": "action dist.",
+    "source_return_correlation": "source corr.",
+    "source_own_return_correlation": "own latents",
+    "source_latents_correlation": "both latents",
 }
 Row = dict[str, str]  # a line of scores.csv
+
+
+def offline_headings(found: Iterable[Collection[str]]) -> dict[str, str]:
+    """The part of `OFFLINE_TABLE` with the figures that are in any of ``found``, each with names of figures."""
+    names = set().union(*found)
+    return {name: heading for name, heading in OFFLINE_TABLE.items() if name in names}
 
 
 def offline_figures(row: Row) -> dict[str, float]:
@@ -110,11 +119,12 @@ def offline_lines(rows: Sequence[tuple[str, Row]], trainer: Trainer, width: int)
     """The offline figures of labelled evaluations; [] if there are none."""
     if not rows:
         return []
-    headings = " ".join(f"{heading:>12}" for heading in OFFLINE_TABLE.values())
+    columns = offline_headings(offline_figures(row) for _, row in rows)
+    headings = " ".join(f"{heading:>12}" for heading in columns.values())
     lines = [f"{f'{trainer.target.task}, offline figures':{width}} {headings} {'target updates':>15}"]
     for label, row in rows:
         found = offline_figures(row)
-        texts = (f"{found[name]:.4g}" if name in found else "-" for name in OFFLINE_TABLE)
+        texts = (f"{found[name]:.4g}" if name in found else "-" for name in columns)
         lines.append(f"{label:{width}} {' '.join(f'{text:>12}' for text in texts)} {row['target_updates']:>15}")
     return lines
 

@@ -215,7 +215,8 @@ class Trainer:
         """
         figures = self._simulate(policy, phase) if phase.domain in self.evaluator.tasks else {}
         if policy is not None and phase.domain == "target" and self.offline is not None:
-            offline = self.offline.compute(self.agents["target"])
+            source = self.sources[self.selector.most_followed()].agent if self.method.uses_sources else None
+            offline = self.offline.compute(self.agents["target"], source)
             figures |= {f"{OFFLINE_PREFIX}{name}": value for name, value in offline.items()}
         if figures:
             counts = {k: getattr(self.progress, k) for k in ("step", "source_steps", "target_updates")}

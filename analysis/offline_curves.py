@@ -8,8 +8,8 @@ from analysis.curves import CurveKey, curve_panels, draw_panels, mean_curve, see
 from analysis.figures import save_figure
 from analysis.rows import group_by
 from analysis.runs import RunResult, task_order
+from training.pictures import plt
 from training.summary import offline_headings
-from training.visuals import plt
 
 COLUMNS = 3  # of panels
 X = "target_updates"

@@ -66,7 +66,7 @@ def test_the_other_figures_and_the_rng_do_not_depend_on_the_source(pair: tuple, 
 
 
 def test_a_source_on_states_has_no_latents_of_its_own(pair: tuple, offline: OfflineFigures):
-    on_states = SourceAgent(tiny(size="32,32"), 6, 6, torch.device("cpu"), {"position": 3})
+    on_states = SourceAgent(tiny(size="32,32"), 6, 6, torch.device("cpu"), Senses(0, {"position": 3}))
     assert offline.compute(pair[1], on_states).keys() & NAMES == {"source_return_correlation"}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from updates import with_ends
 
 import config as settings
-import models
+from agents.agent import start_states
 from agents.value_bound import ValueBound
 from benchmarks import plain
 from models import WorldModel, weighted_sum
@@ -51,7 +51,7 @@ def test_behavior_losses_and_gradients_equal_those_of_the_plain_reference(
     source, target = agents(4, 6, dyn_discrete=discrete, pred_discount=bool(ends))
     torch.manual_seed(0)
     data = with_ends(batch()) if ends else batch()
-    (start,) = models.start_states([target.infer_posterior(data)])
+    (start,) = start_states([target.infer_posterior(data)])
     weight = start.get("weight", 1.0)
     assert not ends or weight.tolist() == [1, 1, 1, 0, 1, 1, 1, 1] * 3
     noise = target.behavior.noise(target.world, 24, target.config.imag_horizon)

@@ -141,7 +141,7 @@ def observe(agent: Agent, episodes: list[dict[str, np.ndarray]]) -> list[Observe
         noise = world.rssm.noise(sequences, steps)
         output = world.rollout_posterior(embed.view(sequences, steps, -1), batch["action"], noise=noise)
         kl = world.rssm.kl(output.post, output.prior).float().reshape(-1, sequences, steps).mean(0)  # over an ensemble
-        reward = models.scalar_nll(world.reward(output.feat).float(), batch["reward"])
+        reward = world.reward.prediction(output.feat).nll(batch["reward"])
         value, mode = agent.value(output.feat), agent.behavior.actor(output.feat).mode
     found = []
     for i, episode in enumerate(episodes):

@@ -48,9 +48,7 @@ def test_every_method_with_a_world_model_updates_all_its_weights(method: str):
     agents = built(method, **{**dreamer_v3(), **FAST})
     transfer(method, agents)
     before = weights(agents["target"])
-    for _ in range(
-        3
-    ):  # the first trains no layer below a two-hot head's last one, which is zero; the slow critic follows
+    for _ in range(3):  # the first trains no layer below a zero last one, and the slow critic follows later
         metrics = update_all(method, agents, ends=True)
     assert all(torch.isfinite(torch.as_tensor(value)).all() for value in metrics.values())
     same = [name for name, tensor in weights(agents["target"]).items() if torch.equal(tensor, before[name])]

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from config import Config
 from dreamer_v3 import parts
 from networks import StateEncoder, mlp
-
-CAMERA = 3  # channels of one camera, RGB
+from tools import CAMERA
 
 
 @dataclass(frozen=True)

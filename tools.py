@@ -299,13 +299,16 @@ def directory_when_complete(out: Path) -> Iterator[Path]:
 
 # Images
 
+CAMERA = 3  # channels of the images of one camera, RGB
+MOST_CAMERAS = 8  # whose images are side by side in one array
+
 
 def resize_images(image: np.ndarray, size: int) -> np.ndarray:
     """Images (N, H, W, 3) uint8, of several cameras (N, H, W, 3 K), as (N, size, size, ...). Shrinking averages over
     areas."""
     if image.shape[1:3] == (size, size):
         return image
-    if (cameras := image.shape[3] // 3) > 1:
+    if (cameras := image.shape[3] // CAMERA) > 1:
         return np.concatenate([resize_images(part, size) for part in np.split(image, cameras, -1)], -1)
     frames = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in image]
     return np.stack([np.asarray(frame) for frame in frames])
@@ -313,7 +316,7 @@ def resize_images(image: np.ndarray, size: int) -> np.ndarray:
 
 def side_by_side(image: np.ndarray) -> np.ndarray:
     """Images (..., H, W, 3 K) of K cameras as pictures (..., H, K W, 3), the cameras from left to right."""
-    return np.concatenate(np.split(image, image.shape[-1] // 3, -1), -2)
+    return np.concatenate(np.split(image, image.shape[-1] // CAMERA, -1), -2)
 
 
 # Stopping and progress

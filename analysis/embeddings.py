@@ -59,6 +59,8 @@ def embed_images(
     found = []
     for name in ("target", *source_names(config)):
         agent, _ = load_agent(logdir, name, device, file=file)
+        if agent.senses.channels != images.shape[-1]:
+            raise BadInput(f"its {name} agent observes another number of cameras than the target")
         chunks = torch.from_numpy(images).split(CHUNK)
         embed = torch.cat([agent.embed({"image": chunk.to(device)}, image_only=True).float().cpu() for chunk in chunks])
         found.append(AgentEmbeddings(f"{name.replace('_', ' ')}: {agent_task(config, name).name}", embed))

@@ -63,7 +63,7 @@ def keep_agent(run: Path, out: Path) -> None:
     """Write the weights of a run's target agent, with its settings and scores. Raises BadInput if there is none."""
     saved = load_checkpoint(run / CHECKPOINT)
     agent, _ = build_agent(saved, run, "target", torch.device("cpu"))
-    about = {key: saved[key] for key in ("config", "progress", "action_dims", "states", "data")}
+    about = {key: saved[key] for key in ("config", "progress", "action_dims", "states", "channels", "data")}
     with directory_when_complete(out) as folder:
         for name in ("config.yaml", "scores.csv"):
             write_text(folder / name, (run / name).read_text())

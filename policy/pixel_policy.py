@@ -11,8 +11,7 @@ from agents.base import BaseAgent
 from config import Config
 from networks import State, pad_action
 from policy.actions import ActionMap
-from senses import CAMERA
-from tools import DIVERGED, BadInput, resize_images
+from tools import CAMERA, DIVERGED, BadInput, resize_images
 from training.checkpoint import CHECKPOINT, build_agent, load_checkpoint, task_label
 from training.device import pick_device
 
@@ -203,10 +202,10 @@ class PixelPolicy:
             found = {"image": images}
         rows = len(found["image"])
         for name, size in self.states.items():
-            values = np.asarray(image[name], np.float32).reshape(1 if single else rows, -1)
-            if values.shape != (rows, size) or not np.isfinite(values).all():
-                raise ValueError(f"{name} has shape {np.shape(image[name])}; give {rows} x {size} finite numbers")
-            found[name] = values
+            values = np.asarray(image[name], np.float32)
+            if values.size != rows * size or not np.isfinite(values).all():
+                raise ValueError(f"{name} has shape {values.shape}; give {rows} x {size} finite numbers")
+            found[name] = values.reshape(rows, size)
         return found, single
 
     @property

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from replay.slices import SlicedArray, slices
-from tools import BadInput
+from tools import CAMERA, MOST_CAMERAS, BadInput
 
 KEYS = ("image", "action", "reward", "discount")
-CAMERA = 3  # channels of one camera, RGB
-MOST_CAMERAS = 8  # of an array of images
 
 # Actions are stored as float32 by programs that clip in float64, so a value slightly outside [-1, 1] is rounding.
 ACTION_ROUNDING = 1e-3

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replay.episode import CAMERA, CLIP_ADVICE, KEYS, channels_at
+from replay.episode import CLIP_ADVICE, KEYS, channels_at
 from replay.safe_read import READ_MEMORY
-from tools import BadInput
+from tools import CAMERA, BadInput
 
 RESERVED = (*KEYS, "is_first", "success")  # names of a stored episode's other arrays, which no state has
 ROLES = ("image", "action", "reward", "done")

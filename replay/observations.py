@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from replay.episode import CAMERA, as_raw, image_standard, state_standard, validate_episode
+from replay.episode import as_raw, image_standard, state_standard, validate_episode
 from replay.mapping import DataMapping
 from replay.slices import SlicedArray, resized, rows_at_once, shrunk, slices, whole
-from tools import BadInput
+from tools import CAMERA, BadInput
 
 Images = np.ndarray | SlicedArray
 

@@ -9,7 +9,8 @@ import torch
 from gymnasium.spaces import Box, Dict
 
 from config import Config, target_task
-from senses import CAMERA, Senses
+from senses import Senses
+from tools import CAMERA
 from training.domain_senses import dataset_senses, online_senses
 from training.domains import open_dataset
 from training.methods import AgentBuilder, Method, online_tasks

@@ -18,7 +18,7 @@ MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "replay": {"tools"},
     "config": {"tools", "wrappers", "replay"},
     "dreamer_v3": {"tools", "ops", "networks", "config"},
-    "senses": {"networks", "config", "dreamer_v3"},
+    "senses": {"tools", "networks", "config", "dreamer_v3"},
     "models": {"tools", "ops", "networks", "config", "dreamer_v3", "senses"},
     "agents": {"tools", "ops", "networks", "config", "dreamer_v3", "senses", "models"},
     "training": {"tools", "networks", "wrappers", "replay", "config", "senses", "models", "agents"},

@@ -15,6 +15,7 @@ from replay.data_files import find_data_files
 from replay.observations import joined_channels
 from replay.slices import SlicedArray
 from tools import BadInput, resize_images, side_by_side
+from training.data_notes import scale_notes
 
 STATES = {"qpos": np.linspace(-1, 1, 27).reshape(9, 3), "gripper": np.arange(9) % 2 == 0}
 STATE_KEYS = "qpos,gripper"
@@ -185,6 +186,13 @@ def test_the_replay_stores_states_and_two_cameras(tmp_path: Path):
     replay.add_episode(episode | {"image": np.concatenate([episode["image"]] * 2, -1)})
     batch = replay.sample(2, 4, np.random.default_rng(0), ("image", "qpos"))
     assert batch["image"].shape == (2, 4, 8, 8, 6) and batch["qpos"].shape == (2, 4, 3)
+
+
+def test_states_far_from_1_are_warned_of(tmp_path: Path):
+    npz_of(tmp_path / "data", ticks=np.linspace(-500, 99, 9), **STATES)
+    data = OfflineDataset(tmp_path / "data", size=8, mapping=DataMapping(state_keys=f"{STATE_KEYS},ticks"))
+    (line,) = scale_notes("target", data, data.states)
+    assert line.startswith("warning: target: state ticks has values up to 500;")
 
 
 def test_one_camera_of_several_without_a_mapping_is_still_a_choice(tmp_path: Path):

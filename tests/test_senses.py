@@ -1,9 +1,12 @@
 """Several cameras and states beside the image: networks, losses, ties and copies, without data or simulators."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from gymnasium.spaces import Box, Dict
 from test_plain import gradients
 from torch import Tensor
 from updates import transfer, update_all, with_ends
@@ -15,7 +18,7 @@ from benchmarks import plain
 from models import WorldModel, weighted_sum
 from senses import JointEncoder, Senses, embedded_parts
 from tools import BadInput
-from training.domain_senses import check_sources, senses_notes
+from training.domain_senses import check_sources, check_target_simulator, senses_notes
 from training.methods import METHODS, AgentBuilder
 from training.selector import SourceSelector
 from wrappers import Task
@@ -242,6 +245,26 @@ def test_which_senses_of_source_and_target_fit_together(method: str, source: Sen
     with pytest.raises(BadInput, match=message) as error:
         check_sources(config, METHODS[method], senses, tasks)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("senses", "message"),
+    [
+        (BOTH, ""),
+        (Senses(3, JOINTS), "its images are of 1 camera, dmc_walker_walk is drawn by 2 cameras; give as many"),
+        (
+            Senses(6, {"qpos": 4}),
+            "--state_keys qpos: 4 numbers in data, 3 in dmc_walker_walk; give that task's dataset",
+        ),
+        (Senses(6, {"qpso": 4}), "dmc_walker_walk observes no state 'qpso'; there are: qpos, gripper"),
+    ],
+)
+def test_the_targets_simulator_has_what_the_agent_observes(senses: Senses, message: str):
+    boxes = {key: Box(-1, 1, (size,)) for key, size in JOINTS.items()}
+    space = Dict({"image": Box(0, 255, (32, 32, 6), np.uint8), **boxes})
+    config = tiny(state_keys=",".join(senses.state), offline_traindir="data")
+    with pytest.raises(BadInput, match=message) if message else nullcontext():
+        check_target_simulator(senses, space, config, Task("dmc", "walker_walk"))
 
 
 def test_notes_say_what_is_observed_and_aligned():

@@ -85,6 +85,7 @@ def test_two_cameras_are_the_frames_of_each():
             make_env("cheetah_run", size=32, camera=camera)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "camera"), [("metaworld_drawer-close", "corner,topview"), ("robodesk_push_green", "top,0")]
 )
@@ -161,12 +162,13 @@ def untrained(channels: int, state: dict[str, int], data: dict | None = None, me
 NAMED = {"cameras": {"obs.front": [40, 30, 3], "obs.wrist": [24, 24, 1]}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "state", "data", "method"),
     [
         (6, {"obs.state": 4}, NAMED, "coworld"),
         (3, {"qpos": 2}, None, "coworld"),
-        pytest.param(6, {}, NAMED, "bc", marks=pytest.mark.slow),
+        (6, {}, NAMED, "bc"),
     ],
 )
 def test_programs_and_models_take_observations_by_name(channels: int, state: dict, data: dict | None, method: str):

@@ -18,8 +18,8 @@ import torch
 
 from agents.base import BaseAgent
 from config import Config, facts, merge, named_tasks, read_blocks, settings_that_affect, source_tasks, target_task
-from senses import CAMERA, Senses
-from tools import BadInput, one_line, write_atomically
+from senses import Senses
+from tools import CAMERA, BadInput, one_line, write_atomically
 from training.methods import (
     COLLECTION,
     EVALUATIONS,

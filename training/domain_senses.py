@@ -8,8 +8,8 @@ from agents.base import BaseAgent
 from config import Config
 from replay import OfflineDataset
 from replay.mapping import by_likeness, listed_names
-from senses import CAMERA, Senses
-from tools import BadInput
+from senses import Senses
+from tools import CAMERA, BadInput
 from training.methods import Method
 from wrappers import Task
 

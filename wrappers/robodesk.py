@@ -47,14 +47,14 @@ def top_camera() -> "mujoco.MjvCamera":
 class DeskOverrides:
     """Methods that replace those of RoboDesk: an RNG of its own, one renderer, observations without an image."""
 
-    def __init__(self, task: str, size: int, cameras: list[str], quality: str):
+    def __init__(self, task: str, size: int, cameras: list[str | int], quality: str):
         super().__init__(task=task, reward="dense", action_repeat=1, episode_length=None, image_size=size)
         self.random = np.random.RandomState()
         # Above 64 pixels the drawing is enlarged in proportion, so that the crop is not blurred.
         self._scale = max(1.0, size / _SHOWN)
         self._renderers = {camera: self._renderer(camera, quality) for camera in cameras}
 
-    def _renderer(self, camera: str, quality: str) -> FrameRenderer:
+    def _renderer(self, camera: str | int, quality: str) -> FrameRenderer:
         from_top = camera == TOP_CAMERA
         drawn = round(_DRAWN * self._scale) if from_top else self.image_size
         return FrameRenderer(self.physics.model.ptr, drawn, top_camera() if from_top else camera, quality)

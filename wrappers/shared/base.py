@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
-from tools import BadInput
+from tools import CAMERA, BadInput
 from wrappers.shared.cameras import split_cameras
 from wrappers.shared.suites import SUITES
 
@@ -58,7 +58,7 @@ class PixelEnv(gymnasium.Env):
         self._action_low, self._action_high = low.astype(np.float64), high.astype(np.float64)
         self.action_space = Box(-1.0, 1.0, low.shape, np.float32)
         size, cameras = description["size"], len(split_cameras(description["camera"]))
-        self._image_shape = size, size, 3 * cameras
+        self._image_shape = size, size, CAMERA * cameras
         spaces = {"image": Box(0, 255, self._image_shape, np.uint8)}
         for name, value in _low_dimensional_of(self).items():
             spaces[name] = Box(-np.inf, np.inf, np.shape(np.atleast_1d(value).ravel()), np.float32)

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tools import BadInput
-
-MOST = 8  # cameras
+from tools import MOST_CAMERAS, BadInput
 
 
-def split_cameras(cameras: str | int | None) -> list[str]:
+def split_cameras(cameras: str | int | None) -> list[str | int]:
     """The cameras of a setting, in order; "" and None are one camera, the suite's own.
 
-    Raises BadInput if one is empty, given twice, or there are more than `MOST`.
+    Raises BadInput if one is empty, given twice, or there are more than `MOST_CAMERAS`.
     """
-    names = [name.strip() for name in str("" if cameras is None else cameras).split(",")]
-    if len(names) > 1 and ("" in names or len(names) != len(set(names)) or len(names) > MOST):
-        raise BadInput(f"camera {cameras}: give up to {MOST} different cameras, separated by commas, like 0,1")
+    if isinstance(cameras, int):
+        return [cameras]
+    names = [name.strip() for name in (cameras or "").split(",")]
+    if len(names) > 1 and ("" in names or len(names) != len(set(names)) or len(names) > MOST_CAMERAS):
+        raise BadInput(f"camera {cameras}: give up to {MOST_CAMERAS} different cameras, separated by commas, like 0,1")
     return names
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks import Float32Linear, activation
+from ops.deferred import product
 from ops.ensemble import EnsembleLinear
 
 EPSILON = 1e-4  # of the norms
@@ -58,8 +59,7 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O)."""
-        blocks = x.flatten(0, -2).unflatten(-1, (len(self.weight), -1)).transpose(0, 1)  # (G, N, I / G)
-        y = torch.bmm(blocks, self.weight).transpose(0, 1).reshape(*x.shape[:-1], -1)
+        y = product(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 

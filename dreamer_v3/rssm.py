@@ -4,6 +4,7 @@ Symbols: B sequences, T steps, N rows, S latent variables, K classes of each, D 
 hidden units, E embedding, A actions (padded), M members of an ensemble.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from dreamer_v3.distributions import mix_uniform
 from dreamer_v3.layers import BlockLinear, EnsembleNorm, RMSNorm, normed
 from networks import State, StateSpaceModel, activation
 from ops import compute_dtype
+from ops.deferred import Product, product, products
 from ops.ensemble import EnsembleLinear
 from ops.recurrent import stack, zero_where
 from tools import BadInput
@@ -47,12 +49,27 @@ class BlockGRU(nn.Module):
         """The part of ``mix`` that depends on the actions alone: (..., A) -> (..., D)."""
         return F.linear(self.action_in(action), self.mix.weight[:, 2 * self.hidden :], self.mix.bias)
 
-    def forward(self, z: Tensor, h: Tensor, given: Tensor) -> Tensor:
-        """z_{t-1} (N, S * K), h_{t-1} (N, D) float32 and `actions` of a_t (N, D) -> h_t (N, D) float32."""
+    def step_weights(self) -> tuple[Tensor, ...]:
+        """The weights of a step's products: of h, of z, of both in ``mix``, of the blocks, of the gates."""
+        mix = self.mix.weight[:, : 2 * self.hidden]
+        return self.deter_in[0].weight, self.stoch_in[0].weight, mix, self.recur.weight, self.gates.weight
+
+    def forward(
+        self, z: Tensor, h: Tensor, given: Tensor, weights: Sequence[Tensor] | None = None, multiply: Product = product
+    ) -> Tensor:
+        """z_{t-1} (N, S * K), h_{t-1} (N, D) float32 and `actions` of a_t (N, D) -> h_t (N, D) float32.
+
+        ``multiply`` computes the products with ``weights``, those of `step_weights`.
+        """
+        of_deter, of_stoch, of_both, recur, of_gates = self.step_weights() if weights is None else weights
         before = h.to(compute_dtype(h.device))
-        x = torch.cat([self.deter_in(before), self.stoch_in(z)], -1)
-        mixed = F.linear(x, self.mix.weight[:, : 2 * self.hidden]) + given + self.recur(before)
-        gates = self.gates(self.after(mixed)).float().unflatten(-1, (self.blocks, 3, -1))  # (N, G, 3, D / G)
+        x = [
+            self.deter_in[1:](multiply(before, of_deter) + self.deter_in[0].bias.to(before.dtype)),
+            self.stoch_in[1:](multiply(z, of_stoch) + self.stoch_in[0].bias.to(before.dtype)),
+        ]
+        mixed = multiply(torch.cat(x, -1), of_both) + given + multiply(before, recur)
+        gates = multiply(self.after(mixed), of_gates) + self.gates.bias.to(before.dtype)
+        gates = gates.float().unflatten(-1, (self.blocks, 3, -1))  # (N, G, 3, D / G)
         reset, cand, update = (gate.flatten(1) for gate in gates.unbind(2))
         return torch.lerp(h, torch.tanh(torch.sigmoid(reset) * cand), torch.sigmoid(update - 1))
 
@@ -92,7 +109,7 @@ class EnsemblePrior(nn.Module):
 class BlockRSSM(StateSpaceModel):
     """DreamerV3's RSSM with a categorical or, with ``discrete`` 0, a Gaussian latent.
 
-    The gradient of its scan is autograd's. Projections of embeddings and actions before the scan and the prior after it
+    Projections of embeddings and actions before the scan and the prior after it
     are products over all steps. ``unimix`` is the uniform share of a categorical latent.
     """
 
@@ -141,10 +158,13 @@ class BlockRSSM(StateSpaceModel):
         action = action if first is None else action.masked_fill(first.unsqueeze(-1), 0.0)
         actions, embedded = self.cell.actions(action), self.post_embed(embed)
         pair, steps = (state["stoch"], state["deter"]), []
+        weights, of_deter, out = self.cell.step_weights(), self.post_deter.weight, self.post_out
+        multiply = products(*weights, of_deter, out.weight)
         for t in range(embed.shape[1]):
             z, h = zero_where(first, t, pair)
-            h = self.cell(z, h, actions[:, t])
-            stat = self.post_out(self.post_after(self.post_deter(h.to(embedded.dtype)) + embedded[:, t]))
+            h = self.cell(z, h, actions[:, t], weights, multiply)
+            hidden = self.post_after(multiply(h.to(embedded.dtype), of_deter) + embedded[:, t])
+            stat = multiply(hidden, out.weight) + out.bias
             parameters = self.parameters_of(stat)
             pair = self.draw(parameters, noise[:, t]), h
             steps.append({"deter": h, "stoch": pair[0], **parameters})

@@ -17,6 +17,7 @@ from dreamer_v3.layers import BlockLinear, RMSNorm, ZeroLinear, initialise
 from dreamer_v3.losses import ReturnRange, constrained_returns, normalised_advantage, replay_returns, separate_kl
 from dreamer_v3.rssm import BlockGRU, BlockRSSM
 from networks import UnitNormal
+from ops.deferred import product
 
 GAMMA = 1 - 1 / 333
 
@@ -295,3 +296,26 @@ def test_adaptive_clipping_by_hand():
     equal(parameters[0].grad, [0.0, 0.5])
     equal(parameters[1].grad, [0.6e-4, 0.8e-4], atol=1e-9)
     assert parameters[2].grad is None
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_scan_has_the_gradients_of_autograd(precision: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """`ops.deferred` against products at each step; two backward passes on one graph."""
+    torch.manual_seed(0)
+    sizes = {"stoch": 3, "deter": 8, "hidden": 7, "min_std": 0.1, "act": "SiLU", "blocks": 2, "unimix": 0.01}
+    rssm = BlockRSSM(6, 2, discrete=4, **sizes)
+    embed, action, noise = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 2), rssm.noise(2, 4)
+    first = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    leaves = [embed, *(p for name, p in rssm.named_parameters() if "prior" not in name)]
+    found = []
+    for deferred in (True, False):
+        if not deferred:
+            monkeypatch.setattr("dreamer_v3.rssm.products", lambda *weights: product)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            post = rssm.posterior(embed, action, noise=noise, first=first)
+        loss = (post["deter"] * fill(2, 4, 8)).sum() + post["logit"].square().sum() + post["stoch"][..., 0].sum()
+        torch.autograd.grad(loss, leaves, retain_graph=True)
+        found.append((post, torch.autograd.grad(loss, leaves)))
+    close = {"rtol": 1e-4, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.1, "atol": 0.05}
+    torch.testing.assert_close(found[0], found[1], **close)
+    assert all((g != 0).any() for g in found[0][1])

@@ -56,7 +56,7 @@ def test_behavior_losses_and_gradients_equal_those_of_the_plain_reference(
     assert not ends or weight.tolist() == [1, 1, 1, 0, 1, 1, 1, 1] * 3
     noise = target.behavior.noise(target.world, 24, target.config.imag_horizon)
     critic = source.behavior.critic
-    total, metrics = target.behavior_loss(start, noise, ValueBound(critic))
+    total, metrics, _ = target.behavior_loss(start, noise, ValueBound(critic))
     actor_loss, critic_loss = plain.behavior_losses(target, (start["stoch"], start["deter"]), noise, critic, weight)
     torch.testing.assert_close(metrics["actor_loss"], actor_loss)
     torch.testing.assert_close(metrics["critic_loss"], critic_loss)
@@ -119,7 +119,7 @@ def gradients_at_usual_values(precision: str, size: str) -> tuple[dict[str, Tens
     post = target.world.observe(batch()).latent
     (start,), noise = target.start_imagination(post)
     with target.autocast():
-        behavior_loss, metrics = target.behavior_loss(start, noise, source.value_bound(batch()))
+        behavior_loss, metrics, _ = target.behavior_loss(start, noise, source.value_bound(batch()))
         model_loss, more, _ = target.world_model_loss(batch(), target.noise(batch()), source.embed(batch()))
     (behavior_loss + model_loss).backward()
     grads = {}

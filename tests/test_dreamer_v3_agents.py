@@ -32,10 +32,6 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 WITH_WORLD_MODEL = [name for name, method in METHODS.items() if method.world_model]
 FAST = dict.fromkeys(("model_lr", "actor_lr", "value_lr"), 1e-3)
 FAST |= {"lr_warmup": 1, "slow_target_update": 1}  # an update changes every number
-    "lr_warmup": 1,
-    "slow_target_update": 1,
-    **dict.fromkeys(("model_lr", "actor_lr", "value_lr"), 1e-3),
-}  # one update changes every number
 SHORT = {"batch_size": 2, "batch_length": 4, "imag_horizon": 3, "imag_starts": 5}
 
 

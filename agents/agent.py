@@ -221,7 +221,7 @@ class Agent(BaseAgent):
         if config.replay_value_scale:
             metrics |= self.descend_replay_loss(post, start["row"], torch.cat([r[0] for r in returns]))
         if behavior.return_range is not None:
-            behavior.return_range.update(torch.cat([r[1:] for r in returns], 1))
+            behavior.return_range.update(torch.cat(returns, 1))
         return {**metrics, "actor_grad_norm": self.actor_opt.step(), "critic_grad_norm": self.critic_opt.step()}
 
     def update_slow_critic(self) -> None:
@@ -303,7 +303,7 @@ class Agent(BaseAgent):
         range_metrics, advantage, scaled = {}, None, returns
         if behavior.return_range is not None:
             scale = behavior.return_range.scale
-            advantage = normalised_advantage(reward, discount, returns, value[:-1], scale)
+            advantage = normalised_advantage(returns, value[:-1], scale)[:-1]
             range_metrics, scaled = {"return_range": scale}, returns / scale
         actor_loss = behavior.actor_loss(trajectory, scaled, value[:-1], weight, config, advantage)
         visited, source_value, alpha = feat[:-1].detach(), None, 0.0

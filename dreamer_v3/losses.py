@@ -57,13 +57,13 @@ def constrained_returns(returns: Tensor, value: Tensor, bound: Tensor, alpha: Te
     return returns - alpha * (value >= bound)
 
 
-def normalised_advantage(reward: Tensor, discount: Tensor, returns: Tensor, value: Tensor, scale: Tensor) -> Tensor:
-    """(r_t + gamma_t V_{t+1} - v(s_t)) / S: what a_t is better than the policy, for t = 0 .. H - 2.
+def normalised_advantage(returns: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+    """(V_t - v(s_t)) / S, "Actor learning": what a_t is better than the policy. (H, N) each, without gradient.
 
-    reward, discount, returns and value (H, N) -> (H - 1, N) without gradient. In DreamerV3's convention it is
-    gamma_t (R_t - v_t) / S; the factor gamma_t, which has the probability to continue, is in its weight there.
+    In DreamerV3's convention it is gamma_t (R_t - v_t) / S; the factor gamma_t, which has the probability to continue, is
+    in its weight there. V_t depends on a_t by v(s_{t+1}) and V_{t+1}.
     """
-    return ((reward[:-1] + discount[:-1] * returns[1:] - value[:-1]) / scale).detach()
+    return ((returns - value) / scale).detach()
 
 
 def replay_returns(

@@ -221,11 +221,11 @@ def test_weighted_advantage_equals_r2dreamers():
     discount = GAMMA * torch.sigmoid(fill(6, 3, seed=1.3, scale=2.0) + 2)
     value = reward + discount * later
     returns = models.lambda_return(reward[:-1], value[1:], discount[:-1], 0.95)
-    found = normalised_advantage(reward[:-1], discount[:-1], returns, value[:-1], torch.tensor(2.5))
+    found = normalised_advantage(returns, value[:-1], torch.tensor(2.5))
     weight = torch.cat([torch.ones(1, 3), discount[:-1]]).cumprod(0)
     expected = [-0.6188456, -0.941976, -0.8868168, -0.652352, -0.07045795, 0.3083434, 0.2782699, 0.2421885]
-    expected += [0.06422452, -0.4510944, -0.5723282, -0.4213101]
-    equal(weight[:4] * found, expected)  # the last action has no return here
+    expected += [0.06422452, -0.4510944, -0.5723282, -0.4213101, -0.4614906, -0.1407749, 0.1169677]
+    equal(weight[:5] * found, expected)
 
 
 def test_replay_returns_equal_r2dreamers():

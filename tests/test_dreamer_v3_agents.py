@@ -32,7 +32,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 WITH_WORLD_MODEL = [name for name, method in METHODS.items() if method.world_model]
 FAST = dict.fromkeys(("model_lr", "actor_lr", "value_lr"), 1e-3)
 FAST |= {"lr_warmup": 1, "slow_target_update": 1}  # an update changes every number
-SHORT = {"batch_size": 2, "batch_length": 4, "imag_horizon": 3, "imag_starts": 5}
+SHORT = {"batch_size": 2, "batch_length": 3, "imag_horizon": 2, "imag_starts": 5}
 
 
 def weights(agent: Agent) -> dict[str, Tensor]:
@@ -194,7 +194,7 @@ def test_published_sizes(millions: int):
 
 
 def test_small_after_dreamerv3():
-    config = config_of("dmc", "dreamerv3", "small")
+    config = config_of("dmc", "dreamerv3", "small", batch_length="4", imag_horizon="3")
     assert (config.size, config.dyn_deter, config.heads, config.gru_blocks) == ([32, 32], 200, "twohot", 8)
     agent = TargetAgent(config, 6, 6, META)
     assert agent.update(agent.random_batch())["model_loss"].device == META
@@ -233,6 +233,7 @@ def test_sizes_must_be_multiples_of_the_blocks():
         pair(cnn_depth=1)
 
 
+@pytest.mark.slow
 def test_a_program_has_the_actions_of_load_policy():
     agent = pair()[1]
     with torch.no_grad():

@@ -60,8 +60,8 @@ def constrained_returns(returns: Tensor, value: Tensor, bound: Tensor, alpha: Te
 def normalised_advantage(returns: Tensor, value: Tensor, scale: Tensor) -> Tensor:
     """(V_t - v(s_t)) / S, "Actor learning": what a_t is better than the policy. (H, N) each, without gradient.
 
-    In DreamerV3's convention it is gamma_t (R_t - v_t) / S; the factor gamma_t, which has the probability to continue, is
-    in its weight there. V_t depends on a_t by v(s_{t+1}) and V_{t+1}.
+    In DreamerV3's convention it is gamma_t (R_t - v_t) / S; gamma_t, which has the probability to continue, is a factor
+    of the weight there. V_t depends on a_t by v(s_{t+1}) and V_{t+1}.
     """
     return ((returns - value) / scale).detach()
 

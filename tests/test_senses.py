@@ -26,7 +26,8 @@ from wrappers import Task
 CPU, META = torch.device("cpu"), torch.device("meta")
 JOINTS = {"qpos": 3, "gripper": 1}
 BOTH = Senses(6, JOINTS)  # two cameras and two states
-WITH_WORLD_MODEL = [name for name, method in METHODS.items() if method.world_model]
+FAST = ["coworld", "offline_dv2", "dv2_finetune_ewc", "lompo"]
+OTHERS = [name for name, method in METHODS.items() if method.world_model and name not in FAST]
 SMALL = {"size": "32,32", "state_embed": 7, "state_layers": 2, "eta_steps": 100}
 
 
@@ -38,8 +39,7 @@ def built(method: str, source: Senses, target: Senses, device: torch.device = CP
     return METHODS[method].agents(AgentBuilder(config, device, actions, senses))
 
 
-@pytest.mark.parametrize("discrete", [0, 4])
-@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize(("discrete", "ends"), [(0, False), (4, True)])
 def test_losses_and_gradients_equal_those_of_the_plain_reference(discrete: int, ends: bool):
     """Eq. 3 with a source that has the same senses, so that both parts of the embeddings are aligned."""
     torch.manual_seed(0)
@@ -169,7 +169,7 @@ def test_compiled_losses_equal_eager_ones():
         torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", WITH_WORLD_MODEL)
+@pytest.mark.parametrize("method", FAST + [pytest.param(m, marks=pytest.mark.slow) for m in OTHERS])
 def test_every_method_updates_and_reads_nothing_from_the_device(method: str):
     """On the meta device, as in test_meta_device.py; copies and EWC too."""
     short = {"batch_size": 2, "batch_length": 3, "imag_horizon": 2}

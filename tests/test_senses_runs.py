@@ -233,6 +233,7 @@ def test_runs_that_are_refused(flags: list[str], message: str, walker: Path, tmp
     assert stopped.value.code == 2 and message in lines[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_source_without_states_aligns_images_alone(walker: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """And reward alignment and the bound in the source's latents read the target's images alone."""

@@ -259,3 +259,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dots_dataset: Path, tmp_path:
         assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["progress"]["step"] == step
     run(tmp_path / "parts")
     assert_same_results(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_compiled_losses_equal_eager_ones():
+    """As in test_compilation.py: of the world model, as on a GPU, and of actor and critic."""
+    torch._dynamo.reset()
+    _, target = pair(**SHORT, size="16,16")
+    disturb(target)
+    data = target.random_batch()
+    noise = target.noise(data)
+    (start,), rollout = target.start_imagination(target.infer_posterior(data))
+    for function, inputs, optimizers in (
+        (target.world_model_loss, (data, noise), [target.model_opt]),
+        (target.behavior_loss, (start, rollout), [target.actor_opt, target.critic_opt]),
+    ):
+        parameters = [p for optimizer in optimizers for p in optimizer.parameters]
+        found = []
+        for call in (function, torch.compile(function, dynamic=False, backend="aot_eager")):
+            loss = call(*inputs)[0]
+            found.append([loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True)])
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+    torch._dynamo.reset()

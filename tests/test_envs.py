@@ -320,7 +320,7 @@ def test_settings_of_a_suite_become_arguments(dots):
         **common, "action_repeat": 3, "flip": True, "background": None
     }  # fmt: skip
     assert env_settings(config, "walker_walk", "collect") == {
-        **common, "action_repeat": 2, "sparse_reward": False, "background": None
+        **common, "action_repeat": 2, "camera": "", "sparse_reward": False, "background": None
     }  # fmt: skip
 
 

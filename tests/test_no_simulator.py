@@ -190,8 +190,9 @@ def test_losses_are_those_of_the_world_model_over_all_rows(agent: TargetAgent, d
         episodes = 2
         stored = [StoredEpisode(Path(), len(r["reward"]), {}, 0.0) for r in rows]  # noqa: RUF012
 
-        def read(self, index: int, first: int = 0, count: int | None = None) -> dict:
-            return {key: array[first : None if count is None else first + count] for key, array in rows[index].items()}
+        def read(self, index: int, first: int = 0, count: int | None = None, keys: tuple[str, ...] = ()) -> dict:
+            assert set(keys) <= rows[index].keys()
+            return {key: rows[index][key][first : None if count is None else first + count] for key in keys}
 
     figures = OfflineFigures(Store(), 0.9, seed=3).compute(agent)
     expected = np.average(losses, axis=0, weights=[9, 13])

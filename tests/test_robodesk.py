@@ -25,7 +25,7 @@ def env(blind_env):
 
 
 def test_task_names_are_those_of_the_installed_package():
-    desk = robodesk.desk_class()("push_green", 8, "top", "fast")
+    desk = robodesk.desk_class()("push_green", 8, ["top"], "fast")
     assert sorted(robodesk.SUITE.tasks) == sorted(desk.all_tasks)
     desk.close()
 

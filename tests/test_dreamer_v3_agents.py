@@ -265,7 +265,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dots_dataset: Path, tmp_path:
 def test_compiled_losses_equal_eager_ones():
     """As in test_compilation.py: of the world model, as on a GPU, and of actor and critic."""
     torch._dynamo.reset()
-    _, target = pair(**SHORT, size="16,16")
+    _, target = pair(**SHORT, size="16,16", cnn_depth=8)
     disturb(target)
     data = target.random_batch()
     noise = target.noise(data)

@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import DOTS, co_training, tiny
@@ -21,7 +22,7 @@ from config import Config
 from dreamer_v3.distributions import TwoHot
 from dreamer_v3.losses import replay_returns
 from dreamer_v3.rssm import EnsembleBlockRSSM
-from policy import PixelPolicy
+from policy import PixelPolicy, load_policy
 from policy.program import describe, export_program, largest_difference, to_bytes
 from senses import Senses
 from tools import BadInput
@@ -259,6 +260,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dots_dataset: Path, tmp_path:
         assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["progress"]["step"] == step
     run(tmp_path / "parts")
     assert_same_results(tmp_path / "whole", tmp_path / "parts")
+    policies = [load_policy(tmp_path / name) for name in ("whole", "parts")]
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    actions = [policy(images, sample=False) for policy in policies]
+    assert actions[0].shape[0] == 2 and np.isfinite(actions[0]).all() and np.array_equal(*actions)
+    assert np.isfinite(policies[0].value()).all()
 
 
 @pytest.mark.slow

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import Config
-from networks import RSSM, Actor, ScalarHead, State, first_rows, pad_action, scale_image
+from dreamer_v3 import parts
+from dreamer_v3.distributions import TwoHot, symlog
+from dreamer_v3.losses import ReturnRange, constrained_returns, separate_kl
+from networks import ScalarHead, State, StateSpaceModel, UnitNormal, first_rows, pad_action, scalar_nll, scale_image
 from ops.one_hot import Features
-from ops.truncated_normal import TruncatedNormal
 from senses import IMAGE, Senses, make_decoder, make_encoder
 
 RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, actions, ensemble members
@@ -35,12 +37,9 @@ def image_nll(mean: Tensor, image: Tensor) -> Tensor:
     return F.mse_loss(mean.float(), scale_image(image), reduction="sum") / (2 * steps)
 
 
-def scalar_nll(mean: Tensor, value: Tensor) -> Tensor:
-    """-ln N(value; mean, 1) without its constant, elementwise: Eq. 2's reward term, Eq. 11's squared error."""
-    return 0.5 * (mean - value).square()
-
-
-def balanced_kl(rssm: RSSM, post: State, prior: State, balance: float, free_nats: float) -> tuple[Tensor, Tensor]:
+def balanced_kl(
+    rssm: StateSpaceModel, post: State, prior: State, balance: float, free_nats: float
+) -> tuple[Tensor, Tensor]:
     """beta_1's term of Eq. 2 with DreamerV2's KL balancing.
 
     ``balance`` of the gradient trains the prior, the rest the posterior. Each side's mean over B and T is clipped to
@@ -122,8 +121,13 @@ def value_constraint(value: Tensor, bound: Tensor) -> Tensor:
     return torch.maximum(value, bound)
 
 
-def alpha(source_value: Tensor, config: Config) -> Tensor | float:
-    """Eq. 6's alpha, in units of the return; ``value_constraint_relative``: a share of the mean source value."""
+def alpha(source_value: Tensor, config: Config, returns: ReturnRange | None = None) -> Tensor | float:
+    """Eq. 6's alpha, in units of the return; ``value_constraint_relative``: a share of the mean source value.
+
+    With the range S of ``returns`` it is in units of S.
+    """
+    if returns is not None:
+        return config.value_constraint_scale * returns.scale
     share = source_value.mean().abs() if config.value_constraint_relative else 1.0
     return config.value_constraint_scale * share
 
@@ -169,22 +173,20 @@ class WorldModel(nn.Module):
 
     def __init__(self, config: Config, action_dim: int, senses: Senses = IMAGE):
         super().__init__()
-        act, self.action_dim, self.senses = config.act, action_dim, senses
+        self.action_dim, self.senses, self.symlog = action_dim, senses, config.symlog
         self.encoder = make_encoder(senses, config)
-        self.rssm = self.make_rssm(
-            config, self.encoder.embed, action_dim, stoch=config.dyn_stoch, deter=config.dyn_deter, act=act,
-            hidden=config.dyn_hidden, discrete=config.dyn_discrete, min_std=config.dyn_min_std,
-        )  # fmt: skip
+        self.rssm = self.make_rssm(config, self.encoder.embed, action_dim)
         feat = self.rssm.feat_size
         self.decoder = make_decoder(senses, config, feat)
-        self.reward = ScalarHead(feat, layers=config.reward_layers, units=config.units, act=act)
+        self.reward = parts.make_scalar_head(config, feat, config.reward_layers)
         self.discount = None
         if config.pred_discount:
-            self.discount = ScalarHead(feat, layers=config.discount_layers, units=config.units, act=act)
+            self.discount = ScalarHead(feat, layers=config.discount_layers, **parts.hidden(config))
+        parts.initialise_as_configured(self, config)
 
-    def make_rssm(self, config: Config, embed: int, action: int, **sizes: Any) -> RSSM:
+    def make_rssm(self, config: Config, embed: int, action: int) -> StateSpaceModel:
         """The RSSM for embeddings of size ``embed`` and padded actions of size ``action``."""
-        return RSSM(embed, action, **sizes)
+        return parts.make_rssm(config, embed, action)
 
     def loss_scales(self, config: Config) -> dict[str, float]:
         """The weight of each of `losses`."""
@@ -195,7 +197,14 @@ class WorldModel(nn.Module):
 
     def embed(self, batch: dict[str, Tensor]) -> Tensor:
         """Observations, image (B, T, H, W, C) uint8 and states (B, T, ...), to embeddings (B, T, E)."""
-        return self.encoder(*self.senses.observed(batch))
+        return self.encoder(*self.observed(batch))
+
+    def observed(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        """`Senses.observed`; with ``symlog``, the states (B, T, S) on DreamerV3's logarithmic scale."""
+        found = self.senses.observed(batch)
+        if self.symlog and self.senses.state:
+            found[-1] = symlog(found[-1])
+        return found
 
     def observe(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> WorldModelOutput:
         """Posterior and prior for observations (B, T, ...) and actions (B, T, own A), from the zero state."""
@@ -226,7 +235,7 @@ class WorldModel(nn.Module):
     def observation_losses(self, feat: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """-ln p(o_t | h_t, z_t) of Eq. 2 for each of `Senses.parts`, unit variance, means over B and T."""
         losses = {}
-        for part, mean, truth in zip(self.senses.parts, self.means(feat), self.senses.observed(batch), strict=True):
+        for part, mean, truth in zip(self.senses.parts, self.means(feat), self.observed(batch), strict=True):
             if part == "image":
                 losses[part] = image_nll(mean, truth)
             else:
@@ -237,10 +246,14 @@ class WorldModel(nn.Module):
         self, output: WorldModelOutput, batch: dict[str, Tensor], config: Config
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of Eq. 2, each a scalar mean over B and T, and the unclipped KL for the log."""
-        kl, plain_kl = balanced_kl(self.rssm, output.post, output.prior, config.kl_balance, config.kl_free)
+        states = self.rssm, output.post, output.prior
+        if config.kl_loss == "separate":
+            kl, plain_kl = separate_kl(*states, config.kl_representation, config.kl_free)
+        else:
+            kl, plain_kl = balanced_kl(*states, config.kl_balance, config.kl_free)
         losses = {
             **self.observation_losses(output.feat, batch),
-            "reward": scalar_nll(self.reward(output.feat), batch["reward"]).mean(),
+            "reward": self.reward.prediction(output.feat).nll(batch["reward"]).mean(),
             "kl": kl,
         }
         if self.discount is not None:
@@ -297,15 +310,18 @@ class ImaginedTrajectory:
 
 
 class ActorCritic(nn.Module):
-    """psi and xi: the actor, the critic and the critic's slow copy, which gives the targets."""
+    """psi and xi: the actor, the critic and the critic's slow copy, which gives the targets.
+
+    ``return_range`` is that of ``returns: percentile``, else None.
+    """
 
     def __init__(self, config: Config, feat: int, action_dim: int, actor_dim: int | None = None):
         super().__init__()
-        act, units = config.act, config.units
-        sizes = {"layers": config.actor_layers, "units": units, "outputs": actor_dim}
-        self.actor = Actor(feat, action_dim, act=act, min_std=config.actor_min_std, **sizes)
-        self.critic = ScalarHead(feat, layers=config.value_layers, units=units, act=act)
+        self.actor = parts.make_actor(config, feat, action_dim, actor_dim)
+        self.critic = parts.make_scalar_head(config, feat, config.value_layers)
+        parts.initialise_as_configured(self, config)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.return_range = ReturnRange() if config.returns == "percentile" else None
 
     def noise(self, world: WorldModel, starts: int, horizon: int) -> RolloutNoise:
         """Random numbers of a rollout of H steps.
@@ -317,69 +333,68 @@ class ActorCritic(nn.Module):
         return latent, uniform, world.rssm.draw_members(horizon)
 
     def imagine(
-        self, world: WorldModel, start: State, noise: RolloutNoise, log_prob: bool = True
+        self, world: WorldModel, start: State, noise: RolloutNoise, log_prob: bool = True, dynamics: bool = True
     ) -> ImaginedTrajectory:
         """Roll out the prior from ``start``, a state (N, ...), with the actor's samples for the H steps of ``noise``.
 
-        Without ``log_prob`` the log probabilities of the actions are zeros.
+        Without ``log_prob`` the log probabilities of the actions are zeros. Without ``dynamics`` the features have no
+        gradient by the actions.
         """
         state, feats, means, stds, actions = start, [world.rssm.feat(start)], [], [], []
         for latent, uniform, member in zip(noise[0].unbind(1), noise[1].unbind(1), noise[2], strict=True):
             policy = self.actor(world.rssm.sampled(feats[-1].detach()))
             action = policy.icdf(uniform)
-            state = world.rssm.imagine_step(state, pad_action(action, world.action_dim), latent, member)
+            executed = policy.executed(action if dynamics else action.detach())
+            state = world.rssm.imagine_step(state, pad_action(executed, world.action_dim), latent, member)
             feats.append(world.rssm.feat(state))
             means.append(policy.loc), stds.append(policy.scale), actions.append(action.detach())
-        policy, action = TruncatedNormal(torch.stack(means), torch.stack(stds)), torch.stack(actions)
+        policy, action = type(policy)(torch.stack(means), torch.stack(stds)), torch.stack(actions)
         entropy = policy.entropy().sum(-1)
         log_probs = policy.log_prob(action).sum(-1) if log_prob else torch.zeros_like(entropy)
         return ImaginedTrajectory(torch.stack(feats), action, log_probs, entropy)
 
     def actor_loss(
-        self, trajectory: ImaginedTrajectory, returns: Tensor, baseline: Tensor, weight: Tensor, config: Config
-    ) -> Tensor:
+        self, trajectory: ImaginedTrajectory, returns: Tensor, baseline: Tensor, weight: Tensor, config: Config,
+        advantage: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Eq. 7 and 10, negated: -E[ rho V + (1 - rho) ln pi(a) sg(V - v) + beta H ], over a_0 .. a_{H-2}.
 
         rho is 1 with ``actor_grad: dynamics``, 0 with ``reinforce``, ``actor_grad_mix`` with ``both``.
         returns, baseline and weight (H, N); `ImaginedTrajectory` shows which action belongs to which return.
+        ``advantage`` (H - 1, N) replaces V - v.
         """
         rho = {"dynamics": 1.0, "reinforce": 0.0, "both": config.actor_grad_mix}[config.actor_grad]
         objective = config.actor_entropy * trajectory.entropy[:-1]
         if rho > 0:
             objective = objective + rho * returns[1:]
         if rho < 1:
-            advantage = (returns[1:] - baseline[:-1]).detach()
+            advantage = (returns[1:] - baseline[:-1]).detach() if advantage is None else advantage
             objective = objective + (1 - rho) * trajectory.log_prob[:-1] * advantage
         return -(weight[:-1] * objective).mean()
 
+    @staticmethod
+    def value_nll(prediction: UnitNormal | TwoHot, returns: Tensor, slow_value: Tensor | None) -> Tensor:
+        """Eq. 11 elementwise; with DreamerV3's regulariser if there is a ``slow_value``."""
+        nll = prediction.nll(returns.detach())
+        return nll if slow_value is None else nll + prediction.nll(slow_value)
+
     def critic_loss(
-        self, feat: Features, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str, alpha: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, feat: Features, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str, alpha: Any,
+        slow_value: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """Eq. 11; with the source critic's values of the same states, Eq. 6: adds alpha * `value_constraint`.
 
         feat (H, N, F), returns, weight and source_value (H, N), alpha a number or a scalar -> the loss, a scalar, and
-        metrics of the constraint.
+        metrics of the constraint. ``slow_value`` (H, N) is a second target: DreamerV3's regulariser.
         """
-        value = self.critic(feat.detach())
-        nll = scalar_nll(value, returns.detach())
         if source_value is None:
-            return (weight * nll).mean(), {}
-        bound = value_bound(source_value, mode)
+            return (weight * self.value_nll(self.critic.prediction(feat.detach()), returns, slow_value)).mean(), {}
+        prediction, bound = self.critic.prediction(feat.detach()), value_bound(source_value, mode)
+        value = prediction.mean
         extra = value_constraint(value, bound)
         metrics = {"value_constraint": extra.detach().mean(), "constraint_active": (value >= bound).float().mean()}
         centred = ((v.detach() - v.detach().mean()).flatten() for v in (value, source_value))
         metrics |= {"source_value": source_value.mean(), "source_value_correlation": F.cosine_similarity(*centred, 0)}
-        return (weight * (nll + alpha * extra)).mean(), metrics
-
-
-def start_states(posts: Sequence[State], count: int = 0) -> list[State]:
-    """Posterior states of a batch, by one or more models, as start states: (B, T, ...) -> (N, ...), without history.
-
-    N is B * T, or ``count`` of them drawn at random without replacement, the same of each model.
-    """
-    flat = [{k: v.detach().flatten(0, 1) for k, v in post.items()} for post in posts]
-    deter = flat[0]["deter"]
-    if not 0 < count < len(deter):
-        return flat
-    chosen = torch.randperm(len(deter), device=deter.device)[:count]
-    return [{k: v[chosen] for k, v in states.items()} for states in flat]
+        if isinstance(prediction, TwoHot):
+            returns, alpha = constrained_returns(returns, value, bound, alpha), 0.0
+        return (weight * (self.value_nll(prediction, returns, slow_value) + alpha * extra)).mean(), metrics

@@ -5,15 +5,16 @@ D deterministic units, E embedding, A actions (padded to the larger domain), F =
 encoders and decoders together for agents with several cameras, or states beside the image.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, OneHotCategoricalStraightThrough, kl_divergence
 
-from ops import compute_dtype, no_autocast, recurrent
+from ops import Float32Linear, compute_dtype, recurrent
 from ops.convolution import Conv2d, ConvTranspose2d
 from ops.ensemble import EnsembleLinear
 from ops.one_hot import FeatureLinear, Features, sampled
@@ -23,17 +24,7 @@ from ops.truncated_normal import TruncatedNormal
 Distribution.set_default_validate_args(False)  # the checks read every tensor back from the device
 
 State = dict[str, Tensor]  # deter, stoch, and the parameters of the distribution of stoch
-
-
-class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32 under autocast.
-
-    bfloat16 has 8 significant bits: near 1,480, a usual value, its numbers are 8 apart, more than a reward.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        with no_autocast(x.device):
-            return F.linear(x.float(), self.weight, self.bias)
+Norm = Callable[[int], nn.Module] | None  # a norm of so many units, after the linear layers of heads
 
 
 def activation(name: str) -> nn.Module:
@@ -42,11 +33,11 @@ def activation(name: str) -> nn.Module:
 
 
 def mlp(
-    inputs: int, outputs: int, layers: int, units: int, act: str, last: type[nn.Linear] = nn.Linear
+    inputs: int, outputs: int, layers: int, units: int, act: str, last: type[nn.Linear] = nn.Linear, norm: Norm = None
 ) -> nn.Sequential:
     """``layers`` layers of ``units`` with activation ``act``, and one of type ``last``: of (..., F) or `Sampled`."""
-    sizes = [inputs] + [units] * layers
-    hidden = [m for a, b in pairwise(sizes) for m in (FeatureLinear(a, b), activation(act))]
+    sizes, norms = [inputs] + [units] * layers, [norm] if norm else []
+    hidden = [m for a, b in pairwise(sizes) for m in (FeatureLinear(a, b), *(n(b) for n in norms), activation(act))]
     return nn.Sequential(*hidden, last(sizes[-1], outputs))
 
 
@@ -80,9 +71,9 @@ class ConvEncoder(nn.Module):
 class StateEncoder(nn.Module):
     """Low-dimensional observations (B, T, S) to embeddings (B, T, E)."""
 
-    def __init__(self, inputs: int, embed: int, *, layers: int, units: int, act: str):
+    def __init__(self, inputs: int, embed: int, *, layers: int, units: int, act: str, norm: Norm = None):
         super().__init__()
-        self.layers, self.embed = mlp(inputs, embed, layers, units, act), embed
+        self.layers, self.embed = mlp(inputs, embed, layers, units, act, norm=norm), embed
 
     def forward(self, state: Tensor) -> Tensor:
         return self.layers(state)
@@ -179,43 +170,23 @@ def recurrent_step(
     return (z_next, h_next, stat), StepState(z, h, kept[0], *gru, h_cast, kept[1], hidden, sample, noise)
 
 
-class RSSM(nn.Module):
-    """Recurrent state-space model: h_t = f(h_{t-1}, z_{t-1}, a_t), posterior q(z_t | h_t, e_t), prior p(z_t | h_t).
+class StateSpaceModel(nn.Module):
+    """h_t = f(h_{t-1}, z_{t-1}, a_t), posterior q(z_t | h_t, e_t), prior p(z_t | h_t): what every such model has.
 
-    ``discrete`` classes make the latent categorical (the paper: 32 x 32); 0 makes it Gaussian (the release).
-    Only the recurrent part runs step by step. The projections of embeddings and actions before the scan and the prior
-    after it are one matrix product each over all steps.
+    ``discrete`` classes make the latent categorical (the paper: 32 x 32); 0 makes it Gaussian (the release). Subclasses
+    have the equations: `posterior`, `prior` and `imagine_step`, as `RSSM` describes them.
     """
 
-    def __init__(
-        self,
-        embed: int,
-        action: int,
-        *,
-        stoch: int,
-        deter: int,
-        hidden: int,
-        discrete: int,
-        min_std: float,
-        act: str,
-    ):
+    def __init__(self, stoch: int, deter: int, discrete: int, min_std: float):
         super().__init__()
         self.stoch, self.deter, self.discrete = stoch, deter, discrete
         self.latent = Latent(stoch, discrete, min_std)
         self.stoch_size = stoch * (discrete or 1)
         self.feat_size = self.stoch_size + deter
-        stats = stoch * (discrete or 2)
-        self.act = recurrent.ACTIVATIONS[act]
-        self.action_in = nn.Linear(action, hidden)
-        self.stoch_in = nn.Linear(self.stoch_size, hidden, bias=False)
-        self.cell = NormGRUCell(hidden, deter)
-        self.prior_hidden, self.prior_out = nn.Linear(deter, hidden), nn.Linear(hidden, stats)
-        self.post_embed = nn.Linear(embed, hidden)
-        self.post_deter, self.post_out = nn.Linear(deter, hidden, bias=False), nn.Linear(hidden, stats)
 
     def initial(self, batch: int) -> State:
         """The zero state before an episode's first action: stoch (batch, S * K), deter (batch, D)."""
-        zeros = self.action_in.weight.new_zeros
+        zeros = next(self.parameters()).new_zeros
         return {"stoch": zeros(batch, self.stoch_size), "deter": zeros(batch, self.deter)}
 
     def noise(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
@@ -223,17 +194,13 @@ class RSSM(nn.Module):
 
         Drawn up front, so the update can be compiled or split into micro-batches.
         """
-        empty = self.action_in.weight.new_empty(batch, steps, self.stoch)
+        empty = next(self.parameters()).new_empty(batch, steps, self.stoch)
         return empty.uniform_(generator=generator) if self.discrete else empty.normal_(generator=generator)
 
     def observe(
-        self,
-        embed: Tensor,
-        action: Tensor,
-        state: State | None = None,
-        noise: Tensor | None = None,
+        self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None,
         first: Tensor | None = None,
-    ) -> tuple[State, State]:
+    ) -> tuple[State, State]:  # fmt: skip
         """Posterior and prior of a sequence: embed (B, T, E), action (B, T, A), where action t led to embedding t.
 
         ``first`` (B, T) is true where an episode begins, if sequences hold several. Returns (posterior, prior): dicts
@@ -242,56 +209,9 @@ class RSSM(nn.Module):
         post = self.posterior(embed, action, state, noise, first)
         return post, {"deter": post["deter"], **self.prior(post["deter"])}
 
-    def posterior(
-        self,
-        embed: Tensor,
-        action: Tensor,
-        state: State | None = None,
-        noise: Tensor | None = None,
-        first: Tensor | None = None,
-    ) -> State:
-        """`observe` without the prior, which acting does not need."""
-        state = state or self.initial(embed.shape[0])
-        noise = self.noise(*embed.shape[:2]) if noise is None else noise
-        action = action if first is None else action.masked_fill(first.unsqueeze(-1), 0.0)
-        weights = self._step_weights(self.post_deter.weight, self.post_out.weight, self.post_out.bias)
-        stoch, deter, stat = self._scan(weights, action, self.post_embed(embed), noise, state, first)
-        return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
-
-    def _step_weights(self, hidden: Tensor, out: Tensor, out_bias: Tensor) -> StepWeights:
-        norm = self.cell.norm
-        return StepWeights(self.stoch_in.weight, self.cell.gates.weight, norm.weight, norm.bias, hidden, out, out_bias)
-
-    def _scan(
-        self, weights: StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State,
-        first: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        initial = state["stoch"], state["deter"]
-        return recurrent.scan(
-            recurrent_step, weights, self.latent, self.act, self.action_in(action), given, noise, initial, first
-        )
-
     def draw_members(self, steps: int) -> tuple[Tensor | None, ...]:
         """Which member of an ensemble of priors each of ``steps`` imagined steps uses; None without an ensemble."""
         return (None,) * steps
-
-    def imagine_step(
-        self, state: State, action: Tensor, noise: Tensor | None = None, member: Tensor | None = None
-    ) -> State:
-        """One step of the prior: state of (N, ...), action (N, A) -> the next state, with a sampled stoch.
-
-        ``noise`` is `noise` of one step (N, ...), ``member`` one of `draw_members`; both are drawn if None.
-        """
-        noise = self.noise(len(action), 1)[:, 0] if noise is None else noise
-        (member,) = self.draw_members(1) if member is None else (member,)
-        hidden, given, *out = self.prior_weights(member)
-        columns = self._scan(self._step_weights(hidden, *out), action[:, None], given, noise[:, None], state)
-        stoch, deter, stat = (column.squeeze(1) for column in columns)
-        return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
-
-    def prior_weights(self, member: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weight and bias of the prior's two layers."""
-        return self.prior_hidden.weight, self.prior_hidden.bias, self.prior_out.weight, self.prior_out.bias
 
     def dist(self, state: State) -> Distribution:
         """The latent's distribution: event (S, K) one-hot for a categorical latent, (S,) for a Gaussian one."""
@@ -315,6 +235,70 @@ class RSSM(nn.Module):
     def sampled(self, feat: Tensor) -> Features:
         """`feat` of sampled states, not of zero ones, in the form that heads compute fastest."""
         return sampled(feat, self.stoch, self.discrete)
+
+
+class RSSM(StateSpaceModel):
+    """DreamerV2's recurrent state-space model.
+
+    Only the recurrent part runs step by step. The projections of embeddings and actions before the scan and the prior
+    after it are one matrix product each over all steps.
+    """
+
+    def __init__(
+        self, embed: int, action: int, *, stoch: int, deter: int, hidden: int, discrete: int, min_std: float, act: str
+    ):
+        super().__init__(stoch, deter, discrete, min_std)
+        stats = stoch * (discrete or 2)
+        self.act = recurrent.ACTIVATIONS[act]
+        self.action_in = nn.Linear(action, hidden)
+        self.stoch_in = nn.Linear(self.stoch_size, hidden, bias=False)
+        self.cell = NormGRUCell(hidden, deter)
+        self.prior_hidden, self.prior_out = nn.Linear(deter, hidden), nn.Linear(hidden, stats)
+        self.post_embed = nn.Linear(embed, hidden)
+        self.post_deter, self.post_out = nn.Linear(deter, hidden, bias=False), nn.Linear(hidden, stats)
+
+    def posterior(
+        self, embed: Tensor, action: Tensor, state: State | None = None, noise: Tensor | None = None,
+        first: Tensor | None = None,
+    ) -> State:  # fmt: skip
+        """`observe` without the prior, which acting does not need."""
+        state = state or self.initial(embed.shape[0])
+        noise = self.noise(*embed.shape[:2]) if noise is None else noise
+        action = action if first is None else action.masked_fill(first.unsqueeze(-1), 0.0)
+        weights = self._step_weights(self.post_deter.weight, self.post_out.weight, self.post_out.bias)
+        stoch, deter, stat = self._scan(weights, action, self.post_embed(embed), noise, state, first)
+        return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
+
+    def _step_weights(self, hidden: Tensor, out: Tensor, out_bias: Tensor) -> StepWeights:
+        norm = self.cell.norm
+        return StepWeights(self.stoch_in.weight, self.cell.gates.weight, norm.weight, norm.bias, hidden, out, out_bias)
+
+    def _scan(
+        self, weights: StepWeights, action: Tensor, given: Tensor, noise: Tensor, state: State,
+        first: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        initial = state["stoch"], state["deter"]
+        return recurrent.scan(
+            recurrent_step, weights, self.latent, self.act, self.action_in(action), given, noise, initial, first
+        )
+
+    def imagine_step(
+        self, state: State, action: Tensor, noise: Tensor | None = None, member: Tensor | None = None
+    ) -> State:
+        """One step of the prior: state of (N, ...), action (N, A) -> the next state, with a sampled stoch.
+
+        ``noise`` is `noise` of one step (N, ...), ``member`` one of `draw_members`; both are drawn if None.
+        """
+        noise = self.noise(len(action), 1)[:, 0] if noise is None else noise
+        (member,) = self.draw_members(1) if member is None else (member,)
+        hidden, given, *out = self.prior_weights(member)
+        columns = self._scan(self._step_weights(hidden, *out), action[:, None], given, noise[:, None], state)
+        stoch, deter, stat = (column.squeeze(1) for column in columns)
+        return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
+
+    def prior_weights(self, member: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of the prior's two layers."""
+        return self.prior_hidden.weight, self.prior_hidden.bias, self.prior_out.weight, self.prior_out.bias
 
     def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
         """Parameters of p(z_t | h_t), (..., D) -> (..., S, K) or (..., S)."""
@@ -351,12 +335,13 @@ class Actor(nn.Module):
     """Features to a truncated normal over the agent's own A actions, before any padding."""
 
     def __init__(
-        self, feat: int, action: int, *, layers: int, units: int, act: str, min_std: float, outputs: int | None = None
-    ):
+        self, feat: int, action: int, *, layers: int, units: int, act: str, min_std: float, norm: Norm = None,
+        outputs: int | None = None,
+    ):  # fmt: skip
         """``outputs`` is the number of actions that the last layer has outputs for; the first A are used."""
         super().__init__()
         self.outputs = outputs or action
-        self.layers = mlp(feat, 2 * self.outputs, layers, units, act, last=Float32Linear)
+        self.layers = mlp(feat, 2 * self.outputs, layers, units, act, last=Float32Linear, norm=norm)
         self.action_dim, self.min_std = action, min_std
 
     def forward(self, feat: Features) -> TruncatedNormal:
@@ -365,12 +350,30 @@ class Actor(nn.Module):
         return TruncatedNormal(torch.tanh(mean), 2 * torch.sigmoid(std / 2) + self.min_std)
 
 
+def scalar_nll(mean: Tensor, value: Tensor) -> Tensor:
+    """-ln N(value; mean, 1) without its constant, elementwise: Eq. 2's reward term, Eq. 11's squared error."""
+    return 0.5 * (mean - value).square()
+
+
+class UnitNormal(NamedTuple):
+    """N(mean, 1), elementwise."""
+
+    mean: Tensor
+
+    def nll(self, value: Tensor) -> Tensor:
+        return scalar_nll(self.mean, value)
+
+
 class ScalarHead(nn.Module):
     """Features to one number: the mean of a unit Gaussian (reward, value) or a logit (discount)."""
 
-    def __init__(self, feat: int, *, layers: int, units: int, act: str):
+    def __init__(self, feat: int, *, layers: int, units: int, act: str, norm: Norm = None):
         super().__init__()
-        self.layers = mlp(feat, 1, layers, units, act, last=Float32Linear)
+        self.layers = mlp(feat, 1, layers, units, act, last=Float32Linear, norm=norm)
+
+    def prediction(self, feat: Features) -> UnitNormal:
+        """(..., F) -> the distribution of a reward or a value, (...)."""
+        return UnitNormal(self(feat))
 
     def forward(self, feat: Features) -> Tensor:
         """(..., F) -> (...)."""

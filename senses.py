@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from config import Config
-from networks import ConvDecoder, ConvEncoder, StateEncoder, mlp
+from dreamer_v3 import parts
+from networks import StateEncoder, mlp
 from tools import CAMERA
 
 
@@ -63,7 +64,7 @@ IMAGE = Senses()  # the paper's: one camera
 class JointEncoder(nn.Module):
     """Image and states to one embedding: the image's part, then the states'."""
 
-    def __init__(self, image: ConvEncoder, state: StateEncoder):
+    def __init__(self, image: nn.Module, state: StateEncoder):
         super().__init__()
         self.image, self.state = image, state
         self.embed = image.embed + state.embed
@@ -76,7 +77,7 @@ class JointEncoder(nn.Module):
 class JointDecoder(nn.Module):
     """Features to the means of two unit Gaussians, over the image and over the states."""
 
-    def __init__(self, image: ConvDecoder, state: nn.Module):
+    def __init__(self, image: nn.Module, state: nn.Module):
         super().__init__()
         self.image, self.state = image, state
 
@@ -85,24 +86,23 @@ class JointDecoder(nn.Module):
         return self.image(feat), self.state(feat)
 
 
-def make_encoder(senses: Senses, config: Config) -> ConvEncoder | StateEncoder | JointEncoder:
+def make_encoder(senses: Senses, config: Config) -> nn.Module:
     """The encoder of ``senses``. States without an image get an embedding of the image encoder's size (Table 4)."""
-    image = ConvEncoder(config.size[0], config.cnn_depth, config.act, senses.channels or CAMERA)
+    image = parts.make_image_encoder(config, senses.channels or CAMERA)
     if not senses.state:
         return image
     embed = config.state_embed if senses.channels else image.embed
-    sizes = {"layers": config.state_layers, "units": config.units, "act": config.act}
-    state = StateEncoder(senses.width, embed, **sizes)
+    state = StateEncoder(senses.width, embed, layers=config.state_layers, **parts.hidden(config))
     return JointEncoder(image, state) if senses.channels else state
 
 
-def make_decoder(senses: Senses, config: Config, feat: int) -> ConvDecoder | nn.Module | JointDecoder:
+def make_decoder(senses: Senses, config: Config, feat: int) -> nn.Module:
     """The decoder of ``senses`` from F features."""
     found = []
     if senses.channels:
-        found.append(ConvDecoder(feat, config.size[0], config.cnn_depth, config.act, senses.channels))
+        found.append(parts.make_image_decoder(config, feat, senses.channels))
     if senses.state:
-        found.append(mlp(feat, senses.width, config.state_layers, config.units, config.act))
+        found.append(mlp(feat, senses.width, config.state_layers, **parts.hidden(config)))
     return JointDecoder(*found) if len(found) == 2 else found[0]
 
 

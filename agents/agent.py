@@ -1,4 +1,4 @@
-"""DreamerV2: a world model (phi), and an actor (psi) and a critic (xi) that learn from imagined trajectories."""
+"""Dreamer: a world model (phi), and an actor (psi) and a critic (xi) that learn from imagined trajectories."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 import models
 from agents.base import BaseAgent, Batch, Metrics, Store
-from agents.optim import Optimizer, Tree, add_metrics, cast_weights, frozen, micro_batches
+from agents.optim import Optimizer, Tree, add_metrics, cast_weights, frozen, make_optimizer, micro_batches
+from agents.pixel_networks import move_towards
 from agents.value_bound import ValueBound
 from config import Config
+from dreamer_v3.losses import normalised_advantage, replay_returns
 from models import ActorCritic, RolloutNoise, WorldModel
 from networks import State, first_rows, pad_action
 from ops.one_hot import Features
@@ -18,7 +20,9 @@ from senses import IMAGE, Senses, image_part
 
 
 class Agent(BaseAgent):
-    """A DreamerV2 agent. Its subclasses change the world model's loss; the training step is the same for all.
+    """A DreamerV2 agent; with the settings of the block `dreamerv3`, a DreamerV3 agent.
+
+    Its subclasses change the world model's loss; the training step is the same for all.
 
     Args:
         action_dim: the agent's own action size, that of its actor and its data.
@@ -51,7 +55,7 @@ class Agent(BaseAgent):
         self.frozen_world = frozen(self.world)
         bfloat16 = config.precision == "bfloat16"
         self.cast_weights = cast_weights(self.frozen_world.rssm, torch.bfloat16) if bfloat16 else []
-        self.model_opt = model_opt or Optimizer([self.world], config.model_lr, config)
+        self.model_opt = model_opt or make_optimizer([self.world], config.model_lr, config)
         self.scales = self.world.loss_scales(config)
         self._world_model_loss = self.world_model_loss
         if device.type != "cpu":  # there, compiling takes minutes and gains nothing (docs/performance.md)
@@ -64,8 +68,9 @@ class Agent(BaseAgent):
         config = self.config
         self.behavior = ActorCritic(config, self.world.rssm.feat_size, self.action_dim, actor_dim).to(self.device)
         self.frozen_critic = frozen(self.behavior.critic)
-        self.actor_opt = Optimizer([self.behavior.actor], config.actor_lr, config)
-        self.critic_opt = Optimizer([self.behavior.critic], config.value_lr, config)
+        self.target_critic = self.behavior.slow_critic if config.slow_critic == "target" else self.frozen_critic
+        self.actor_opt = make_optimizer([self.behavior.actor], config.actor_lr, config)
+        self.critic_opt = make_optimizer([self.behavior.critic], config.value_lr, config)
         self.behavior_updates = 0
         self._behavior_loss = self._compiled(self.behavior_loss, self.actor_opt, self.critic_opt)
 
@@ -90,7 +95,7 @@ class Agent(BaseAgent):
         post = self.world.rssm.posterior(self.world.embed(inputs), action, state, noise)
         latent = {key: post[key][:, -1] for key in ("stoch", "deter")}
         policy = self.behavior.actor(self.world.rssm.feat(latent))
-        return {**latent, "action": policy.mode if uniform is None else policy.icdf(uniform)}
+        return {**latent, "action": policy.mode if uniform is None else policy.executed(policy.icdf(uniform))}
 
     def value(self, feat: Tensor) -> Tensor:
         """v(s_t) of features (..., F): the discounted sum of rewards from the one on arrival in s_t on, (...)."""
@@ -119,9 +124,14 @@ class Agent(BaseAgent):
     def weighted(self, post: State, batch: Batch) -> State:
         """Posterior states stoch and deter (B, T, ...) with their ``weight`` (B, T) as start states of imagination.
 
-        It is the batch's discount, 0 where the task terminated. Without a discount head no state has a weight.
+        It is the batch's discount, 0 where the task terminated. Without a discount head no state has a weight. For the
+        critic's loss on replayed sequences they also have a ``row``, reward, discount and perhaps is_first.
         """
-        return post if self.world.discount is None else {**post, "weight": batch["discount"]}
+        found = post if self.world.discount is None else {**post, "weight": batch["discount"]}
+        if not self.config.replay_value_scale:
+            return found
+        rows = torch.arange(batch["reward"].numel(), device=self.device).view(batch["reward"].shape)
+        return {**found, "row": rows, **{k: batch[k] for k in ("reward", "discount", "is_first") if k in batch}}
 
     # Learning
 
@@ -195,19 +205,59 @@ class Agent(BaseAgent):
 
         They learn from trajectories that start in the posterior states ``post`` (B, T, ...).
         """
-        config, behavior, metrics = self.config, self.behavior, {}
+        config, behavior, metrics, returns = self.config, self.behavior, {}, []
         if self.behavior_updates % config.slow_target_update == 0:
-            behavior.slow_critic.load_state_dict(behavior.critic.state_dict())
+            self.update_slow_critic()
         self.behavior_updates += 1
         source_posts = [bound.post] if bound is not None and bound.post is not None else []
         (start, *source_start), noise = self.start_imagination(post, *source_posts)
         source_noise = bound.noise(len(start["deter"]), config.imag_horizon) if source_start else None
         for share, part in micro_batches(config.grad_accum, start, noise, bound, source_start, source_noise):
             with self.autocast():
-                loss, values = self._behavior_loss(*part)
+                loss, values, imagined = self._behavior_loss(*part)
             self.backward(loss, share, self.actor_opt, self.critic_opt)
             metrics = add_metrics(metrics, share, values)
+            returns.append(imagined)
+        if config.replay_value_scale:
+            metrics |= self.descend_replay_loss(post, start["row"], torch.cat([r[0] for r in returns]))
+        if behavior.return_range is not None:
+            behavior.return_range.update(torch.cat(returns, 1))
         return {**metrics, "actor_grad_norm": self.actor_opt.step(), "critic_grad_norm": self.critic_opt.step()}
+
+    def update_slow_critic(self) -> None:
+        """Move the slow critic by ``slow_target_fraction`` of its difference to the critic; 1 makes it a copy."""
+        critics = self.behavior.slow_critic, self.behavior.critic
+        if self.config.slow_target_fraction < 1:
+            move_towards(*critics, self.config.slow_target_fraction)
+        else:
+            critics[0].load_state_dict(critics[1].state_dict())
+
+    def descend_replay_loss(self, post: State, rows: Tensor, imagined: Tensor) -> Metrics:
+        """Add the gradient of the critic's loss on replayed sequences, `replay_returns`, to that of its other loss.
+
+        post: what `weighted` returns, (B, T, ...). imagined (N,): the returns V_0 of trajectories from the states
+        ``rows`` of its B * T; of the others the critic's value counts.
+        """
+        config = self.config
+        with self.autocast():
+            feat = self.world.rssm.feat(post).detach()
+            with torch.no_grad():
+                value = self.target_critic(feat)
+                bound = value.flatten().index_copy(0, rows, imagined.to(value.dtype)).view_as(value)
+                discount = config.discount * post["discount"]
+                first = post.get("is_first")
+                returns, weight = replay_returns(post["reward"], discount, bound, first, config.discount_lambda)
+                slow_value = self.behavior.slow_critic(feat)
+            prediction = self.behavior.critic.prediction(feat)
+            nll = self.behavior.value_nll(prediction, returns, slow_value if self.regularised else None)
+            loss = (weight * nll).mean()
+        self.backward(loss, config.replay_value_scale, self.critic_opt)
+        return {"replay_critic_loss": loss.detach()}
+
+    @property
+    def regularised(self) -> bool:
+        """Whether the critic is drawn towards its slow copy, which then does not give the targets."""
+        return self.config.slow_critic == "regularizer"
 
     def start_imagination(self, *posts: State) -> tuple[list[State], RolloutNoise]:
         """The start states (N, ...) of imagination in each model of ``posts``, and the rollouts' random numbers.
@@ -215,7 +265,7 @@ class Agent(BaseAgent):
         Also brings the frozen world model's cast weights up to date.
         """
         self.refresh_cast_weights()
-        starts = models.start_states(posts, self.config.imag_starts)
+        starts = start_states(posts, self.config.imag_starts)
         return starts, self.behavior.noise(self.world, len(starts[0]["deter"]), self.config.imag_horizon)
 
     def refresh_cast_weights(self) -> None:
@@ -230,42 +280,53 @@ class Agent(BaseAgent):
         bound: ValueBound | None = None,
         source_start: Sequence[State] = (),
         source_noise: Tensor | None = None,
-    ) -> tuple[Tensor, Metrics]:
+    ) -> tuple[Tensor, Metrics, Tensor | None]:
         """The sum of the actor's and the critic's loss, which share no weights, from start states (N, ...).
+
+        Returns (loss, metrics, the lambda-returns (H, N) if a setting needs them).
 
         ``start`` may have a ``weight`` (N,) of each: 0 in a terminal state, which no action follows. ``source_start``:
         the same states in the source's model, if the ``bound`` of Eq. 6 rolls them out, with ``source_noise``.
         """
         config, behavior, world = self.config, self.behavior, self.frozen_world
-        trajectory = behavior.imagine(world, start, noise, log_prob=config.actor_grad != "dynamics")
+        kinds = {"log_prob": config.actor_grad != "dynamics", "dynamics": config.actor_grad != "reinforce"}
+        trajectory = behavior.imagine(world, start, noise, **kinds)
         feat = world.rssm.sampled(trajectory.feat)
         # All states, then all but the last: a slice of the features would copy them once more in the backward pass.
         reward, reward_metrics = self.imagined_reward(feat)  # (H + 1, N)
         reward = reward[:-1]
         discount = world.predicted_discount(feat[:-1], config.discount)
-        slow_value = behavior.slow_critic(feat)  # (H + 1, N)
-        returns = models.lambda_return(reward, slow_value[1:], discount, config.discount_lambda)
+        value = self.target_critic(feat)  # (H + 1, N)
+        returns = models.lambda_return(reward, value[1:], discount, config.discount_lambda)
         first = start.get("weight", torch.ones_like(discount[0])).unsqueeze(0)
         weight = torch.cat([first, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
-        actor_loss = behavior.actor_loss(trajectory, returns, slow_value[:-1], weight, config)
+        range_metrics, advantage, scaled = {}, None, returns
+        if behavior.return_range is not None:
+            scale = behavior.return_range.scale
+            advantage = normalised_advantage(returns, value[:-1], scale)[:-1]
+            range_metrics, scaled = {"return_range": scale}, returns / scale
+        actor_loss = behavior.actor_loss(trajectory, scaled, value[:-1], weight, config, advantage)
         visited, source_value, alpha = feat[:-1].detach(), None, 0.0
         if bound is not None:
             source_value = bound.values(visited, trajectory, *(source_start or [None]), source_noise)
-            alpha = models.alpha(source_value, config)
+            alpha = models.alpha(source_value, config, behavior.return_range)
+        slow_value = behavior.slow_critic(visited) if self.regularised else None
         critic_loss, constraint_metrics = behavior.critic_loss(
-            visited, returns, weight, source_value, config.value_constraint, alpha
+            visited, returns, weight, source_value, config.value_constraint, alpha, slow_value
         )
         metrics = {
             "actor_loss": actor_loss,
             "critic_loss": critic_loss,
             "imagined_return": returns.mean(),
             "imagined_reward": reward.mean(),
-            "value": slow_value.mean(),
+            "value": value.mean(),
             "actor_entropy": trajectory.entropy.mean(),
             **reward_metrics,
             **constraint_metrics,
+            **range_metrics,
         }
-        return actor_loss + critic_loss, metrics
+        kept = returns.detach() if range_metrics or config.replay_value_scale else None
+        return actor_loss + critic_loss, metrics, kept
 
     def imagined_reward(self, feat: Features) -> tuple[Tensor, Metrics]:
         """The reward that the actor maximises in imagination, features (H, N, F) -> (H, N), and metrics of it."""
@@ -282,7 +343,7 @@ class Agent(BaseAgent):
         (start,), noise = self.start_imagination(self.weighted(post, batch))
         for share, part in micro_batches(self.config.grad_accum, start, noise):
             with self.autocast():
-                loss, _ = self.behavior_loss(*part)
+                loss, *_ = self.behavior_loss(*part)
             self.backward(loss, share, self.actor_opt, self.critic_opt)
         found = {}
         for name in self.OPTIMIZERS:
@@ -290,3 +351,16 @@ class Agent(BaseAgent):
             found[name] = [torch.zeros_like(p) if p.grad is None else p.grad for p in optimizer.parameters]
             optimizer.zero_grad()
         return found
+
+
+def start_states(posts: Sequence[State], count: int = 0) -> list[State]:
+    """Posterior states of a batch, by one or more models, as start states: (B, T, ...) -> (N, ...), without history.
+
+    N is B * T, or ``count`` of them drawn at random without replacement, the same of each model.
+    """
+    flat = [{k: v.detach().flatten(0, 1) for k, v in post.items()} for post in posts]
+    deter = flat[0]["deter"]
+    if not 0 < count < len(deter):
+        return flat
+    chosen = torch.randperm(len(deter), device=deter.device)[:count]
+    return [{k: v[chosen] for k, v in states.items()} for states in flat]

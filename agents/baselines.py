@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +12,9 @@ from agents.coworld import TargetAgent
 from agents.optim import Optimizer, select_rows
 from agents.value_bound import ValueBound
 from config import Config
+from dreamer_v3 import parts
 from models import WorldModel
-from networks import EnsembleRSSM, State
+from networks import State, StateSpaceModel
 from ops.one_hot import Features, Sampled
 
 
@@ -26,8 +26,8 @@ def mean_disagreement(means: Tensor) -> Tensor:
 class EnsembleWorldModel(WorldModel):
     """A world model with an ensemble of priors. The KL of `losses` is the mean over its members."""
 
-    def make_rssm(self, config: Config, embed: int, action: int, **sizes: Any) -> EnsembleRSSM:
-        return EnsembleRSSM(embed, action, members=config.ensemble, **sizes)
+    def make_rssm(self, config: Config, embed: int, action: int) -> StateSpaceModel:
+        return parts.make_rssm(config, embed, action, members=config.ensemble)
 
     def disagreement(self, feat: Tensor) -> Tensor:
         """`mean_disagreement` of the members' latent means at features (..., F): (...)."""

@@ -1,4 +1,4 @@
-"""Source and target agents of CoWorld. Both are DreamerV2; the other agent is passed to an update, never stored."""
+"""Source and target agents of CoWorld. Both are `Agent`s; the other agent is passed to an update, never stored."""
 
 from typing import Any
 
@@ -73,9 +73,9 @@ class SourceAgent(Agent):
             return super().world_model_loss(batch, noise)
         output, target_output = self.world.observe_pair((batch, target_batch), (noise, target_noise), target_embed)
         losses, kl = self.world.losses(output, batch, self.config)
-        predicted = self.world.reward(target_output.feat)  # (B, T)
-        relabelled = models.relabel_reward(predicted, target_batch["reward"], self.config.target_informed_factor)
-        target_nll = models.scalar_nll(predicted, relabelled).mean()
+        predicted = self.world.reward.prediction(target_output.feat)  # over (B, T)
+        relabelled = models.relabel_reward(predicted.mean, target_batch["reward"], self.config.target_informed_factor)
+        target_nll = predicted.nll(relabelled).mean()
         losses["reward"] = models.reward_alignment(losses["reward"], target_nll, eta)
         total, metrics = self.weighted_losses(losses, kl)
         return total, {**metrics, "reward_alignment": target_nll, "eta": eta}, output.latent

@@ -14,7 +14,7 @@ from agents.agent import Agent
 from agents.base import Batch, Metrics
 from agents.baselines import EnsembleWorldModel
 from agents.model_free import EDGE
-from agents.optim import Optimizer, Tree, add_metrics, micro_batches
+from agents.optim import Optimizer, Tree, add_metrics, make_optimizer, micro_batches
 from agents.pixel_networks import move_towards
 from config import Config
 from networks import Float32Linear, State, mlp, pad_action
@@ -86,8 +86,8 @@ class LOMPOAgent(Agent):
     def build_behavior(self, actor_dim: int | None) -> None:
         config = self.config
         self.behavior = LatentActorCritic(config, self.world.rssm.feat_size, self.action_dim).to(self.device)
-        self.actor_opt = Optimizer([self.behavior.actor], config.actor_lr, config)
-        self.critic_opt = Optimizer([self.behavior.critics], config.value_lr, config)
+        self.actor_opt = make_optimizer([self.behavior.actor], config.actor_lr, config)
+        self.critic_opt = make_optimizer([self.behavior.critics], config.value_lr, config)
         self.behavior_updates = 0
 
     def value(self, feat: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from config import Config
+from dreamer_v3.laprop import LaProp, clip_adaptively
 
 Tree = Any  # tensors in dicts, lists and tuples; other leaves are passed on as they are
 
@@ -25,10 +26,11 @@ class Optimizer:
         self.parameters = [p for module in modules for p in module.parameters()]
         self.clip = config.grad_clip
         self.anchor: Anchor | None = None
+        self.adam = self.make_rule(lr, config)
+
+    def make_rule(self, lr: float, config: Config) -> torch.optim.Optimizer:
         fused = all(p.device.type in ("cpu", "cuda") for p in self.parameters)
-        self.adam = torch.optim.AdamW(
-            self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=fused
-        )
+        return torch.optim.AdamW(self.parameters, lr, eps=config.opt_eps, weight_decay=config.weight_decay, fused=fused)
 
     def step(self) -> Tensor:
         """One update with the gradients that the parameters have, which are then removed.
@@ -37,10 +39,14 @@ class Optimizer:
         """
         if self.anchor is not None:
             self.anchor.add_gradient(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        norm = self.clip_gradients()
         self.adam.step()
         self.zero_grad()
         return norm
+
+    def clip_gradients(self) -> Tensor:
+        """Clip the gradients. Returns their norm before it, a scalar."""
+        return nn.utils.clip_grad_norm_(self.parameters, self.clip)
 
     def zero_grad(self) -> None:
         self.adam.zero_grad(set_to_none=True)
@@ -56,6 +62,25 @@ class Optimizer:
                 moments[name] = torch.empty_like(parameter).copy_(moments[name]).detach()
 
 
+class LaPropOptimizer(Optimizer):
+    """DreamerV3's: LaProp with a warm-up; each parameter's gradient is clipped by the parameter's norm."""
+
+    def make_rule(self, lr: float, config: Config) -> torch.optim.Optimizer:
+        self.clip = config.agc
+        return LaProp(self.parameters, lr, config.opt_eps, config.lr_warmup, config.weight_decay)
+
+    def clip_gradients(self) -> Tensor:
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        clip_adaptively(self.parameters, self.clip)
+        return norm
+
+
+def make_optimizer(modules: Iterable[nn.Module], lr: float, config: Config) -> Optimizer:
+    """The optimiser of agents with a world model, by the setting ``optimizer``."""
+    kind = {"adam": Optimizer, "laprop": LaPropOptimizer}[config.optimizer]
+    return kind(modules, lr, config)
+
+
 def frozen(module: nn.Module) -> nn.Module:
     """A view of ``module`` on the same weights that needs no gradients: autograd then stores nothing for them."""
     view = copy.deepcopy(module).requires_grad_(False)
@@ -65,14 +90,14 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Give the layers of a `frozen` view weights of their own in ``dtype``; layer norms stay as they are.
+    """Give the layers of a `frozen` view weights of their own in ``dtype``; norms stay as they are.
 
     Autocast casts a weight without gradient again at every use, such as at each imagined step. Returns pairs of a cast
     weight and the weight that it has to be copied from before use.
     """
     pairs = []
     for layer in module.modules():
-        if isinstance(layer, nn.LayerNorm):
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
             continue
         for parameter in layer.parameters(recurse=False):
             original = parameter.data

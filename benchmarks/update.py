@@ -48,6 +48,8 @@ BLOCKS = {
     "release": ["release"],
     "small": ["dmc", "small"],
     "study": ["dmc", "small", "study"],
+    "dreamerv3": ["dmc", "dreamerv3"],
+    "dreamerv3_small": ["dmc", "dreamerv3", "small"],
     "debug": ["dmc", "debug"],
 }
 ACTIONS = 6
@@ -205,7 +207,8 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
         before = product_rate(device, dtype)
         counts = {key: operations(call) for key, call in work_of(*eager).items()}
         keep_freed_memory(False)
-        time_all(plain_work(*eager))
+        if not config.gru_blocks:  # the plain update is DreamerV2's
+            time_all(plain_work(*eager))
         keep_freed_memory()
         time_all(work_of(source, target))
         time_all(pipeline_work(source, target, stack, args))

@@ -72,6 +72,13 @@ STATES = Condition(
 BESIDE_IMAGE = Condition(lambda method, config: has_state_keys(config), "state_keys")
 SOURCE_STATES = Condition(lambda method, config: config.state_keys or config.source_state_keys != "none", "state_keys")
 GAUSSIAN = Condition(lambda method, config: config.dyn_discrete == 0, "dyn_discrete 0")
+CATEGORICAL = Condition(lambda method, config: config.dyn_discrete > 0, "a categorical latent, dyn_discrete")
+BLOCK_GRU = Condition(lambda method, config: config.gru_blocks, "gru_blocks")
+BALANCED_KL = Condition(lambda method, config: config.kl_loss == "balanced", "kl_loss balanced")
+SEPARATE_KL = Condition(lambda method, config: config.kl_loss == "separate", "kl_loss separate")
+RAW_RETURNS = Condition(lambda method, config: config.returns == "raw", "returns raw")
+ADAM = Condition(lambda method, config: config.optimizer == "adam" or not method.world_model, "optimizer adam")
+LAPROP = Condition(lambda method, config: config.optimizer == "laprop", "optimizer laprop")
 PRED_DISCOUNT = Condition(lambda method, config: config.pred_discount, "pred_discount True")
 MIXED_GRADIENT = Condition(lambda method, config: config.actor_grad == "both", "actor_grad both")
 
@@ -208,11 +215,19 @@ SETTINGS = {
     "state_embed": Setting(minimum=1, used_if=(WORLD_MODEL, BESIDE_IMAGE), affects="sources cost"),
     "units": Setting(minimum=1, used_if=(WORLD_MODEL,), affects="sources cost"),
     "act": Setting(**one_of("ELU", "ReLU", "SiLU", "GELU", "Tanh"), used_if=(WORLD_MODEL,)),
+    "norm": Setting(**one_of("none", "rms"), used_if=(WORLD_MODEL,), affects="sources cost"),
+    "cnn": Setting(**one_of("dreamerv2", "dreamerv3"), used_if=(WORLD_MODEL,), affects="sources cost"),
+    "gru_blocks": Setting(used_if=(WORLD_MODEL,), affects="sources cost"),
+    "unimix": Setting(maximum=1, used_if=(WORLD_MODEL, BLOCK_GRU, CATEGORICAL)),
+    "symlog": Setting(used_if=(WORLD_MODEL, STATES)),
+    "heads": Setting(**one_of("gaussian", "twohot"), used_if=(WORLD_MODEL,), affects="sources cost"),
     "reward_layers": Setting(used_if=(WORLD_MODEL,)),
     "discount_layers": Setting(used_if=(WORLD_MODEL, PRED_DISCOUNT)),
     "pred_discount": Setting(used_if=(WORLD_MODEL,)),
     "kl_scale": Setting(used_if=(WORLD_MODEL,)),
-    "kl_balance": Setting(maximum=1, used_if=(WORLD_MODEL,)),
+    "kl_loss": Setting(**one_of("balanced", "separate"), used_if=(WORLD_MODEL,)),
+    "kl_balance": Setting(maximum=1, used_if=(WORLD_MODEL, BALANCED_KL)),
+    "kl_representation": Setting(used_if=(WORLD_MODEL, SEPARATE_KL)),
     "kl_free": Setting(used_if=(WORLD_MODEL,)),
     "image_scale": Setting(used_if=(WORLD_MODEL,)),
     "state_scale": Setting(used_if=(WORLD_MODEL, STATES)),
@@ -227,9 +242,14 @@ SETTINGS = {
     "value_layers": Setting(used_if=(WORLD_MODEL,), affects="sources cost"),
     "actor_grad": Setting(**one_of("dynamics", "reinforce", "both"), used_if=(BEHAVIOR,)),
     "actor_grad_mix": Setting(maximum=1, used_if=(BEHAVIOR, MIXED_GRADIENT)),
+    "actor_dist": Setting(**one_of("truncated", "bounded"), used_if=(BEHAVIOR,)),
+    "returns": Setting(**one_of("raw", "percentile"), used_if=(BEHAVIOR,)),
     "actor_entropy": Setting(used_if=(BEHAVIOR,)),
     "actor_min_std": Setting(used_if=(BEHAVIOR,)),
+    "slow_critic": Setting(**one_of("target", "regularizer"), used_if=(BEHAVIOR,)),
     "slow_target_update": Setting(minimum=1, used_if=(BEHAVIOR,)),
+    "slow_target_fraction": Setting(above=0, maximum=1, used_if=(BEHAVIOR,)),
+    "replay_value_scale": Setting(used_if=(BEHAVIOR,), affects="sources cost"),
     # The ties
     "state_alignment": Setting(used_if=(TIES,), report="ablation", **TIE),
     "state_alignment_scale": Setting(used_if=(TIES, STATE_ALIGNMENT), **TIE),
@@ -242,7 +262,7 @@ SETTINGS = {
         **one_of("minmax", "brute", "constant", "off"), used_if=(TIES,), report="ablation", **TIE
     ),
     "value_constraint_scale": Setting(used_if=(TIES, CONSTRAINT), **TIE),
-    "value_constraint_relative": Setting(used_if=(TIES, CONSTRAINT), report="ablation", **TIE),
+    "value_constraint_relative": Setting(used_if=(TIES, CONSTRAINT, RAW_RETURNS), report="ablation", **TIE),
     "constraint_latents": Setting(
         **one_of("target", "source"),
         used_if=(TIES, CONSTRAINT, SOURCE_VALUE),
@@ -284,8 +304,11 @@ SETTINGS = {
     "model_lr": Setting(used_if=(WORLD_MODEL,)),
     "actor_lr": Setting(),
     "value_lr": Setting(used_if=(CRITIC,)),
+    "optimizer": Setting(**one_of("adam", "laprop"), used_if=(WORLD_MODEL,)),
     "opt_eps": Setting(),
-    "grad_clip": Setting(),
+    "grad_clip": Setting(used_if=(ADAM,)),
+    "agc": Setting(used_if=(WORLD_MODEL, LAPROP)),
+    "lr_warmup": Setting(used_if=(WORLD_MODEL, LAPROP)),
     "weight_decay": Setting(),
     # Records
     "log_every": Setting(minimum=1, **RECORD),

@@ -35,6 +35,11 @@ class TruncatedNormal(Distribution):
         cdf = (self.cdf_low + value * self.mass).clamp(self.edge, 1 - self.edge)
         return (self.loc + self.scale * torch.special.ndtri(cdf)).clamp(-1 + self.edge, 1 - self.edge)
 
+    @staticmethod
+    def executed(action: Tensor) -> Tensor:
+        """The action that a sample stands for: itself. `BoundedNormal` of DreamerV3 clips it."""
+        return action
+
     def log_prob(self, value: Tensor) -> Tensor:
         z = (value - self.loc) / self.scale
         return -0.5 * z**2 - 0.5 * math.log(2 * math.pi) - (self.scale * self.mass).log()

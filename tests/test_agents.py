@@ -9,6 +9,7 @@ from conftest import tiny
 from torch import Tensor, nn
 
 import models
+from agents.agent import start_states
 from agents.base import Metrics
 from agents.coworld import SourceAgent, TargetAgent
 from agents.optim import Optimizer
@@ -293,9 +294,9 @@ def test_restored_moments_have_the_memory_layout_of_their_weights():
 def test_imagination_can_start_from_a_subset_of_states():
     source, _ = agents(imag_starts=5)
     post = source.world.observe(batch()).post
-    (few,), (same, again) = models.start_states([post], 5), models.start_states([post, post], 5)
+    (few,), (same, again) = start_states([post], 5), start_states([post, post], 5)
     assert few["deter"].shape == (5, source.config.dyn_deter) and torch.equal(same["stoch"], again["stoch"])
-    assert models.start_states([post])[0]["deter"].shape == (24, source.config.dyn_deter)
+    assert start_states([post])[0]["deter"].shape == (24, source.config.dyn_deter)
     source.update_behavior(post)
 
 

@@ -28,7 +28,7 @@ from training.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("dots")
 
 
-def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -> None:
+def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None, **blocks: tuple) -> None:
     """Run the command in this process; with ``stop_at``, it gets SIGTERM at the end of that step."""
     original = Trainer._count
 
@@ -39,7 +39,7 @@ def train(dataset: Path, logdir: Path, *more: str, stop_at: int | None = None) -
 
     Trainer._count = count
     try:
-        program.main(co_training(dataset, logdir, *SMALL, *more))
+        program.main(co_training(dataset, logdir, *SMALL, *more, **blocks))
     finally:
         Trainer._count = original
 

@@ -17,9 +17,10 @@ MAY_IMPORT = {  # a part -> the parts that it may import, besides itself
     "wrappers": {"tools"},
     "replay": {"tools"},
     "config": {"tools", "wrappers", "replay"},
-    "senses": {"tools", "networks", "config"},
-    "models": {"tools", "ops", "networks", "config", "senses"},
-    "agents": {"tools", "ops", "networks", "config", "senses", "models"},
+    "dreamer_v3": {"tools", "ops", "networks", "config"},
+    "senses": {"tools", "networks", "config", "dreamer_v3"},
+    "models": {"tools", "ops", "networks", "config", "dreamer_v3", "senses"},
+    "agents": {"tools", "ops", "networks", "config", "dreamer_v3", "senses", "models"},
     "training": {"tools", "networks", "wrappers", "replay", "config", "senses", "models", "agents"},
 }
 MAY_IMPORT["policy"] = set(MAY_IMPORT)

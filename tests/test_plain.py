@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from updates import with_ends
 
 import config as settings
-import models
+from agents.agent import start_states
 from agents.value_bound import ValueBound
 from benchmarks import plain
 from models import WorldModel, weighted_sum
@@ -51,12 +51,12 @@ def test_behavior_losses_and_gradients_equal_those_of_the_plain_reference(
     source, target = agents(4, 6, dyn_discrete=discrete, pred_discount=bool(ends))
     torch.manual_seed(0)
     data = with_ends(batch()) if ends else batch()
-    (start,) = models.start_states([target.infer_posterior(data)])
+    (start,) = start_states([target.infer_posterior(data)])
     weight = start.get("weight", 1.0)
     assert not ends or weight.tolist() == [1, 1, 1, 0, 1, 1, 1, 1] * 3
     noise = target.behavior.noise(target.world, 24, target.config.imag_horizon)
     critic = source.behavior.critic
-    total, metrics = target.behavior_loss(start, noise, ValueBound(critic))
+    total, metrics, _ = target.behavior_loss(start, noise, ValueBound(critic))
     actor_loss, critic_loss = plain.behavior_losses(target, (start["stoch"], start["deter"]), noise, critic, weight)
     torch.testing.assert_close(metrics["actor_loss"], actor_loss)
     torch.testing.assert_close(metrics["critic_loss"], critic_loss)
@@ -119,7 +119,7 @@ def gradients_at_usual_values(precision: str, size: str) -> tuple[dict[str, Tens
     post = target.world.observe(batch()).latent
     (start,), noise = target.start_imagination(post)
     with target.autocast():
-        behavior_loss, metrics = target.behavior_loss(start, noise, source.value_bound(batch()))
+        behavior_loss, metrics, _ = target.behavior_loss(start, noise, source.value_bound(batch()))
         model_loss, more, _ = target.world_model_loss(batch(), target.noise(batch()), source.embed(batch()))
     (behavior_loss + model_loss).backward()
     grads = {}

@@ -10,6 +10,7 @@ from test_co_training import assert_same_results, metrics, scores, train
 
 from agents.coworld import SourceAgent, TargetAgent
 from replay import OfflineDataset
+from senses import Senses
 from training.logger import OFFLINE_COLUMNS, SCORES, Logger, read_scores
 from training.offline_figures import OfflineFigures
 

@@ -36,7 +36,7 @@ def test_losses_and_gradients_equal_those_of_two_plain_models(discrete: int, act
     (start, own), noise = target.start_imagination(target.infer_posterior(data), bound.post)
     torch.testing.assert_close((own["stoch"], own["deter"]), source_start, rtol=1e-5, atol=1e-5)
     source_noise = bound.noise(24, config.imag_horizon)
-    total, metrics = target.behavior_loss(start, noise, bound, [own], source_noise)
+    total, metrics, _ = target.behavior_loss(start, noise, bound, [own], source_noise)
     rolled = source.world, source_start, source_noise
     states = start["stoch"], start["deter"]
     actor_loss, critic_loss = plain.behavior_losses(target, states, noise, source.behavior.critic, source=rolled)

@@ -3,6 +3,7 @@
 import torch
 from conftest import OFFLINE_METHODS, tiny
 
+import config as settings
 from agents.agent import Agent
 from agents.base import BaseAgent, Batch, Metrics
 from agents.baselines import FinetunedAgent
@@ -11,6 +12,12 @@ from training.methods import METHODS, AgentBuilder
 from training.selector import SourceSelector
 
 CPU = torch.device("cpu")
+
+
+def dreamer_v3() -> dict[str, object]:
+    """The settings of the block `dreamerv3`, but for sizes, which are those of `debug`."""
+    blocks = settings.read_blocks()
+    return {key: value for key, value in blocks["dreamerv3"].items() if key not in blocks["debug"]}
 
 
 def built(

@@ -37,8 +37,8 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "open_loop": "Rows: seen, predicted from actions after five frames, difference. A column for each sequence.",
     },
     "behavior": {
-        "value": "Mean value of imagined states, by the slow critic; of model-free agents and lompo, mean target of a "
-        "batch. Far above the scores it is over-estimated.",
+        "value": "Mean value of imagined states, by the critic that gives targets; of model-free agents and lompo, "
+        "mean target of a batch. Far above the scores it is over-estimated.",
         "imagined_return": "Mean lambda-return of imagined trajectories (Eq. 8).",
         "imagined_reward": "Mean reward of imagined states, less penalties.",
         "disagreement": "Mean disagreement of the ensemble on imagined states (offline_dv2, lompo).",
@@ -50,6 +50,8 @@ CURVES = {  # group -> metric -> its description in TensorBoard; a metric that i
         "temperature": "Weight of the entropy (curl).",
         "actor_loss": "Loss of the actor (Eq. 7, 10).",
         "actor_entropy": "Mean entropy of the policy on imagined states.",
+        "replay_critic_loss": "Loss of the critic on replayed sequences (replay_value_scale).",
+        "return_range": "Range of the returns, by which the actor's objective is divided (returns: percentile).",
         "critic_loss": "Loss of the critic (Eq. 11; Eq. 6 with the value constraint).",
         "actor_grad_norm": "Gradient norm of the actor before clipping.",
         "critic_grad_norm": "Gradient norm of the critic before clipping.",

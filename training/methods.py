@@ -267,6 +267,7 @@ def source_updates(phases: list[Phase], config: Config) -> int:
     return updates
 
 
+DREAMER_V3 = "dreamerv3"  # the block of configs.yaml
 FRAME_STACKS = "transitions frame_stack feature_size q_units"  # settings of model-free agents
 DRQ = f"{FRAME_STACKS} nstep random_shift noise_start noise_end noise_steps noise_clip target_tau"
 
@@ -310,8 +311,11 @@ def find_method(name: str) -> Method:
 
 
 def check_blocks(names: list[str], method: str = "") -> None:
-    """Raises BadInput if one of the blocks ``names`` is of another method than ``method``, "" in collect.py."""
+    """Raises BadInput if one of the blocks ``names`` is of another method than ``method``, "" in collect.py, or of
+    DreamerV3 if the method has no world model."""
     for name in names:
+        if name == DREAMER_V3 and method and not find_method(method).world_model:
+            raise BadInput(f"--configs {name}: method {method} has no world model; remove it")
         if name in METHODS and name != method:
             other = f"of another method than {method}; remove it, or give --method {name}, which applies it"
             raise BadInput(

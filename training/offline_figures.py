@@ -161,7 +161,7 @@ def observe(agent: Agent, episodes: list[dict[str, np.ndarray]], source: Agent |
     sequences, steps = batch["action"].shape[:2]
     with agent.autocast():
         kl = world.rssm.kl(output.post, output.prior).float().reshape(-1, sequences, steps).mean(0)  # over an ensemble
-        reward = models.scalar_nll(world.reward(output.feat).float(), batch["reward"])
+        reward = world.reward.prediction(output.feat).nll(batch["reward"])
         outputs = [agent.value(output.feat), agent.behavior.actor(output.feat).mode]
         outputs += [source.value(output.feat)] if source else []
     found = []

@@ -1,0 +1,83 @@
+"""Image encoder and decoder of DreamerV3 ("Networks").
+
+Convolutions with kernel 5 and stride 2 halve the side until it is below 8 pixels: 64 pixels take four, to 4. Each is
+followed by an RMS norm over channels and the activation. Their widths are 2, 3, 4 and again 4 times ``depth``.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from dreamer_v3.layers import BlockLinear, ChannelNorm, normed
+from networks import activation, scale_image
+from tools import BadInput
+
+KERNEL = 5
+WIDTHS = 2, 3, 4  # times depth; the last one again for further layers
+
+
+def image_sides(size: int) -> list[int]:
+    """The sides of the feature maps, from the image's on: 64, 32, 16, 8, 4."""
+    sides = [size]
+    while sides[-1] >= 8:
+        sides.append((sides[-1] + 1) // 2)
+    return sides
+
+
+def widths(count: int, depth: int) -> list[int]:
+    """Channels after each of ``count`` convolutions of the encoder."""
+    return [depth * WIDTHS[min(i, len(WIDTHS) - 1)] for i in range(count)]
+
+
+class ImageEncoder(nn.Module):
+    """Images to embeddings."""
+
+    def __init__(self, size: int, depth: int, act: str, channels: int = 3):
+        super().__init__()
+        sides, layers = image_sides(size), []
+        outputs = widths(len(sides) - 1, depth)
+        for a, b in pairwise([channels, *outputs]):
+            layers += [nn.Conv2d(a, b, KERNEL, stride=2, padding=KERNEL // 2), ChannelNorm(b), activation(act)]
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.embed = outputs[-1] * sides[-1] ** 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, T, H, W, C) uint8, 3 channels for each camera -> (B, T, E)."""
+        x = scale_image(image).flatten(0, 1).permute(0, 3, 1, 2)  # (B * T, C, H, W)
+        return self.layers(x).reshape(*image.shape[:2], -1)
+
+
+class ImageDecoder(nn.Module):
+    """Features to the mean of a unit Gaussian over the image, a sigmoid.
+
+    The first feature map is the sum of a block-diagonal layer of the recurrent state and two layers of the latent.
+    """
+
+    def __init__(
+        self, feat: int, size: int, depth: int, act: str, channels: int = 3, *, deter: int, units: int, blocks: int
+    ):
+        super().__init__()
+        sides, stoch = image_sides(size)[::-1], feat - deter
+        outputs = [channels, *widths(len(sides) - 1, depth)][::-1]
+        self.stoch_size, self.blocks = stoch, blocks
+        self.shape = outputs[0], sides[0], sides[0]
+        if outputs[0] % blocks:
+            raise BadInput(f"cnn_depth {depth}: {outputs[0]} channels are not a multiple of gru_blocks, {blocks}")
+        first = math.prod(self.shape)
+        self.from_deter = BlockLinear(deter, first, blocks)
+        self.from_stoch = nn.Sequential(normed(stoch, 2 * units, act), nn.Linear(2 * units, first))
+        self.first = nn.Sequential(ChannelNorm(outputs[0]), activation(act))
+        layers = []
+        for (a, b), (side, larger) in zip(pairwise(outputs), pairwise(sides), strict=True):
+            options = {"stride": 2, "padding": KERNEL // 2, "output_padding": larger - 2 * side + 1}
+            layers += [nn.ConvTranspose2d(a, b, KERNEL, **options), ChannelNorm(b), activation(act)]
+        self.layers = nn.Sequential(*layers[:-2]).to(memory_format=torch.channels_last)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """(B, T, F) -> (B, T, H, W, C), in the scale of `scale_image`."""
+        stoch, deter = feat.flatten(0, 1).split([self.stoch_size, feat.shape[-1] - self.stoch_size], -1)
+        x = (self.from_deter(deter) + self.from_stoch(stoch)).unflatten(-1, self.shape)
+        x = self.layers(self.first(x.contiguous(memory_format=torch.channels_last)))
+        return (torch.sigmoid(x.float()) - 0.5).permute(0, 2, 3, 1).unflatten(0, feat.shape[:2])

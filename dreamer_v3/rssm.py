@@ -1,0 +1,198 @@
+"""The recurrent state-space model of DreamerV3: block-diagonal GRU, RMS norms, unimix ("World model learning").
+
+Symbols: B sequences, T steps, N rows, S latent variables, K classes of each, D deterministic units in G blocks, U
+hidden units, E embedding, A actions (padded), M members of an ensemble.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamer_v3.distributions import mix_uniform
+from dreamer_v3.layers import BlockLinear, EnsembleNorm, RMSNorm, normed
+from networks import State, StateSpaceModel, activation
+from ops import compute_dtype
+from ops.deferred import Product, product, products
+from ops.ensemble import EnsembleLinear
+from ops.recurrent import stack, zero_where
+from tools import BadInput
+
+
+class BlockGRU(nn.Module):
+    """h_t = f(h_{t-1}, z_{t-1}, a_t), a GRU whose recurrent weights are G blocks on the diagonal.
+
+        x   = [s(W_h h_{t-1}), s(W_z z_{t-1}), s(W_a a_t)]           s(y) = act(RMSNorm(y + bias))
+        m_g = act(RMSNorm over all blocks of (R_g h_{t-1,g} + W_g x))  for each block g
+        [r, c, u]_g = Q_g m_g
+        h_t = (1 - sigmoid(u - 1)) h_{t-1} + sigmoid(u - 1) tanh(sigmoid(r) c)
+
+    The rows of all W_g are one matrix, ``mix``, since x is the same for all blocks.
+    """
+
+    def __init__(self, stoch: int, action: int, deter: int, hidden: int, blocks: int, act: str):
+        super().__init__()
+        if deter % blocks:
+            raise BadInput(f"dyn_deter {deter} is not a multiple of gru_blocks, {blocks}")
+        self.deter_in, self.stoch_in, self.action_in = (normed(size, hidden, act) for size in (deter, stoch, action))
+        self.recur = BlockLinear(deter, deter, blocks, bias=False)
+        self.mix = nn.Linear(3 * hidden, deter)
+        self.recur.fan_in = self.mix.fan_in = deter // blocks + 3 * hidden  # together they are one layer
+        self.after = nn.Sequential(RMSNorm(deter), activation(act))
+        self.gates = BlockLinear(deter, 3 * deter, blocks)
+        self.blocks, self.hidden = blocks, hidden
+
+    def actions(self, action: Tensor) -> Tensor:
+        """The part of ``mix`` that depends on the actions alone: (..., A) -> (..., D)."""
+        return F.linear(self.action_in(action), self.mix.weight[:, 2 * self.hidden :], self.mix.bias)
+
+    def step_weights(self) -> tuple[Tensor, ...]:
+        """The weights of a step's products: of h, of z, of both in ``mix``, of the blocks, of the gates."""
+        mix = self.mix.weight[:, : 2 * self.hidden]
+        return self.deter_in[0].weight, self.stoch_in[0].weight, mix, self.recur.weight, self.gates.weight
+
+    def forward(
+        self, z: Tensor, h: Tensor, given: Tensor, weights: Sequence[Tensor] | None = None, multiply: Product = product
+    ) -> Tensor:
+        """z_{t-1} (N, S * K), h_{t-1} (N, D) float32 and `actions` of a_t (N, D) -> h_t (N, D) float32.
+
+        ``multiply`` computes the products with ``weights``, those of `step_weights`.
+        """
+        of_deter, of_stoch, of_both, recur, of_gates = self.step_weights() if weights is None else weights
+        before = h.to(compute_dtype(h.device))
+        x = [
+            self.deter_in[1:](multiply(before, of_deter) + self.deter_in[0].bias.to(before.dtype)),
+            self.stoch_in[1:](multiply(z, of_stoch) + self.stoch_in[0].bias.to(before.dtype)),
+        ]
+        mixed = multiply(torch.cat(x, -1), of_both) + given + multiply(before, recur)
+        gates = multiply(self.after(mixed), of_gates) + self.gates.bias.to(before.dtype)
+        gates = gates.float().unflatten(-1, (self.blocks, 3, -1))  # (N, G, 3, D / G)
+        reset, cand, update = (gate.flatten(1) for gate in gates.unbind(2))
+        return torch.lerp(h, torch.tanh(torch.sigmoid(reset) * cand), torch.sigmoid(update - 1))
+
+
+class Prior(nn.Module):
+    """Statistics of p(z_t | h_t): two hidden layers."""
+
+    def __init__(self, deter: int, hidden: int, stats: int, act: str):
+        super().__init__()
+        self.layers = nn.Sequential(normed(deter, hidden, act), normed(hidden, hidden, act), nn.Linear(hidden, stats))
+
+    def forward(self, deter: Tensor, member: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., stats)."""
+        return self.layers(deter)
+
+
+class EnsemblePrior(nn.Module):
+    """M priors as batched products."""
+
+    def __init__(self, deter: int, hidden: int, stats: int, act: str, members: int):
+        super().__init__()
+        sizes = [deter, hidden, hidden]
+        self.members, self.act = members, activation(act)
+        self.hidden = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in pairwise(sizes))
+        self.norms = nn.ModuleList(EnsembleNorm(members, hidden) for _ in self.hidden)
+        self.out = EnsembleLinear(members, hidden, stats)
+
+    def forward(self, deter: Tensor, member: Tensor | None = None) -> Tensor:
+        """One ``member``, a scalar index: (..., D) -> (..., stats). All: (M, ..., stats)."""
+        x = deter if member is not None else deter.flatten(0, -2).expand(self.members, -1, -1)
+        for layer, norm in zip(self.hidden, self.norms, strict=True):
+            x = self.act(norm(layer(x, member), member))
+        x = self.out(x, member)
+        return x if member is not None else x.unflatten(1, deter.shape[:-1])
+
+
+class BlockRSSM(StateSpaceModel):
+    """DreamerV3's RSSM with a categorical or, with ``discrete`` 0, a Gaussian latent.
+
+    Projections of embeddings and actions before the scan and the prior after it
+    are products over all steps. ``unimix`` is the uniform share of a categorical latent.
+    """
+
+    def __init__(
+        self, embed: int, action: int, *, stoch: int, deter: int, hidden: int, discrete: int, min_std: float, act: str,
+        blocks: int, unimix: float, members: int = 0,
+    ):  # fmt: skip
+        super().__init__(stoch, deter, discrete, min_std)
+        self.unimix, self.stats = unimix, stoch * (discrete or 2)
+        self.cell = BlockGRU(self.stoch_size, action, deter, hidden, blocks, act)
+        self.post_embed, self.post_deter = nn.Linear(embed, hidden), nn.Linear(deter, hidden, bias=False)
+        self.post_embed.fan_in = self.post_deter.fan_in = embed + deter  # together they are one layer
+        self.post_after = nn.Sequential(RMSNorm(hidden), activation(act))
+        self.post_out = nn.Linear(hidden, self.stats)
+        self.prior_layers = self.make_prior(hidden, act, members)
+
+    def make_prior(self, hidden: int, act: str, members: int) -> nn.Module:
+        return Prior(self.deter, hidden, self.stats, act)
+
+    def parameters_of(self, stat: Tensor) -> State:
+        """Statistics (..., stats) to float32 parameters: logit (..., S, K), with the uniform share; or mean and std."""
+        found = self.latent.parameters(stat)
+        return {"logit": mix_uniform(found["logit"], self.unimix)} if self.discrete else found
+
+    def draw(self, parameters: State, noise: Tensor) -> Tensor:
+        """A sample (N, S * K) for parameters and random numbers (N, S), with straight-through gradients."""
+        if not self.discrete:
+            return parameters["mean"] + parameters["std"] * noise
+        logit, dtype = parameters["logit"], compute_dtype(noise.device)
+        probs = logit.softmax(-1)
+        # A sum of float32 probabilities may end below 1, and a uniform number may lie above it.
+        index = (probs.detach().cumsum(-1) <= noise.unsqueeze(-1)).sum(-1, keepdim=True).clamp(max=self.discrete - 1)
+        one_hot = torch.zeros_like(probs, dtype=dtype).scatter_(-1, index, 1.0)
+        return (one_hot + (probs - probs.detach()).to(dtype)).flatten(-2)
+
+    def posterior(
+        self,
+        embed: Tensor,
+        action: Tensor,
+        state: State | None = None,
+        noise: Tensor | None = None,
+        first: Tensor | None = None,
+    ) -> State:
+        state = state or self.initial(embed.shape[0])
+        noise = self.noise(*embed.shape[:2]) if noise is None else noise
+        action = action if first is None else action.masked_fill(first.unsqueeze(-1), 0.0)
+        actions, embedded = self.cell.actions(action), self.post_embed(embed)
+        pair, steps = (state["stoch"], state["deter"]), []
+        weights, of_deter, out = self.cell.step_weights(), self.post_deter.weight, self.post_out
+        multiply = products(*weights, of_deter, out.weight)
+        for t in range(embed.shape[1]):
+            z, h = zero_where(first, t, pair)
+            h = self.cell(z, h, actions[:, t], weights, multiply)
+            hidden = self.post_after(multiply(h.to(embedded.dtype), of_deter) + embedded[:, t])
+            stat = multiply(hidden, out.weight) + out.bias
+            parameters = self.parameters_of(stat)
+            pair = self.draw(parameters, noise[:, t]), h
+            steps.append({"deter": h, "stoch": pair[0], **parameters})
+        return {key: stack([step[key] for step in steps]) for key in steps[0]}
+
+    def imagine_step(
+        self, state: State, action: Tensor, noise: Tensor | None = None, member: Tensor | None = None
+    ) -> State:
+        noise = self.noise(len(action), 1)[:, 0] if noise is None else noise
+        (member,) = self.draw_members(1) if member is None else (member,)
+        h = self.cell(state["stoch"], state["deter"], self.cell.actions(action))
+        parameters = self.prior(h, member)
+        return {"deter": h, "stoch": self.draw(parameters, noise), **parameters}
+
+    def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
+        return self.parameters_of(self.prior_layers(deter.to(compute_dtype(deter.device)), member))
+
+
+class EnsembleBlockRSSM(BlockRSSM):
+    """A `BlockRSSM` whose prior is an ensemble of ``members``. An imagined step uses one of them."""
+
+    def __init__(self, embed: int, action: int, **sizes: Any):
+        super().__init__(embed, action, **sizes)
+        self.members = sizes["members"]
+
+    def make_prior(self, hidden: int, act: str, members: int) -> nn.Module:
+        return EnsemblePrior(self.deter, hidden, self.stats, act, members)
+
+    def draw_members(self, steps: int) -> tuple[Tensor, ...]:
+        """A scalar index for each step, for all start states."""
+        return torch.randint(self.members, (steps,), device=self.cell.gates.weight.device).unbind(0)

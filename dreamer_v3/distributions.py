@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 255
@@ -93,8 +92,3 @@ def mix_uniform(logit: Tensor, share: float) -> Tensor:
     """Logits (..., K) of ``share`` uniform and the rest softmax(``logit``) ("World model learning", unimix)."""
     probs = logit.softmax(-1)
     return ((1 - share) * probs + share / logit.shape[-1]).log() if share else logit
-
-
-def kl_of_logits(p: Tensor, q: Tensor) -> Tensor:
-    """KL[p || q] of categorical distributions by their logits, (..., S, K) -> (...)."""
-    return F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum((-2, -1))

@@ -44,7 +44,8 @@ def no_rewards(where: object, folder: Path, name: str, available: str) -> str:
         name: the format's own name of the rewards.
         available: names of arrays that could be rewards, as text.
     """
+    other = f"name them with --reward_key ({available}), or " if available else ""
     return (
-        f"{where}: no rewards (array {name}); name them with --reward_key ({available}), or say which episodes "
-        f"succeeded: python dataset.py label {folder} --success 0,3,7-9"
+        f"{where}: no rewards (array {name}); {other}say which episodes succeeded: "
+        f"python dataset.py label {folder} --success 0,3,7-9"
     )

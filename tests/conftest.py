@@ -152,6 +152,8 @@ def dots() -> Iterator[None]:
     wrappers.register(page_suite.SUITE)
     yield
     del wrappers.SUITES[page_suite.SUITE.name]
+    if read := sys.modules.get("analysis.run_settings"):  # it keeps the settings of the suites that there were
+        read.defaults.cache_clear(), read.default_values.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -370,7 +370,9 @@ def test_the_command_prints_one_line_and_no_traceback(tmp_path: Path):
 def test_a_python_without_the_packages_says_which_to_use(name: str):
     result = command("-S", f"{name}.py", "--help")  # without site-packages
     assert (result.returncode, result.stdout) == (2, "")
-    assert re.fullmatch(r"error: \S+ has no package \w+; .*(make setup|source \.venv/bin/activate).*\n", result.stderr)
+    assert re.fullmatch(
+        r"error: \S+ has no package \w+; .*(make setup|source \S+/\.venv/bin/activate).*\n", result.stderr
+    )
 
 
 def test_help_lists_every_key_with_its_comment(capsys: pytest.CaptureFixture):

@@ -14,8 +14,7 @@ from conftest import OTHER_PROGRAMS
 from filelock import FileLock
 
 import tools
-from replay import OfflineDataset, OnlineReplay, Prefetcher, episode_filename, save_episode
-from replay.formats import npz
+from replay import OfflineDataset, OnlineReplay, Prefetcher, episode_filename, observations, save_episode
 from tools import BadInput
 
 
@@ -108,8 +107,8 @@ def test_second_opening_reads_no_episode_until_a_file_changes(tmp_path, monkeypa
     fill(tmp_path, [12, 30])
     OfflineDataset(tmp_path, size=8)
     reads = []
-    original = npz.validate_episode
-    monkeypatch.setattr(npz, "validate_episode", lambda *args: reads.append(args[1]) or original(*args))
+    original = observations.validate_episode
+    monkeypatch.setattr(observations, "validate_episode", lambda *args: reads.append(args[1]) or original(*args))
     OfflineDataset(tmp_path, size=8)
     assert reads == []
     (changed,) = tmp_path.glob("*-0001-30.npz")
@@ -205,7 +204,7 @@ BAD = {
     ),
     "no reward": (
         lambda path, episode: np.savez(path, image=episode["image"], action=episode["action"]),
-        "no array named reward",
+        r"no rewards \(array reward\)",
     ),
 }
 

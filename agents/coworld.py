@@ -124,8 +124,9 @@ class TargetAgent(Agent):
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for share, (part, embed) in micro_batches(self.config.grad_accum, batch, source_embed):
             with self.autocast():
-                loss = self.config.state_alignment_scale * self.alignment(embed, self.world.embed(part))
-            for sum_, gradient in zip(total, torch.autograd.grad(share * loss, parameters), strict=True):
+                loss = self.config.state_alignment_scale * self.alignment_loss(embed, self.world.embed(part))
+            gradients = torch.autograd.grad(share * loss, parameters, materialize_grads=True)
+            for sum_, gradient in zip(total, gradients, strict=True):
                 sum_ += gradient
         return nn.utils.get_total_norm(total)
 

@@ -27,7 +27,7 @@ import config as settings
 from agents.coworld import TargetAgent
 from config import Config
 from policy import PixelPolicy
-from policy.program import describe, example_inputs, export_program, to_bytes
+from policy.program import camera_shapes, describe, example_inputs, export_program, to_bytes
 from tools import Parser, exit_on_bad_input
 
 BLOCKS = {"paper": ["dmc"], "release": ["release"], "small": ["dmc", "small"], "debug": ["dmc", "debug"]}
@@ -50,7 +50,7 @@ def exported_step(policy: PixelPolicy, shape: tuple[int, int, int]) -> Callable[
     """One step of the policy's program, written and read again, on a random image."""
     file = to_bytes(export_program(policy, shape), describe(policy, shape))
     step = torch.export.load(io.BytesIO(file)).module()
-    _, state, first, noise = example_inputs(policy, shape, 1)
+    _, state, first, noise = example_inputs(policy, camera_shapes(policy, shape), 1)
     image = torch.randint(0, 256, (1, *shape), dtype=torch.uint8)
 
     def run() -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from tools import side_by_side, write_atomically
 from training.visuals import ROWS, difference, mosaic
 
-matplotlib.use("Agg")
+if "inline" not in str(matplotlib.get_backend(auto_select=False)):  # in a notebook its own backend shows the figures
+    matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure

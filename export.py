@@ -11,6 +11,7 @@ import training.threads  # isort: skip  # noqa: F401 (before torch: it says how 
 import argparse
 import re
 import sys
+import warnings
 from pathlib import Path
 
 from policy import PixelPolicy, load_policy
@@ -87,7 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BadInput as error:
         print(f"note: {error}. The policy itself needs no simulator", file=sys.stderr)
     use_threads(args.threads)
-    file, difference = program_file(policy, args.out, size)
+    with warnings.catch_warnings():  # about torch.export's own parts
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
+        file, difference = program_file(policy, args.out, size)
     if not difference <= TOLERANCE:
         raise BadInput(
             f"the program's actions differ from the policy's by {difference:.1g} (limit {TOLERANCE:.0g}); nothing was "

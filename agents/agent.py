@@ -250,7 +250,7 @@ class Agent(BaseAgent):
                 slow_value = self.behavior.slow_critic(feat)
             prediction = self.behavior.critic.prediction(feat)
             nll = self.behavior.value_nll(prediction, returns, slow_value if self.regularised else None)
-            loss = (weight * nll).mean()
+            loss = (weight * nll)[:, :-1].mean()  # the last row has no weight
         self.backward(loss, config.replay_value_scale, self.critic_opt)
         return {"replay_critic_loss": loss.detach()}
 

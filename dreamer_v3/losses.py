@@ -75,12 +75,14 @@ def replay_returns(
 
     Args:
         discount: gamma times the stored discount, 0 where the task terminated.
-        imagined: b_t, the return of the trajectory imagined from state t, which replaces what the stored policy did.
+        imagined: the return of the trajectory imagined from state t, which replaces what the stored policy did. It is
+            b_t, but where the task terminated b_t is r_t: nothing follows.
         first: true where an episode begins, or None. The row before one has no successor: unless the task terminated
             there, V_t is b_t.
 
     The weight is 0 where V_t is b_t: there is nothing to learn from the data.
     """
+    imagined = torch.where(discount > 0, imagined, reward)
     returns, weights = [imagined[:, -1]], [torch.zeros_like(imagined[:, -1])]
     for t in reversed(range(reward.shape[1] - 1)):
         following = (1 - lambda_) * imagined[:, t + 1] + lambda_ * returns[-1]

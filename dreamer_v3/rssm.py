@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer_v3.distributions import mix_uniform
-from dreamer_v3.layers import BlockLinear, EnsembleNorm, RMSNorm, normed
+from dreamer_v3.layers import BlockLinear, EnsembleNorm, NormActivation, normed
 from networks import State, StateSpaceModel, activation
 from ops import compute_dtype
 from ops.deferred import Product, product, products
@@ -41,7 +41,7 @@ class BlockGRU(nn.Module):
         self.recur = BlockLinear(deter, deter, blocks, bias=False)
         self.mix = nn.Linear(3 * hidden, deter)
         self.recur.fan_in = self.mix.fan_in = deter // blocks + 3 * hidden  # together they are one layer
-        self.after = nn.Sequential(RMSNorm(deter), activation(act))
+        self.after = NormActivation(deter, act)
         self.gates = BlockLinear(deter, 3 * deter, blocks)
         self.blocks, self.hidden = blocks, hidden
 
@@ -64,8 +64,8 @@ class BlockGRU(nn.Module):
         of_deter, of_stoch, of_both, recur, of_gates = self.step_weights() if weights is None else weights
         before = h.to(compute_dtype(h.device))
         x = [
-            self.deter_in[1:](multiply(before, of_deter) + self.deter_in[0].bias.to(before.dtype)),
-            self.stoch_in[1:](multiply(z, of_stoch) + self.stoch_in[0].bias.to(before.dtype)),
+            self.deter_in[1](multiply(before, of_deter), self.deter_in[0].bias),
+            self.stoch_in[1](multiply(z, of_stoch), self.stoch_in[0].bias),
         ]
         mixed = multiply(torch.cat(x, -1), of_both) + given + multiply(before, recur)
         gates = multiply(self.after(mixed), of_gates) + self.gates.bias.to(before.dtype)
@@ -122,7 +122,7 @@ class BlockRSSM(StateSpaceModel):
         self.cell = BlockGRU(self.stoch_size, action, deter, hidden, blocks, act)
         self.post_embed, self.post_deter = nn.Linear(embed, hidden), nn.Linear(deter, hidden, bias=False)
         self.post_embed.fan_in = self.post_deter.fan_in = embed + deter  # together they are one layer
-        self.post_after = nn.Sequential(RMSNorm(hidden), activation(act))
+        self.post_after = NormActivation(hidden, act)
         self.post_out = nn.Linear(hidden, self.stats)
         self.prior_layers = self.make_prior(hidden, act, members)
 

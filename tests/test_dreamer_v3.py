@@ -13,7 +13,7 @@ import models
 from dreamer_v3.distributions import BoundedNormal, TwoHot, mix_uniform, symexp, symexp_bins, symlog
 from dreamer_v3.heads import BoundedActor, TwoHotHead
 from dreamer_v3.laprop import LaProp, clip_adaptively
-from dreamer_v3.layers import BlockLinear, RMSNorm, ZeroLinear, initialise
+from dreamer_v3.layers import BlockLinear, NormActivation, ZeroLinear, initialise
 from dreamer_v3.losses import ReturnRange, constrained_returns, normalised_advantage, replay_returns, separate_kl
 from dreamer_v3.rssm import BlockGRU, BlockRSSM
 from networks import UnitNormal
@@ -67,7 +67,7 @@ def test_symlog_and_its_inverse():
 
 def test_a_new_two_hot_head_predicts_exactly_zero():
     torch.manual_seed(0)
-    head = TwoHotHead(7, layers=2, units=8, act="SiLU", norm=RMSNorm)
+    head = TwoHotHead(7, layers=2, units=8, act="SiLU", norm=NormActivation)
     assert (head(torch.randn(20, 7)) == 0).all()
     initialise(head)
     assert (head(torch.randn(20, 7)) == 0).all() and head.layers[0].weight.std() > 0
@@ -99,7 +99,7 @@ def filled_gru() -> tuple[BlockGRU, list[list[nn.Parameter]]]:
     """A GRU with the weights of r2dreamer's `Deter`, filled in its order, and for each of those the parts here."""
     cell = BlockGRU(12, 3, 16, 8, blocks=4, act="SiLU")
     inputs = [p for name in ("deter_in", "stoch_in", "action_in") for p in getattr(cell, name).parameters()]
-    parts = [*([p] for p in inputs), [cell.recur.weight, cell.mix.weight], [cell.mix.bias], [cell.after[0].weight]]
+    parts = [*([p] for p in inputs), [cell.recur.weight, cell.mix.weight], [cell.mix.bias], [cell.after.weight]]
     parts += [[cell.gates.weight], [cell.gates.bias]]
     with torch.no_grad():
         for i, part in enumerate(parts):
@@ -141,10 +141,10 @@ def test_block_gru_equals_one_with_dense_block_diagonal_weights():
         return x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt() * weight
 
     x = []
-    for value, (linear, rms, _) in zip((h, z, a), (cell.deter_in, cell.stoch_in, cell.action_in), strict=True):
+    for value, (linear, rms) in zip((h, z, a), (cell.deter_in, cell.stoch_in, cell.action_in), strict=True):
         x.append(silu(norm(value @ linear.weight.t() + linear.bias, rms.weight)))
     dense = torch.cat([torch.block_diag(*(w.t() for w in cell.recur.weight)), cell.mix.weight], 1)
-    mixed = silu(norm(torch.cat([h, *x], -1) @ dense.t() + cell.mix.bias, cell.after[0].weight))
+    mixed = silu(norm(torch.cat([h, *x], -1) @ dense.t() + cell.mix.bias, cell.after.weight))
     gates = mixed @ torch.block_diag(*(w.t() for w in cell.gates.weight)).t() + cell.gates.bias
     expected = torch.empty(5, deter)
     for g in range(blocks):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks import Float32Linear
-from ops.deferred import product
+from ops.blocks import product
 from ops.ensemble import EnsembleLinear
 from ops.norm import norm_activation
 

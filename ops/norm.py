@@ -8,27 +8,45 @@ With p = d w, where d is the gradient of x_hat w:   dx = r (p - x_hat mean(p x_h
 The bias b is that of the layer before: oneDNN's convolutions take longer with it. Its gradient is the sum of dx.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ops.recurrent import ACTIVATIONS
+from ops.recurrent import ACTIVATIONS, Activation
 
 PART = 1 << 18  # numbers of the rows that are computed at once: they fit into a core's cache
-
-
-def parts(x: Tensor) -> list[slice]:
-    """Slices of the rows of x (R, C), each of about `PART` numbers."""
-    rows = max(1, PART // x.shape[1])
-    return [slice(i, i + rows) for i in range(0, len(x), rows)]
 
 
 def shifted(x: Tensor, bias: Tensor | None) -> Tensor:
     """x + bias in float32."""
     return x.float() if bias is None else x.float() + bias
+
+
+class Normed(NamedTuple):
+    """What the gradient of `norm_activation` needs: x_hat (R, C), r (R, 1), the activation's input or result (R, C)."""
+
+    x_hat: Tensor
+    scale: Tensor
+    saved: Tensor
+
+    @staticmethod
+    def of(x: Tensor, scale: Tensor | None, weight: Tensor, eps: float, act: Activation) -> "Normed":
+        """Of rows x (R, C) in float32; ``scale`` is r if it is known."""
+        if scale is None:
+            scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        x_hat = x * scale
+        normed = x_hat * weight
+        return Normed(x_hat, scale, act.function(normed) if act.by_result else normed)
+
+    def gradients(self, gradient: Tensor, weight: Tensor, act: Activation) -> tuple[Tensor, Tensor]:
+        """(dx, d x_hat), (R, C) each in float32, for the gradient of the result (R, C)."""
+        d = act.gradient(gradient.float(), self.saved)
+        product = d * self.x_hat
+        mean = product @ (weight.unsqueeze(1) / len(weight))
+        return d.mul_(weight).addcmul_(self.x_hat, mean, value=-1.0).mul_(self.scale), product
 
 
 class NormActivation(torch.autograd.Function):
@@ -47,27 +65,29 @@ class NormActivation(torch.autograd.Function):
             torch.rsqrt(norm.square_().div_(x.shape[1]).add_(eps), out=scale[part])
             result[part] = function((rows * scale[part]).mul_(weight))
         ctx.save_for_backward(x, bias, weight, scale)
-        ctx.act = ACTIVATIONS[act]
+        ctx.eps, ctx.act = eps, ACTIVATIONS[act]
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, bias, weight, scale = ctx.saved_tensors
-        dx, dweight, column = torch.empty_like(x), torch.zeros_like(weight), weight.unsqueeze(1) / x.shape[1]
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
         dbias = None if bias is None else torch.zeros_like(weight)
         for part in parts(x):
-            x_hat = shifted(x[part], bias) * scale[part]
-            normed = x_hat * weight
-            saved = ctx.act.function(normed) if ctx.act.by_result else normed
-            d = ctx.act.gradient(gradient[part].float(), saved)
-            product = d * x_hat
-            dweight += product.sum(0)
-            change = d.mul_(weight).addcmul_(x_hat, product @ column, value=-1.0).mul_(scale[part])
+            normed = Normed.of(shifted(x[part], bias), scale[part], weight, ctx.eps, ctx.act)
+            change, product = normed.gradients(gradient[part], weight, ctx.act)
             dx[part] = change
+            dweight += product.sum(0)
             if dbias is not None:
                 dbias += change.sum(0)
         return dx, dbias, dweight, None, None
+
+
+def parts(x: Tensor) -> list[slice]:
+    """Slices of the rows of x (R, C), each of about `PART` numbers."""
+    rows = max(1, PART // x.shape[1])
+    return [slice(i, i + rows) for i in range(0, len(x), rows)]
 
 
 def norm_activation(x: Tensor, bias: Tensor | None, weight: Tensor, eps: float, act: str) -> Tensor:

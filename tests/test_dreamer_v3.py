@@ -4,20 +4,21 @@ The constants are results of r2dreamer's functions, run on a CPU in float32, for
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import models
-from dreamer_v3.distributions import BoundedNormal, TwoHot, mix_uniform, symexp, symexp_bins, symlog
+from dreamer_v3.distributions import BoundedNormal, TwoHot, symexp, symexp_bins, symlog
 from dreamer_v3.heads import BoundedActor, TwoHotHead
 from dreamer_v3.laprop import LaProp, clip_adaptively
 from dreamer_v3.layers import BlockLinear, NormActivation, ZeroLinear, initialise
 from dreamer_v3.losses import ReturnRange, constrained_returns, normalised_advantage, replay_returns, separate_kl
 from dreamer_v3.rssm import BlockGRU, BlockRSSM
-from networks import UnitNormal
-from ops.deferred import product
+from networks import State, UnitNormal
+from ops.recurrent import mix_uniform, stack, zero_where
 
 GAMMA = 1 - 1 / 333
 
@@ -81,7 +82,7 @@ def test_separate_kl_equals_r2dreamers_kl_of_mixed_distributions():
     rssm = BlockRSSM(2, 2, stoch=3, deter=4, hidden=4, discrete=5, min_std=0.1, act="SiLU", blocks=2, unimix=0.01)
     post, prior = fill(4, 3, 5, seed=0.1, scale=2.0).requires_grad_(), fill(4, 3, 5, seed=2.0, scale=0.5)
     prior.requires_grad_()
-    states = [rssm.parameters_of(logit.flatten(-2)) for logit in (post, prior)]
+    states = [rssm.latent.parameters(logit.flatten(-2)) for logit in (post, prior)]
     equal(rssm.kl(*states).clamp(min=1.0), [1.0, 1.982892, 2.114172, 1.0])
     loss, plain = separate_kl(rssm, *states, 0.1, 1.0)
     equal(loss, [1.676693])
@@ -298,24 +299,36 @@ def test_adaptive_clipping_by_hand():
     assert parameters[2].grad is None
 
 
+def plain_posterior(rssm: BlockRSSM, embed: Tensor, action: Tensor, noise: Tensor, first: Tensor | None) -> State:
+    """`BlockRSSM.posterior` by modules and autograd alone."""
+    actions, embedded = rssm.cell.actions(action), rssm.post_embed(embed)
+    pair, steps = tuple(rssm.initial(len(embed))[key] for key in ("stoch", "deter")), []
+    for t in range(embed.shape[1]):
+        z, h = zero_where(first, t, pair)
+        h = rssm.cell(z, h, actions[:, t])
+        parameters = rssm.latent.parameters(rssm.post_out(rssm.post_after(rssm.post_deter(h) + embedded[:, t])))
+        pair = rssm.draw(parameters, noise[:, t]), h
+        steps.append({"deter": h, "stoch": pair[0], **parameters})
+    return {key: stack([step[key] for step in steps]) for key in steps[0]}
+
+
+@pytest.mark.parametrize("discrete", [4, 0])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_scan_has_the_gradients_of_autograd(precision: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    """`ops.deferred` against products at each step; two backward passes on one graph."""
+def test_the_scan_has_the_gradients_of_autograd(precision: torch.dtype, discrete: int):
     torch.manual_seed(0)
     sizes = {"stoch": 3, "deter": 8, "hidden": 7, "min_std": 0.1, "act": "SiLU", "blocks": 2, "unimix": 0.01}
-    rssm = BlockRSSM(6, 2, discrete=4, **sizes)
+    rssm = BlockRSSM(6, 2, discrete=discrete, **sizes)
     embed, action, noise = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 2), rssm.noise(2, 4)
     first = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]).bool()
-    leaves = [embed, *(p for name, p in rssm.named_parameters() if "prior" not in name)]
-    found = []
-    for deferred in (True, False):
-        if not deferred:
-            monkeypatch.setattr("dreamer_v3.rssm.products", lambda *weights: product)
+    action = action.masked_fill(first.unsqueeze(-1), 0.0)
+    leaves, found = [embed, *(p for name, p in rssm.named_parameters() if "prior" not in name)], []
+    for posterior in (rssm.posterior, partial(plain_posterior, rssm)):
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            post = rssm.posterior(embed, action, noise=noise, first=first)
-        loss = (post["deter"] * fill(2, 4, 8)).sum() + post["logit"].square().sum() + post["stoch"][..., 0].sum()
+            post = posterior(embed, action, noise=noise, first=first)
+        logit = post["logit"] if discrete else post["std"]
+        loss = (post["deter"] * fill(2, 4, 8)).sum() + logit.square().sum() + post["stoch"][..., 0].sum()
         torch.autograd.grad(loss, leaves, retain_graph=True)
         found.append((post, torch.autograd.grad(loss, leaves)))
     close = {"rtol": 1e-4, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.1, "atol": 0.05}
-    torch.testing.assert_close(found[0], found[1], **close)
+    torch.testing.assert_close(found[0], found[1], check_dtype=False, **close)
     assert all((g != 0).any() for g in found[0][1])

@@ -122,10 +122,8 @@ def value_constraint(value: Tensor, bound: Tensor) -> Tensor:
 
 
 def alpha(source_value: Tensor, config: Config, returns: ReturnRange | None = None) -> Tensor | float:
-    """Eq. 6's alpha, in units of the return; ``value_constraint_relative``: a share of the mean source value.
-
-    With the range S of ``returns`` it is in units of S.
-    """
+    """Eq. 6's alpha, in units of the return; ``value_constraint_relative``: a share of the mean source value. With the
+    range S of ``returns`` it is in units of S."""
     if returns is not None:
         return config.value_constraint_scale * returns.scale
     share = source_value.mean().abs() if config.value_constraint_relative else 1.0
@@ -166,10 +164,8 @@ class WorldModelOutput:
 
 
 class WorldModel(nn.Module):
-    """phi: encoder, RSSM, and the observation, reward and (optional) discount heads on its features.
-
-    Its observations, ``senses``, are images, low-dimensional states (Table 4), or both.
-    """
+    """phi: encoder, RSSM, and the observation, reward and (optional) discount heads on its features. Its observations,
+    ``senses``, are images, low-dimensional states (Table 4), or both."""
 
     def __init__(self, config: Config, action_dim: int, senses: Senses = IMAGE):
         super().__init__()
@@ -288,8 +284,7 @@ class WorldModel(nn.Module):
 
     def decode(self, feat: Tensor) -> Tensor:
         """Images (B, T, H, W, C) uint8 of features (B, T, F)."""
-        mean = self.means(feat)[0].float()
-        return ((mean + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return ((self.means(feat)[0].float() + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 @dataclass
@@ -337,21 +332,25 @@ class ActorCritic(nn.Module):
     ) -> ImaginedTrajectory:
         """Roll out the prior from ``start``, a state (N, ...), with the actor's samples for the H steps of ``noise``.
 
-        Without ``log_prob`` the log probabilities of the actions are zeros. Without ``dynamics`` the features have no
-        gradient by the actions.
+        Without ``log_prob`` log probabilities are zeros. Without ``dynamics`` features have no gradient by the actions,
+        and the actor's gradient is one pass over all states.
         """
-        state, feats, means, stds, actions = start, [world.rssm.feat(start)], [], [], []
-        for latent, uniform, member in zip(noise[0].unbind(1), noise[1].unbind(1), noise[2], strict=True):
-            policy = self.actor(world.rssm.sampled(feats[-1].detach()))
-            action = policy.icdf(uniform)
-            executed = policy.executed(action if dynamics else action.detach())
-            state = world.rssm.imagine_step(state, pad_action(executed, world.action_dim), latent, member)
-            feats.append(world.rssm.feat(state))
-            means.append(policy.loc), stds.append(policy.scale), actions.append(action.detach())
-        policy, action = type(policy)(torch.stack(means), torch.stack(stds)), torch.stack(actions)
+        rssm, state, feats, policies, actions = world.rssm, start, [world.rssm.feat(start)], [], []
+        with torch.set_grad_enabled(dynamics and torch.is_grad_enabled()):
+            for latent, uniform, member in zip(*(x.unbind(1) for x in noise[:2]), noise[2], strict=True):
+                policies.append(self.actor(rssm.sampled(feats[-1].detach())))
+                actions.append(policies[-1].icdf(uniform))
+                executed = policies[-1].executed(actions[-1])
+                state = rssm.imagine_step(state, pad_action(executed, world.action_dim), latent, member)
+                feats.append(rssm.feat(state))
+        feat, action = torch.stack(feats), torch.stack(actions).detach()
+        if dynamics:
+            policy = type(policies[0])(*(torch.stack([getattr(p, key) for p in policies]) for key in ("loc", "scale")))
+        else:
+            policy = self.actor(rssm.sampled(feat[:-1]))
         entropy = policy.entropy().sum(-1)
         log_probs = policy.log_prob(action).sum(-1) if log_prob else torch.zeros_like(entropy)
-        return ImaginedTrajectory(torch.stack(feats), action, log_probs, entropy)
+        return ImaginedTrajectory(feat, action, log_probs, entropy)
 
     def actor_loss(
         self, trajectory: ImaginedTrajectory, returns: Tensor, baseline: Tensor, weight: Tensor, config: Config,
@@ -378,23 +377,23 @@ class ActorCritic(nn.Module):
         nll = prediction.nll(returns.detach())
         return nll if slow_value is None else nll + prediction.nll(slow_value)
 
+    @classmethod
     def critic_loss(
-        self, feat: Features, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str, alpha: Any,
-        slow_value: Tensor | None = None,
+        cls, prediction: UnitNormal | TwoHot, returns: Tensor, weight: Tensor, source_value: Tensor | None, mode: str,
+        alpha: Any, slow_value: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """Eq. 11; with the source critic's values of the same states, Eq. 6: adds alpha * `value_constraint`.
 
-        feat (H, N, F), returns, weight and source_value (H, N), alpha a number or a scalar -> the loss, a scalar, and
-        metrics of the constraint. ``slow_value`` (H, N) is a second target: DreamerV3's regulariser.
+        The critic's prediction, returns, weight and source_value (H, N), alpha a number or a scalar -> the loss, a
+        scalar, and metrics of the constraint. ``slow_value`` (H, N) is a second target: DreamerV3's regulariser.
         """
         if source_value is None:
-            return (weight * self.value_nll(self.critic.prediction(feat.detach()), returns, slow_value)).mean(), {}
-        prediction, bound = self.critic.prediction(feat.detach()), value_bound(source_value, mode)
-        value = prediction.mean
+            return (weight * cls.value_nll(prediction, returns, slow_value)).mean(), {}
+        value, bound = prediction.mean, value_bound(source_value, mode)
         extra = value_constraint(value, bound)
         metrics = {"value_constraint": extra.detach().mean(), "constraint_active": (value >= bound).float().mean()}
-        centred = ((v.detach() - v.detach().mean()).flatten() for v in (value, source_value))
+        centred = [(v.detach() - v.detach().mean()).flatten() for v in (value, source_value)]
         metrics |= {"source_value": source_value.mean(), "source_value_correlation": F.cosine_similarity(*centred, 0)}
         if isinstance(prediction, TwoHot):
             returns, alpha = constrained_returns(returns, value, bound, alpha), 0.0
-        return (weight * (self.value_nll(prediction, returns, slow_value) + alpha * extra)).mean(), metrics
+        return (weight * (cls.value_nll(prediction, returns, slow_value) + alpha * extra)).mean(), metrics

@@ -6,6 +6,7 @@ encoders and decoders together for agents with several cameras, or states beside
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from ops.truncated_normal import TruncatedNormal
 Distribution.set_default_validate_args(False)  # the checks read every tensor back from the device
 
 State = dict[str, Tensor]  # deter, stoch, and the parameters of the distribution of stoch
-Norm = Callable[[int], nn.Module] | None  # a norm of so many units, after the linear layers of heads
+Norm = Callable[[int, str], nn.Module] | None  # a norm of so many units, with an activation, in hidden layers of heads
 
 
 def activation(name: str) -> nn.Module:
@@ -36,8 +37,9 @@ def mlp(
     inputs: int, outputs: int, layers: int, units: int, act: str, last: type[nn.Linear] = nn.Linear, norm: Norm = None
 ) -> nn.Sequential:
     """``layers`` layers of ``units`` with activation ``act``, and one of type ``last``: of (..., F) or `Sampled`."""
-    sizes, norms = [inputs] + [units] * layers, [norm] if norm else []
-    hidden = [m for a, b in pairwise(sizes) for m in (FeatureLinear(a, b), *(n(b) for n in norms), activation(act))]
+    sizes = [inputs] + [units] * layers
+    after = partial(norm, act=act) if norm else lambda _: activation(act)
+    hidden = [module for a, b in pairwise(sizes) for module in (FeatureLinear(a, b), after(b))]
     return nn.Sequential(*hidden, last(sizes[-1], outputs))
 
 

@@ -241,14 +241,14 @@ class Agent(BaseAgent):
         config = self.config
         with self.autocast():
             feat = self.world.rssm.feat(post).detach()
+            prediction = self.behavior.critic.prediction(feat)
             with torch.no_grad():
-                value = self.target_critic(feat)
+                value = prediction.mean if self.regularised else self.target_critic(feat)
                 bound = value.flatten().index_copy(0, rows, imagined.to(value.dtype)).view_as(value)
                 discount = config.discount * post["discount"]
                 first = post.get("is_first")
                 returns, weight = replay_returns(post["reward"], discount, bound, first, config.discount_lambda)
                 slow_value = self.behavior.slow_critic(feat)
-            prediction = self.behavior.critic.prediction(feat)
             nll = self.behavior.value_nll(prediction, returns, slow_value if self.regularised else None)
             loss = (weight * nll)[:, :-1].mean()  # the last row has no weight
         self.backward(loss, config.replay_value_scale, self.critic_opt)
@@ -296,7 +296,12 @@ class Agent(BaseAgent):
         reward, reward_metrics = self.imagined_reward(feat)  # (H + 1, N)
         reward = reward[:-1]
         discount = world.predicted_discount(feat[:-1], config.discount)
-        value = self.target_critic(feat)  # (H + 1, N)
+        visited = feat[:-1].detach()
+        prediction = behavior.critic.prediction(visited)
+        if self.regularised and not kinds["dynamics"]:  # the target critic is the critic
+            value = torch.cat([prediction.mean.detach(), self.target_critic(feat[-1:])])
+        else:
+            value = self.target_critic(feat)  # (H + 1, N)
         returns = models.lambda_return(reward, value[1:], discount, config.discount_lambda)
         first = start.get("weight", torch.ones_like(discount[0])).unsqueeze(0)
         weight = torch.cat([first, discount[:-1]]).cumprod(0).detach()  # discounted probability of reaching s_t
@@ -306,13 +311,13 @@ class Agent(BaseAgent):
             advantage = normalised_advantage(returns, value[:-1], scale)[:-1]
             range_metrics, scaled = {"return_range": scale}, returns / scale
         actor_loss = behavior.actor_loss(trajectory, scaled, value[:-1], weight, config, advantage)
-        visited, source_value, alpha = feat[:-1].detach(), None, 0.0
+        source_value, alpha = None, 0.0
         if bound is not None:
             source_value = bound.values(visited, trajectory, *(source_start or [None]), source_noise)
             alpha = models.alpha(source_value, config, behavior.return_range)
         slow_value = behavior.slow_critic(visited) if self.regularised else None
         critic_loss, constraint_metrics = behavior.critic_loss(
-            visited, returns, weight, source_value, config.value_constraint, alpha, slow_value
+            prediction, returns, weight, source_value, config.value_constraint, alpha, slow_value
         )
         metrics = {
             "actor_loss": actor_loss,

@@ -51,6 +51,6 @@ class ValueBound:
         rssm, state = self.world.rssm, start
         feats = [rssm.feat(state)]
         for a, latent in zip(action[:-1], noise.unbind(1), strict=True):
-            state = rssm.imagine_step(state, pad_action(a, self.world.action_dim), latent)
+            state = rssm.imagine_step(state, pad_action(a.clamp(-1, 1), self.world.action_dim), latent)
             feats.append(rssm.feat(state))
         return torch.stack(feats)

@@ -20,6 +20,7 @@ from config.table import facts
 from tools import BadInput, Parser, nearest
 from wrappers import SUITES
 
+AFTER = " after "  # in the name of a block that is applied with another one
 CONFIGS = Path(__file__).parent.with_name("configs.yaml")
 
 
@@ -65,16 +66,19 @@ def add_suite_settings(defaults: CommentedMap) -> None:
 def merge(blocks: CommentedMap, names: list[str], flags: dict[str, str]) -> dict[str, Any]:
     """Values of `defaults`, then of the block of the method's name if there is one, of each named block, of the flags.
 
+    A block `small after dreamerv3` is applied with `small` if `dreamerv3` is named before it.
+
     Raises BadInput on an unknown name or an invalid value.
     """
     values = dict(blocks["defaults"])
     origin = dict.fromkeys(values, "defaults")
     for name in names:
-        if name not in blocks:
-            raise BadInput(f"--configs {name}: no such block in configs.yaml; {nearest(name, blocks)}")
+        if name not in blocks or AFTER in name:
+            known = [block for block in blocks if AFTER not in block]
+            raise BadInput(f"--configs {name}: no such block in configs.yaml; {nearest(name, known)}")
     method = [blocks[name]["method"] for name in names if "method" in blocks[name]]
     method = flags.get("method") or [values.get("method"), *method][-1]
-    for name in [*[method] * (method in blocks), *(name for name in names if name != "defaults")]:
+    for name in with_combinations(blocks, [*[method] * (method in blocks), *(n for n in names if n != "defaults")]):
         values.update(blocks[name])
         origin.update(dict.fromkeys(blocks[name], name))
     values.update(flags)
@@ -87,6 +91,14 @@ def merge(blocks: CommentedMap, names: list[str], flags: dict[str, str]) -> dict
         except ValueError as error:
             raise BadInput(f"{key}: {value!r} ({origin[key]}) {error}") from None
     return merged
+
+
+def with_combinations(blocks: CommentedMap, names: list[str]) -> list[str]:
+    """``names``, each followed by the blocks `NAME after EARLIER` of the names before it."""
+    found = []
+    for i, name in enumerate(names):
+        found += [name, *(block for earlier in names[:i] if (block := f"{name}{AFTER}{earlier}") in blocks)]
+    return found
 
 
 def convert(value: Any, default: Any) -> Any:

@@ -86,9 +86,3 @@ class BoundedNormal:
 
     def entropy(self) -> Tensor:
         return self.scale.log() + 0.5 * math.log(2 * math.pi * math.e)
-
-
-def mix_uniform(logit: Tensor, share: float) -> Tensor:
-    """Logits (..., K) of ``share`` uniform and the rest softmax(``logit``) ("World model learning", unimix)."""
-    probs = logit.softmax(-1)
-    return ((1 - share) * probs + share / logit.shape[-1]).log() if share else logit

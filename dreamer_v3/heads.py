@@ -23,7 +23,7 @@ class TwoHotHead(nn.Module):
 
     def prediction(self, feat: Features) -> TwoHot:
         """(..., F) -> a distribution over (...)."""
-        return TwoHot(self.layers(feat), self.bins)
+        return TwoHot(self.layers(feat).float(), self.bins)
 
     def forward(self, feat: Features) -> Tensor:
         """(..., F) -> the expected values (...)."""

@@ -8,10 +8,12 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamer_v3.layers import BlockLinear, ChannelNorm, normed
-from networks import activation, scale_image
+from dreamer_v3.layers import BlockLinear, NormActivation, normed
+from networks import scale_image
+from ops.convolution import padded_conv_transpose2d
 from tools import BadInput
 
 KERNEL = 5
@@ -31,15 +33,48 @@ def widths(count: int, depth: int) -> list[int]:
     return [depth * WIDTHS[min(i, len(WIDTHS) - 1)] for i in range(count)]
 
 
+class ChannelNorm(NormActivation):
+    """`NormActivation` over the channels of an image (N, C, H, W)."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1), bias).permute(0, 3, 1, 2)
+
+
+class NormedConv(nn.Module):
+    """A convolution of stride 2, whose bias is added by the norm after it, and the activation."""
+
+    def __init__(self, inputs: int, outputs: int, act: str):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, KERNEL, stride=2, padding=KERNEL // 2)
+        self.norm = ChannelNorm(outputs, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, self.conv.weight, stride=2, padding=KERNEL // 2), self.conv.bias)
+
+
+class Upsampling(nn.Module):
+    """A transposed convolution of stride 2 to images of ``side`` pixels; with ``act`` a norm and an activation."""
+
+    def __init__(self, inputs: int, outputs: int, side: int, act: str | None):
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(inputs, outputs, KERNEL, stride=2, padding=KERNEL // 2)
+        self.norm, self.side = ChannelNorm(outputs, act) if act else None, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        if self.norm is None:
+            return padded_conv_transpose2d(x, weight, bias, KERNEL // 2, self.side)
+        return self.norm(padded_conv_transpose2d(x, weight, None, KERNEL // 2, self.side), bias)
+
+
 class ImageEncoder(nn.Module):
     """Images to embeddings."""
 
     def __init__(self, size: int, depth: int, act: str, channels: int = 3):
         super().__init__()
-        sides, layers = image_sides(size), []
+        sides = image_sides(size)
         outputs = widths(len(sides) - 1, depth)
-        for a, b in pairwise([channels, *outputs]):
-            layers += [nn.Conv2d(a, b, KERNEL, stride=2, padding=KERNEL // 2), ChannelNorm(b), activation(act)]
+        layers = [NormedConv(a, b, act) for a, b in pairwise([channels, *outputs])]
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.embed = outputs[-1] * sides[-1] ** 2
 
@@ -68,12 +103,10 @@ class ImageDecoder(nn.Module):
         first = math.prod(self.shape)
         self.from_deter = BlockLinear(deter, first, blocks)
         self.from_stoch = nn.Sequential(normed(stoch, 2 * units, act), nn.Linear(2 * units, first))
-        self.first = nn.Sequential(ChannelNorm(outputs[0]), activation(act))
-        layers = []
-        for (a, b), (side, larger) in zip(pairwise(outputs), pairwise(sides), strict=True):
-            options = {"stride": 2, "padding": KERNEL // 2, "output_padding": larger - 2 * side + 1}
-            layers += [nn.ConvTranspose2d(a, b, KERNEL, **options), ChannelNorm(b), activation(act)]
-        self.layers = nn.Sequential(*layers[:-2]).to(memory_format=torch.channels_last)
+        self.first = ChannelNorm(outputs[0], act)
+        acts = [act] * (len(outputs) - 2) + [None]
+        layers = [Upsampling(a, b, s, act) for (a, b), s, act in zip(pairwise(outputs), sides[1:], acts, strict=True)]
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, feat: Tensor) -> Tensor:
         """(B, T, F) -> (B, T, H, W, C), in the scale of `scale_image`."""

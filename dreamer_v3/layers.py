@@ -7,35 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks import Float32Linear, activation
-from ops.deferred import product
+from networks import Float32Linear
+from ops.blocks import product
 from ops.ensemble import EnsembleLinear
+from ops.norm import norm_activation
 
 EPSILON = 1e-4  # of the norms
 
 
-class RMSNorm(nn.RMSNorm):
-    """y = w x / sqrt(mean(x^2) + eps) over the last dimension, computed in float32 also under autocast."""
+class NormActivation(nn.RMSNorm):
+    """act(y) with y = w x / sqrt(mean(x^2) + eps) over the last dimension, in float32 also under autocast."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, act: str):
         super().__init__(size, eps=EPSILON)
+        self.act = act
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, self.weight, self.eps).to(x.dtype)
-
-
-class ChannelNorm(RMSNorm):
-    """`RMSNorm` over the channels of an image (N, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(..., C) -> (..., C); ``bias`` (C,) is added first."""
+        return norm_activation(x, bias, self.weight, self.eps, self.act)
 
 
-class EnsembleNorm(RMSNorm):
-    """`RMSNorm` with the weights of each of K members: of all (K, N, U), or of one ``member`` (..., U)."""
+class EnsembleNorm(nn.RMSNorm):
+    """RMS norm with the weights of each of K members: of all (K, N, U), or of one ``member`` (..., U)."""
 
     def __init__(self, members: int, size: int):
-        super().__init__(size)
+        super().__init__(size, eps=EPSILON)
         self.weight = nn.Parameter(torch.ones(members, size))
 
     def forward(self, x: Tensor, member: Tensor | None = None) -> Tensor:
@@ -63,7 +59,7 @@ class BlockLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-class ZeroLinear(Float32Linear):
+class ZeroLinear(nn.Linear):
     """The last layer of a two-hot head. It is zero at first: so are the predictions ("Robust predictions")."""
 
     initial_scale: ClassVar[float] = 0.0
@@ -87,7 +83,7 @@ class SmallLinear(Float32Linear):
 
 def normed(inputs: int, outputs: int, act: str) -> nn.Sequential:
     """A linear layer, its RMS norm and the activation."""
-    return nn.Sequential(nn.Linear(inputs, outputs), RMSNorm(outputs), activation(act))
+    return nn.Sequential(nn.Linear(inputs, outputs), NormActivation(outputs, act))
 
 
 def fan_in(layer: nn.Module) -> int:

@@ -7,14 +7,14 @@ from torch import nn
 from config import Config
 from dreamer_v3.heads import BoundedActor, TwoHotHead
 from dreamer_v3.images import ImageDecoder, ImageEncoder
-from dreamer_v3.layers import RMSNorm, initialise
+from dreamer_v3.layers import NormActivation, initialise
 from dreamer_v3.rssm import BlockRSSM, EnsembleBlockRSSM
 from networks import RSSM, Actor, ConvDecoder, ConvEncoder, EnsembleRSSM, ScalarHead, StateSpaceModel
 
 
 def hidden(config: Config) -> dict[str, Any]:
     """What the hidden layers of all heads, and of encoder and decoder of states, have in common."""
-    return {"units": config.units, "act": config.act, "norm": RMSNorm if config.norm == "rms" else None}
+    return {"units": config.units, "act": config.act, "norm": NormActivation if config.norm == "rms" else None}
 
 
 def make_scalar_head(config: Config, feat: int, layers: int) -> ScalarHead | TwoHotHead:

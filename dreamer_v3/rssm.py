@@ -4,7 +4,6 @@ Symbols: B sequences, T steps, N rows, S latent variables, K classes of each, D 
 hidden units, E embedding, A actions (padded), M members of an ensemble.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamer_v3.distributions import mix_uniform
-from dreamer_v3.layers import BlockLinear, EnsembleNorm, RMSNorm, normed
+from dreamer_v3.layers import EPSILON, BlockLinear, EnsembleNorm, NormActivation, normed
 from networks import State, StateSpaceModel, activation
-from ops import compute_dtype
-from ops.deferred import Product, product, products
+from ops import compute_dtype, no_autocast
+from ops.block_scan import BlockScan, CellState, CellWeights, Gates, PosteriorState, PosteriorWeights, cast
+from ops.blocks import product
 from ops.ensemble import EnsembleLinear
-from ops.recurrent import stack, zero_where
+from ops.norm import norm_activation
+from ops.recurrent import Latent
 from tools import BadInput
 
 
@@ -41,37 +41,59 @@ class BlockGRU(nn.Module):
         self.recur = BlockLinear(deter, deter, blocks, bias=False)
         self.mix = nn.Linear(3 * hidden, deter)
         self.recur.fan_in = self.mix.fan_in = deter // blocks + 3 * hidden  # together they are one layer
-        self.after = nn.Sequential(RMSNorm(deter), activation(act))
+        self.after = NormActivation(deter, act)
         self.gates = BlockLinear(deter, 3 * deter, blocks)
-        self.blocks, self.hidden = blocks, hidden
+        self.act, self.hidden = act, hidden
 
     def actions(self, action: Tensor) -> Tensor:
         """The part of ``mix`` that depends on the actions alone: (..., A) -> (..., D)."""
         return F.linear(self.action_in(action), self.mix.weight[:, 2 * self.hidden :], self.mix.bias)
 
-    def step_weights(self) -> tuple[Tensor, ...]:
-        """The weights of a step's products: of h, of z, of both in ``mix``, of the blocks, of the gates."""
-        mix = self.mix.weight[:, : 2 * self.hidden]
-        return self.deter_in[0].weight, self.stoch_in[0].weight, mix, self.recur.weight, self.gates.weight
-
-    def forward(
-        self, z: Tensor, h: Tensor, given: Tensor, weights: Sequence[Tensor] | None = None, multiply: Product = product
-    ) -> Tensor:
-        """z_{t-1} (N, S * K), h_{t-1} (N, D) float32 and `actions` of a_t (N, D) -> h_t (N, D) float32.
-
-        ``multiply`` computes the products with ``weights``, those of `step_weights`.
-        """
-        of_deter, of_stoch, of_both, recur, of_gates = self.step_weights() if weights is None else weights
-        before = h.to(compute_dtype(h.device))
-        x = [
-            self.deter_in[1:](multiply(before, of_deter) + self.deter_in[0].bias.to(before.dtype)),
-            self.stoch_in[1:](multiply(z, of_stoch) + self.stoch_in[0].bias.to(before.dtype)),
+    @property
+    def weights(self) -> CellWeights:
+        """The weights of `cell_step`."""
+        inputs = [
+            p for layer in (self.deter_in, self.stoch_in) for p in (layer[0].weight, layer[0].bias, layer[1].weight)
         ]
-        mixed = multiply(torch.cat(x, -1), of_both) + given + multiply(before, recur)
-        gates = multiply(self.after(mixed), of_gates) + self.gates.bias.to(before.dtype)
-        gates = gates.float().unflatten(-1, (self.blocks, 3, -1))  # (N, G, 3, D / G)
-        reset, cand, update = (gate.flatten(1) for gate in gates.unbind(2))
-        return torch.lerp(h, torch.tanh(torch.sigmoid(reset) * cand), torch.sigmoid(update - 1))
+        mix = self.mix.weight[:, : 2 * self.hidden]
+        return CellWeights(*inputs, mix, self.recur.weight, self.after.weight, self.gates.weight, self.gates.bias)
+
+    def forward(self, z: Tensor, h: Tensor, given: Tensor) -> Tensor:
+        """z_{t-1} (N, S * K), h_{t-1} (N, D) float32 and `actions` of a_t (N, D) -> h_t (N, D) float32."""
+        dtype = compute_dtype(h.device)
+        with no_autocast(h.device):
+            return cell_step(cast(self.weights, dtype), self.act, EPSILON, z, h, given.to(dtype))[0]
+
+
+def cell_step(w: CellWeights, act: str, eps: float, z: Tensor, h: Tensor, given: Tensor) -> tuple[Tensor, CellState]:
+    """The equations of `BlockGRU`: (h_t, what their derivative needs)."""
+    z, before = z.to(given.dtype), h.to(given.dtype)
+    of_deter, of_stoch = product(before, w.deter), product(z, w.stoch)
+    inputs = (of_deter, w.deter_bias, w.deter_norm), (of_stoch, w.stoch_bias, w.stoch_norm)
+    x = torch.cat([norm_activation(y, bias, norm, eps, act) for y, bias, norm in inputs], -1)
+    mixed = product(x, w.mix) + given + product(before, w.recur)
+    middle = norm_activation(mixed, None, w.norm, eps, act)
+    gates = (product(middle, w.gates) + w.gates_bias.to(given.dtype)).float()
+    found = Gates.of(gates, len(w.gates))
+    saved = CellState(z, before, of_deter, of_stoch, x, mixed, middle, gates)
+    return torch.lerp(h, found.cand, found.update), saved
+
+
+def posterior_step(
+    cell: CellWeights, post: PosteriorWeights, act: str, eps: float, latent: Latent, given: Tensor, embedded: Tensor,
+    noise: Tensor, state: tuple[Tensor, Tensor],
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:  # fmt: skip
+    """h_t of `cell_step`, and z_t ~ q(z_t | h_t, e_t) with the statistics W_o act(RMSNorm(W_h h_t + W_e e_t)) + b_o.
+
+    ``state`` is (z_{t-1}, h_{t-1}). Returns ((z_t, h_t, the statistics), what their derivative needs).
+    """
+    h, saved = cell_step(cell, act, eps, *state, given)
+    after = h.to(given.dtype)
+    of_after = product(after, post.deter) + embedded
+    hidden = norm_activation(of_after, None, post.norm, eps, act)
+    stat = product(hidden, post.out) + post.out_bias.to(given.dtype)
+    z, sample = latent.sample(stat, noise, given.dtype)
+    return (z, h, stat), (*saved, *PosteriorState(after, of_after, hidden, stat, sample))
 
 
 class Prior(nn.Module):
@@ -109,8 +131,8 @@ class EnsemblePrior(nn.Module):
 class BlockRSSM(StateSpaceModel):
     """DreamerV3's RSSM with a categorical or, with ``discrete`` 0, a Gaussian latent.
 
-    Projections of embeddings and actions before the scan and the prior after it
-    are products over all steps. ``unimix`` is the uniform share of a categorical latent.
+    Projections of embeddings and actions before the scan and the prior after it are products over all steps.
+    ``unimix`` is the uniform share of a categorical latent.
     """
 
     def __init__(
@@ -118,21 +140,16 @@ class BlockRSSM(StateSpaceModel):
         blocks: int, unimix: float, members: int = 0,
     ):  # fmt: skip
         super().__init__(stoch, deter, discrete, min_std)
-        self.unimix, self.stats = unimix, stoch * (discrete or 2)
+        self.latent, self.stats = self.latent._replace(unimix=unimix), stoch * (discrete or 2)
         self.cell = BlockGRU(self.stoch_size, action, deter, hidden, blocks, act)
         self.post_embed, self.post_deter = nn.Linear(embed, hidden), nn.Linear(deter, hidden, bias=False)
         self.post_embed.fan_in = self.post_deter.fan_in = embed + deter  # together they are one layer
-        self.post_after = nn.Sequential(RMSNorm(hidden), activation(act))
+        self.post_after = NormActivation(hidden, act)
         self.post_out = nn.Linear(hidden, self.stats)
         self.prior_layers = self.make_prior(hidden, act, members)
 
     def make_prior(self, hidden: int, act: str, members: int) -> nn.Module:
         return Prior(self.deter, hidden, self.stats, act)
-
-    def parameters_of(self, stat: Tensor) -> State:
-        """Statistics (..., stats) to float32 parameters: logit (..., S, K), with the uniform share; or mean and std."""
-        found = self.latent.parameters(stat)
-        return {"logit": mix_uniform(found["logit"], self.unimix)} if self.discrete else found
 
     def draw(self, parameters: State, noise: Tensor) -> Tensor:
         """A sample (N, S * K) for parameters and random numbers (N, S), with straight-through gradients."""
@@ -156,19 +173,16 @@ class BlockRSSM(StateSpaceModel):
         state = state or self.initial(embed.shape[0])
         noise = self.noise(*embed.shape[:2]) if noise is None else noise
         action = action if first is None else action.masked_fill(first.unsqueeze(-1), 0.0)
-        actions, embedded = self.cell.actions(action), self.post_embed(embed)
-        pair, steps = (state["stoch"], state["deter"]), []
-        weights, of_deter, out = self.cell.step_weights(), self.post_deter.weight, self.post_out
-        multiply = products(*weights, of_deter, out.weight)
-        for t in range(embed.shape[1]):
-            z, h = zero_where(first, t, pair)
-            h = self.cell(z, h, actions[:, t], weights, multiply)
-            hidden = self.post_after(multiply(h.to(embedded.dtype), of_deter) + embedded[:, t])
-            stat = multiply(hidden, out.weight) + out.bias
-            parameters = self.parameters_of(stat)
-            pair = self.draw(parameters, noise[:, t]), h
-            steps.append({"deter": h, "stoch": pair[0], **parameters})
-        return {key: stack([step[key] for step in steps]) for key in steps[0]}
+        given, embedded, dtype = self.cell.actions(action), self.post_embed(embed), compute_dtype(embed.device)
+        weights = PosteriorWeights(
+            self.post_deter.weight, self.post_after.weight, self.post_out.weight, self.post_out.bias
+        )
+        with no_autocast(embed.device):
+            stoch, deter, stat = BlockScan.apply(
+                posterior_step, self.latent, self.cell.act, EPSILON, given.to(dtype), embedded.to(dtype), noise, first,
+                state["stoch"], state["deter"], *cast(self.cell.weights, dtype), *cast(weights, dtype),
+            )  # fmt: skip
+        return {"deter": deter, "stoch": stoch, **self.latent.parameters(stat)}
 
     def imagine_step(
         self, state: State, action: Tensor, noise: Tensor | None = None, member: Tensor | None = None
@@ -180,7 +194,7 @@ class BlockRSSM(StateSpaceModel):
         return {"deter": h, "stoch": self.draw(parameters, noise), **parameters}
 
     def prior(self, deter: Tensor, member: Tensor | None = None) -> State:
-        return self.parameters_of(self.prior_layers(deter.to(compute_dtype(deter.device)), member))
+        return self.latent.parameters(self.prior_layers(deter.to(compute_dtype(deter.device)), member))
 
 
 class EnsembleBlockRSSM(BlockRSSM):

@@ -60,26 +60,33 @@ def subpixel_kernel(weight: Tensor) -> Tensor:
 
 
 class SubpixelConvTranspose(torch.autograd.Function):
-    """A transposed convolution of stride 2 to few channels: forward as `subpixel_kernel`'s convolution."""
+    """A transposed convolution of stride 2: forward as `subpixel_kernel`'s convolution."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x (N, C, H, H), weight (C, O, k, k), bias (O,) -> (N, 2 H + k - 2, 2 H + k - 2, O)."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, size: int) -> Tensor:
+        """x (N, C, H, H), weight (C, O, k, k), bias (O,) or None, an even padding -> (N, size, size, O)."""
         ctx.save_for_backward(x, weight)
+        ctx.padding, ctx.biased, ctx.extra = padding, bias is not None, size - transposed_size(x, weight, padding)
         kernel, n, out = subpixel_kernel(weight), len(x), weight.shape[1]
-        y = F.conv2d(x, kernel, bias.repeat(4), padding=kernel.shape[-1] - 1).permute(0, 2, 3, 1)
-        side, size = y.shape[1], 2 * x.shape[-1] + weight.shape[-1] - 2
+        bias = None if bias is None else bias.repeat(4)
+        y = F.conv2d(x, kernel, bias, padding=kernel.shape[-1] - 1 - padding // 2).permute(0, 2, 3, 1)
+        side = y.shape[1]
         y = y.reshape(n, side, side, 2, 2, out).permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * side, 2 * side, out)
         return y if size == 2 * side else y[:, :size, :size].contiguous()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        gradient = gradient.permute(0, 3, 1, 2)
-        arguments = [2, 2], [0, 0], [1, 1], True, [0, 0], 1, [True, True, False]
+        gradient, padding, extra = gradient.permute(0, 3, 1, 2), [ctx.padding] * 2, [ctx.extra] * 2
+        arguments = [2, 2], padding, [1, 1], True, extra, 1, [True, True, False]
         dx, dweight, _ = aten.convolution_backward(gradient, x, weight, None, *arguments)
-        return dx, dweight, gradient.sum((0, 2, 3))
+        return dx, dweight, gradient.sum((0, 2, 3)) if ctx.biased else None, None, None
+
+
+def transposed_size(x: Tensor, weight: Tensor, padding: int) -> int:
+    """The side of a transposed convolution's result, without output padding."""
+    return 2 * (x.shape[-1] - 1) + weight.shape[-1] - 2 * padding
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -97,13 +104,25 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A transposed convolution of stride 2, (N, C, H, H) -> (N, O, out, out), on a CPU by the fastest of its forms."""
     if x.device.type != "cpu":
         return F.conv_transpose2d(x, weight, bias, stride=2)
+    if weight.shape[1] <= 4:
+        return padded_conv_transpose2d(x, weight, bias, 0, transposed_size(x, weight, 0))
     dtype = compute_dtype(x.device)
     with no_autocast(x.device):
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-        if weight.shape[1] <= 4:
-            return SubpixelConvTranspose.apply(x, weight, bias).permute(0, 3, 1, 2)
         # With its bias inside, oneDNN's takes up to five times as long.
         return F.conv_transpose2d(x, weight, stride=2) + bias.view(-1, 1, 1)
+
+
+def padded_conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, size: int) -> Tensor:
+    """As `conv_transpose2d`, with an even ``padding`` and the side ``size`` of the result."""
+    if x.device.type != "cpu":
+        extra = size - transposed_size(x, weight, padding)
+        return F.conv_transpose2d(x, weight, bias, stride=2, padding=padding, output_padding=extra)
+    dtype = compute_dtype(x.device)
+    with no_autocast(x.device):
+        bias = None if bias is None else bias.to(dtype)
+        y = SubpixelConvTranspose.apply(x.to(dtype), weight.to(dtype), bias, padding, size)
+        return y.permute(0, 3, 1, 2)
 
 
 class Conv2d(nn.Conv2d):

@@ -36,21 +36,30 @@ ACTIVATIONS = {
 }
 
 
+def mix_uniform(logit: Tensor, share: float) -> Tensor:
+    """Logits (..., K) of ``share`` uniform and the rest softmax(``logit``)."""
+    return ((1 - share) * logit.softmax(-1) + share / logit.shape[-1]).log() if share else logit
+
+
 # The latent's sample ---------------------------------------------------------------------------------------------
 
 
 class Latent(NamedTuple):
-    """The latent of an RSSM: S variables with K classes each, or Gaussian ones if ``discrete`` is 0."""
+    """The latent of an RSSM: S variables with K classes each, or Gaussian ones if ``discrete`` is 0.
+
+    ``unimix`` is DreamerV3's share of the uniform distribution in a categorical latent.
+    """
 
     stoch: int
     discrete: int
     min_std: float
+    unimix: float = 0.0
 
     def parameters(self, stat: Tensor) -> dict[str, Tensor]:
         """A layer's output (..., stats) to float32 parameters: logit (..., S, K), or mean and std (..., S)."""
         stat = stat.float()
         if self.discrete:
-            return {"logit": stat.unflatten(-1, (self.stoch, self.discrete))}
+            return {"logit": mix_uniform(stat.unflatten(-1, (self.stoch, self.discrete)), self.unimix)}
         mean, std = stat.chunk(2, -1)
         return {"mean": mean, "std": 2 * torch.sigmoid(std / 2) + self.min_std}
 
@@ -60,20 +69,22 @@ class Latent(NamedTuple):
         Categorical: one uniform number (N, S) selects the class by the inverse of the cumulative distribution. The
         one-hot is exact in every ``dtype``. Gaussian: mean + std times a normal number (N, S), in float32.
         """
-        parameters = self.parameters(stat)
         if not self.discrete:
+            parameters = self.parameters(stat)
             return parameters["mean"] + parameters["std"] * noise, parameters["std"]
-        probs = parameters["logit"].softmax(-1)
+        own = stat.float().unflatten(-1, (self.stoch, self.discrete)).softmax(-1)
+        probs = (1 - self.unimix) * own + self.unimix / self.discrete if self.unimix else own
         # A sum of float32 probabilities may end below 1, and a uniform number may lie above it.
         index = (probs.cumsum(-1) <= noise.unsqueeze(-1)).sum(-1, keepdim=True).clamp(max=self.discrete - 1)
         one_hot = torch.zeros_like(probs, dtype=dtype).scatter_(-1, index, 1.0)
-        return one_hot.flatten(-2), probs
+        return one_hot.flatten(-2), own
 
     def sample_backward(self, gradient: Tensor, saved: Tensor, noise: Tensor) -> Tensor:
         """The gradient (N, stats) for the sample's gradient (N, S * K); straight-through for a categorical latent."""
         gradient = gradient.float()
         if self.discrete:
             gradient = gradient.view(saved.shape)
+            gradient = (1 - self.unimix) * gradient if self.unimix else gradient
             return aten._softmax_backward_data(gradient, saved, -1, torch.float32).flatten(-2)
         half = (saved - self.min_std) / 2  # the sigmoid
         return torch.cat([gradient, gradient * noise * half * (1 - half)], -1)

@@ -4,20 +4,21 @@ The constants are results of r2dreamer's functions, run on a CPU in float32, for
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import models
-from dreamer_v3.distributions import BoundedNormal, TwoHot, mix_uniform, symexp, symexp_bins, symlog
+from dreamer_v3.distributions import BoundedNormal, TwoHot, symexp, symexp_bins, symlog
 from dreamer_v3.heads import BoundedActor, TwoHotHead
 from dreamer_v3.laprop import LaProp, clip_adaptively
-from dreamer_v3.layers import BlockLinear, RMSNorm, ZeroLinear, initialise
+from dreamer_v3.layers import BlockLinear, NormActivation, ZeroLinear, initialise
 from dreamer_v3.losses import ReturnRange, constrained_returns, normalised_advantage, replay_returns, separate_kl
 from dreamer_v3.rssm import BlockGRU, BlockRSSM
-from networks import UnitNormal
-from ops.deferred import product
+from networks import State, UnitNormal
+from ops.recurrent import mix_uniform, stack, zero_where
 
 GAMMA = 1 - 1 / 333
 
@@ -67,7 +68,7 @@ def test_symlog_and_its_inverse():
 
 def test_a_new_two_hot_head_predicts_exactly_zero():
     torch.manual_seed(0)
-    head = TwoHotHead(7, layers=2, units=8, act="SiLU", norm=RMSNorm)
+    head = TwoHotHead(7, layers=2, units=8, act="SiLU", norm=NormActivation)
     assert (head(torch.randn(20, 7)) == 0).all()
     initialise(head)
     assert (head(torch.randn(20, 7)) == 0).all() and head.layers[0].weight.std() > 0
@@ -81,7 +82,7 @@ def test_separate_kl_equals_r2dreamers_kl_of_mixed_distributions():
     rssm = BlockRSSM(2, 2, stoch=3, deter=4, hidden=4, discrete=5, min_std=0.1, act="SiLU", blocks=2, unimix=0.01)
     post, prior = fill(4, 3, 5, seed=0.1, scale=2.0).requires_grad_(), fill(4, 3, 5, seed=2.0, scale=0.5)
     prior.requires_grad_()
-    states = [rssm.parameters_of(logit.flatten(-2)) for logit in (post, prior)]
+    states = [rssm.latent.parameters(logit.flatten(-2)) for logit in (post, prior)]
     equal(rssm.kl(*states).clamp(min=1.0), [1.0, 1.982892, 2.114172, 1.0])
     loss, plain = separate_kl(rssm, *states, 0.1, 1.0)
     equal(loss, [1.676693])
@@ -99,7 +100,7 @@ def filled_gru() -> tuple[BlockGRU, list[list[nn.Parameter]]]:
     """A GRU with the weights of r2dreamer's `Deter`, filled in its order, and for each of those the parts here."""
     cell = BlockGRU(12, 3, 16, 8, blocks=4, act="SiLU")
     inputs = [p for name in ("deter_in", "stoch_in", "action_in") for p in getattr(cell, name).parameters()]
-    parts = [*([p] for p in inputs), [cell.recur.weight, cell.mix.weight], [cell.mix.bias], [cell.after[0].weight]]
+    parts = [*([p] for p in inputs), [cell.recur.weight, cell.mix.weight], [cell.mix.bias], [cell.after.weight]]
     parts += [[cell.gates.weight], [cell.gates.bias]]
     with torch.no_grad():
         for i, part in enumerate(parts):
@@ -141,10 +142,10 @@ def test_block_gru_equals_one_with_dense_block_diagonal_weights():
         return x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt() * weight
 
     x = []
-    for value, (linear, rms, _) in zip((h, z, a), (cell.deter_in, cell.stoch_in, cell.action_in), strict=True):
+    for value, (linear, rms) in zip((h, z, a), (cell.deter_in, cell.stoch_in, cell.action_in), strict=True):
         x.append(silu(norm(value @ linear.weight.t() + linear.bias, rms.weight)))
     dense = torch.cat([torch.block_diag(*(w.t() for w in cell.recur.weight)), cell.mix.weight], 1)
-    mixed = silu(norm(torch.cat([h, *x], -1) @ dense.t() + cell.mix.bias, cell.after[0].weight))
+    mixed = silu(norm(torch.cat([h, *x], -1) @ dense.t() + cell.mix.bias, cell.after.weight))
     gates = mixed @ torch.block_diag(*(w.t() for w in cell.gates.weight)).t() + cell.gates.bias
     expected = torch.empty(5, deter)
     for g in range(blocks):
@@ -298,24 +299,36 @@ def test_adaptive_clipping_by_hand():
     assert parameters[2].grad is None
 
 
+def plain_posterior(rssm: BlockRSSM, embed: Tensor, action: Tensor, noise: Tensor, first: Tensor | None) -> State:
+    """`BlockRSSM.posterior` by modules and autograd alone."""
+    actions, embedded = rssm.cell.actions(action), rssm.post_embed(embed)
+    pair, steps = tuple(rssm.initial(len(embed))[key] for key in ("stoch", "deter")), []
+    for t in range(embed.shape[1]):
+        z, h = zero_where(first, t, pair)
+        h = rssm.cell(z, h, actions[:, t])
+        parameters = rssm.latent.parameters(rssm.post_out(rssm.post_after(rssm.post_deter(h) + embedded[:, t])))
+        pair = rssm.draw(parameters, noise[:, t]), h
+        steps.append({"deter": h, "stoch": pair[0], **parameters})
+    return {key: stack([step[key] for step in steps]) for key in steps[0]}
+
+
+@pytest.mark.parametrize("discrete", [4, 0])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_scan_has_the_gradients_of_autograd(precision: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    """`ops.deferred` against products at each step; two backward passes on one graph."""
+def test_the_scan_has_the_gradients_of_autograd(precision: torch.dtype, discrete: int):
     torch.manual_seed(0)
     sizes = {"stoch": 3, "deter": 8, "hidden": 7, "min_std": 0.1, "act": "SiLU", "blocks": 2, "unimix": 0.01}
-    rssm = BlockRSSM(6, 2, discrete=4, **sizes)
+    rssm = BlockRSSM(6, 2, discrete=discrete, **sizes)
     embed, action, noise = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 2), rssm.noise(2, 4)
     first = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]).bool()
-    leaves = [embed, *(p for name, p in rssm.named_parameters() if "prior" not in name)]
-    found = []
-    for deferred in (True, False):
-        if not deferred:
-            monkeypatch.setattr("dreamer_v3.rssm.products", lambda *weights: product)
+    action = action.masked_fill(first.unsqueeze(-1), 0.0)
+    leaves, found = [embed, *(p for name, p in rssm.named_parameters() if "prior" not in name)], []
+    for posterior in (rssm.posterior, partial(plain_posterior, rssm)):
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            post = rssm.posterior(embed, action, noise=noise, first=first)
-        loss = (post["deter"] * fill(2, 4, 8)).sum() + post["logit"].square().sum() + post["stoch"][..., 0].sum()
+            post = posterior(embed, action, noise=noise, first=first)
+        logit = post["logit"] if discrete else post["std"]
+        loss = (post["deter"] * fill(2, 4, 8)).sum() + logit.square().sum() + post["stoch"][..., 0].sum()
         torch.autograd.grad(loss, leaves, retain_graph=True)
         found.append((post, torch.autograd.grad(loss, leaves)))
     close = {"rtol": 1e-4, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.1, "atol": 0.05}
-    torch.testing.assert_close(found[0], found[1], **close)
+    torch.testing.assert_close(found[0], found[1], check_dtype=False, **close)
     assert all((g != 0).any() for g in found[0][1])

@@ -164,7 +164,7 @@ def test_an_update_in_bfloat16():
     batch = target.random_batch()
     metrics = target.update(batch, source.embed(batch), source.value_bound(batch))
     assert all(torch.isfinite(torch.as_tensor(value)).all() for value in metrics.values())
-    norm = target.frozen_world.rssm.cell.after[0].weight
+    norm = target.frozen_world.rssm.cell.after.weight
     assert norm.dtype == torch.float32 and target.frozen_world.rssm.cell.gates.weight.dtype == torch.bfloat16
 
 

@@ -158,15 +158,19 @@ def test_critic_loss_by_hand():
         behavior.critic.layers[-1].weight.zero_()
         behavior.critic.layers[-1].bias.fill_(2.0)
     feat, returns, weight = torch.randn(2, 1, 3), torch.tensor([[1.0], [4.0]]), torch.tensor([[1.0], [0.5]])
-    plain, nothing = behavior.critic_loss(feat, returns, weight, None, "minmax", alpha=3.0)
+    plain, nothing = behavior.critic_loss(behavior.critic.prediction(feat), returns, weight, None, "minmax", alpha=3.0)
     assert plain.item() == pytest.approx((1 * 0.5 + 0.5 * 2.0) / 2)
     assert nothing == {}
     source_value = torch.tensor([[1.5], [7.0]])  # the constraint has a gradient at the first state
-    constrained, metrics = behavior.critic_loss(feat, returns, weight, source_value, "minmax", alpha=3.0)
+    constrained, metrics = behavior.critic_loss(
+        behavior.critic.prediction(feat), returns, weight, source_value, "minmax", alpha=3.0
+    )
     assert constrained.item() == pytest.approx((1 * (0.5 + 3 * 2) + 0.5 * (2.0 + 3 * 7)) / 2)
     assert metrics["value_constraint"].item() == pytest.approx(4.5)
     assert metrics["constraint_active"].item() == pytest.approx(0.5)
-    brute, metrics = behavior.critic_loss(feat, returns, weight, source_value, "brute", alpha=3.0)
+    brute, metrics = behavior.critic_loss(
+        behavior.critic.prediction(feat), returns, weight, source_value, "brute", alpha=3.0
+    )
     assert brute.item() == pytest.approx((1 * (0.5 + 3 * 2) + 0.5 * (2.0 + 3 * 2)) / 2)
     assert metrics["constraint_active"].item() == 1
 

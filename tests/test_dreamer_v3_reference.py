@@ -34,7 +34,6 @@ from updates import dreamer_v3
 import models
 from agents.base import Batch, Metrics
 from agents.coworld import TargetAgent
-from dreamer_v3.layers import RMSNorm
 from models import RolloutNoise
 from senses import Senses
 
@@ -65,7 +64,7 @@ def fill_weights(module: nn.Module, seed: float) -> None:
                 seed += 1
                 values = 2 * numbers(*parameter.shape, seed=seed) - 1
                 fan_in = parameter.numel() // max(parameter.shape[0], parameter.shape[-1]) if parameter.dim() > 1 else 0
-                if isinstance(layer, RMSNorm):
+                if isinstance(layer, nn.RMSNorm):
                     values = 1 + 0.3 * values
                 elif len(parameter) == 255:  # two-hot: predictions of usual size
                     wide = parameter.dim() == 1

@@ -8,9 +8,10 @@ NM512/r2dreamer. Nothing of theirs is in this repository; one that is not given 
 own: gym, and r2dreamer tensordict and hydra-core.
 
 "bfloat16" and "float32" (this code), "plain" (benchmarks/plain.py) and "release" are the same network, the paper's. The
-others are other networks with the same latents and the same deter, hidden, units and cnn depth. "r2dreamer" has no
-decoder, its default; "r2dreamer, decoder" is its Dreamer. All but "bfloat16" compute in float32, without torch.compile;
-r2dreamer's autocast to float16 is switched off.
+others are other networks with the same latents and the same deter, hidden, units and cnn depth. "dreamerv3" is this
+code's block of that name, and "r2dreamer, decoder" is r2dreamer's Dreamer, whose layers are nearest to it; "r2dreamer",
+its default, has no decoder. All without "bfloat16" compute in float32, without torch.compile; r2dreamer's autocast is
+switched off, or replaced by one to bfloat16.
 
 Each is a process of its own. They take turns of one update, so other work on the machine affects all alike. The first
 update of each is not counted. The table has medians, the number of weights that an update trains, and for this code the
@@ -34,7 +35,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ("bfloat16", "float32", "plain")
+OURS = ("bfloat16", "float32", "plain", "dreamerv3 bfloat16", "dreamerv3 float32")
 FILES = {"release": "co_training.py", "dreamerv3_torch": "dreamer.py", "r2dreamer": "dreamer.py"}
 ACTIONS, IMAGE = 6, (64, 64, 3)
 SPACES = SimpleNamespace(spaces={"image": np.zeros(IMAGE)}), np.zeros(ACTIONS)  # only their shapes count
@@ -74,15 +75,19 @@ def ours(name: str, args: argparse.Namespace) -> Work:
     from training.device import keep_freed_memory
 
     flags = {"batch_size": str(args.batch_size), "batch_length": str(args.batch_length), "compile": "off"}
-    flags |= {"precision": "bfloat16" if name == "bfloat16" else "float32", "eta_steps": "1"}
-    config = settings.Config(**settings.merge(settings.read_blocks(), ["dmc"], flags), configs=[])
+    precision = "bfloat16" if "bfloat16" in name else "float32"
+    flags, blocks = flags | {"precision": precision, "eta_steps": "1"}, ["dmc"]
+    if "dreamerv3" in name:
+        blocks, sizes = ["dmc", "dreamerv3"], {"dyn_discrete": 32, "dyn_deter": 600, "dyn_hidden": 600, "units": 400}
+        flags |= {key: str(value) for key, value in {**sizes, "cnn_depth": 32}.items()}
+    config = settings.Config(**settings.merge(settings.read_blocks(), blocks, flags), configs=[])
     source, target = agents(config, device := torch.device("cpu"))
     batch, trained = target.random_batch(), weights(target.world, target.behavior.actor, target.behavior.critic)
     if name == "plain":
         return partial(PlainTrainer(target).update, batch, source), trained, None
     keep_freed_memory()
     update = partial(update_target, source, target, batch)
-    count, dtype = operations(update), getattr(torch, name)
+    count, dtype = operations(update), getattr(torch, precision)
     return update, trained, lambda seconds: count / seconds / product_rate(device, dtype)
 
 
@@ -119,7 +124,7 @@ def dreamerv3_torch(args: argparse.Namespace) -> Work:
     return partial(agent._train, random_data(args)), trained, None
 
 
-def r2dreamer(args: argparse.Namespace, loss: str) -> Work:
+def r2dreamer(args: argparse.Namespace, loss: str, bfloat16: bool = False) -> Work:
     """The update of r2dreamer with the paper's sizes; ``loss`` is its setting rep_loss."""
     import dreamer
     import torch
@@ -130,7 +135,7 @@ def r2dreamer(args: argparse.Namespace, loss: str) -> Work:
     values |= {"rep_loss": loss, "compile": False}
     with initialize_config_dir(str((args.r2dreamer / "configs").resolve()), version_base=None):
         config = compose("configs", ["device=cpu", *(f"model.{key}={value}" for key, value in values.items())])
-    dreamer.autocast = lambda **_: nullcontext()
+    dreamer.autocast = lambda **_: torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext()
     agent = dreamer.Dreamer(config.model, *SPACES)
     data = {key: torch.from_numpy(value) for key, value in random_data(args).items()}
     data |= {key: data[key].unsqueeze(-1) for key in ("reward", "is_last", "is_terminal")}
@@ -146,6 +151,7 @@ MAKE = {
     "dreamerv3_torch": dreamerv3_torch,
     "r2dreamer": partial(r2dreamer, loss="r2dreamer"),
     "r2dreamer, decoder": partial(r2dreamer, loss="dreamer"),
+    "r2dreamer, decoder, bfloat16": partial(r2dreamer, loss="dreamer", bfloat16=True),
 }
 
 
@@ -191,7 +197,11 @@ class Peer:
         cells = [f"`{self.name}`", f"{self.median(threads[0], 'weights') / 1e6:.1f}"]
         for number in threads:
             seconds = self.median(number, clock)
-            share = f"{self.median(number, 'share'):.0%}" if self.name in OURS[:2] and clock == "seconds" else ""
+            share = (
+                f"{self.median(number, 'share'):.0%}"
+                if self.name in OURS and self.name != "plain" and clock == "seconds"
+                else ""
+            )
             cells += [f"{seconds:.2f}", f"{seconds / fastest.median(number, clock):.1f}", share]
         return f"| {' | '.join(cells)} |"
 

@@ -1,8 +1,8 @@
 """Autograd functions with backward passes of our own, where torch's cost much of an update's time on a CPU.
 
-`recurrent` has the scan of an RSSM, `convolution` the convolutions of stride 2, `one_hot` the first layer of heads,
-`deferred` the products of DreamerV3's scan. All compute in `compute_dtype`, with autocast off. tests/test_ops.py,
-tests/test_one_hot.py and tests/test_dreamer_v3.py compare each with plain torch operations.
+`recurrent` has the scan of an RSSM, `block_scan` and `blocks` that of DreamerV3's, `convolution` the convolutions of
+stride 2, `norm` DreamerV3's norms, `one_hot` the first layer of heads. All compute in `compute_dtype`, with autocast
+off. tests/test_ops.py, tests/test_one_hot.py and tests/test_dreamer_v3.py compare each with plain torch operations.
 """
 
 from contextlib import AbstractContextManager, nullcontext

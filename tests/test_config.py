@@ -33,8 +33,19 @@ def test_blocks_apply_in_order_and_flags_last():
 
 
 def test_every_block_merges_alone_and_with_debug():
-    for name in settings.read_blocks():
-        merged(name), merged(name, "debug"), merged("dmc", name)
+    for block in settings.read_blocks():
+        *_, earlier, name = "defaults", *reversed(block.split(" after "))
+        merged(name), merged(name, "debug"), merged("dmc", name), merged("dmc", earlier, name)
+
+
+def test_a_combination_is_applied_if_its_block_is_named_after_the_other():
+    one, other = merged("dmc", "dreamerv3", "small"), merged("dmc", "small")
+    assert (one["cnn_depth"], one["dyn_deter"]) == (8, 200)
+    assert (other["cnn_depth"], other["discount"]) == (16, 0.99)
+    assert merged("dmc", "small", "dreamerv3")["cnn_depth"] == 16  # of the block named last
+    assert merged("dmc", "dreamerv3", "small", "study")["actor_entropy"] == 3e-4
+    with pytest.raises(BadInput, match="no such block in"):
+        merged("small after dreamerv3")
 
 
 def test_every_key_has_a_comment():

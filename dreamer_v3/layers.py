@@ -87,12 +87,12 @@ def normed(inputs: int, outputs: int, act: str) -> nn.Sequential:
 
 
 def fan_in(layer: nn.Module) -> int:
-    """The number of inputs that each output of a layer with weights depends on."""
+    """The number of a layer's inputs; of a block-diagonal one those of all blocks, as in DreamerV3's code."""
     if hasattr(layer, "fan_in"):
         return layer.fan_in
     shape = layer.weight.shape
     if isinstance(layer, BlockLinear):
-        return shape[1]
+        return shape[0] * shape[1]
     if isinstance(layer, EnsembleLinear):
         return shape[2]
     return math.prod(shape[2:]) * shape[0 if isinstance(layer, nn.ConvTranspose2d) else 1]

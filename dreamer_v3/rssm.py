@@ -40,7 +40,7 @@ class BlockGRU(nn.Module):
         self.deter_in, self.stoch_in, self.action_in = (normed(size, hidden, act) for size in (deter, stoch, action))
         self.recur = BlockLinear(deter, deter, blocks, bias=False)
         self.mix = nn.Linear(3 * hidden, deter)
-        self.recur.fan_in = self.mix.fan_in = deter // blocks + 3 * hidden  # together they are one layer
+        self.recur.fan_in = self.mix.fan_in = deter + 3 * hidden * blocks  # together they are one layer
         self.after = NormActivation(deter, act)
         self.gates = BlockLinear(deter, 3 * deter, blocks)
         self.act, self.hidden = act, hidden

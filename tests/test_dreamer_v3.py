@@ -178,7 +178,7 @@ def test_initial_weights_have_the_variance_of_their_inputs():
     torch.manual_seed(0)
     layers = nn.ModuleList([nn.Linear(400, 300), nn.Conv2d(16, 64, 5), BlockLinear(800, 800, 8), ZeroLinear(9, 9)])
     initialise(layers)
-    for layer, inputs in zip(layers, (400, 16 * 25, 100), strict=False):
+    for layer, inputs in zip(layers, (400, 16 * 25, 800), strict=False):
         assert layer.weight.std().item() == pytest.approx(inputs**-0.5, rel=0.02)
         assert layer.weight.abs().max() < 2.3 * inputs**-0.5 and (layer.bias == 0).all()
     assert (layers[3].weight == 0).all()

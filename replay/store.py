@@ -22,7 +22,7 @@ from replay.episode import KEYS
 from replay.stored_episode import StoredEpisode
 from tools import BadInput
 
-LARGE_STATE = 100.0  # the largest absolute value of a low-dimensional state without a warning
+LARGE_STATE = 10.0  # the largest absolute value of a low-dimensional state without a warning
 
 Batch = dict[str, Any]  # arrays or tensors, (B, T, ...)
 

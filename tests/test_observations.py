@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny
 from test_lerobot import DATA, TOP, WRIST, written
 from test_reads import flat_of, jpegs_of, make_episode, minari_of, npz_of
 
@@ -191,8 +192,9 @@ def test_the_replay_stores_states_and_two_cameras(tmp_path: Path):
 def test_states_far_from_1_are_warned_of(tmp_path: Path):
     npz_of(tmp_path / "data", ticks=np.linspace(-500, 99, 9), **STATES)
     data = OfflineDataset(tmp_path / "data", size=8, mapping=DataMapping(state_keys=f"{STATE_KEYS},ticks"))
-    (line,) = scale_notes("target", data, data.states)
-    assert line.startswith("warning: target: state ticks has values up to 500;")
+    (line,) = scale_notes("target", data, data.states, tiny())
+    assert line.startswith("warning: target: state ticks has values up to 500, ") and "--symlog True" in line
+    assert scale_notes("target", data, data.states, tiny(symlog=True)) == []
 
 
 def test_one_camera_of_several_without_a_mapping_is_still_a_choice(tmp_path: Path):

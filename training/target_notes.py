@@ -27,7 +27,7 @@ def target_notes(
     if dataset and method.world_model:  # model-free agents use the stored discounts
         found.append(termination_note("target", dataset, config))
     if dataset:
-        found += data_notes("target", dataset, config, method) + scale_notes("target", dataset, dataset.states)
+        found += data_notes("target", dataset, config, method) + scale_notes("target", dataset, dataset.states, config)
     notes = [note for note in found if note]
     if method.dataset and not has_target_simulator(config):
         notes.append(

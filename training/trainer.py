@@ -276,7 +276,7 @@ class Trainer:
         if source.store.episodes:
             notes = [termination_note(source.name, source.store, self.config)]
             notes += data_notes(source.name, source.store, self.config, self.method)
-            notes += scale_notes(source.name, source.store, source.agent.senses.state)
+            notes += scale_notes(source.name, source.store, source.agent.senses.state, self.config)
             print("\n".join(filter(None, notes)), file=sys.stderr)
 
     def _write_status(self, finished: bool = False) -> None:

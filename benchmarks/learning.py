@@ -5,7 +5,8 @@
 
 A record is the run's config.yaml, and curve.csv with the columns steps, minutes, return: agent steps, minutes since the
 first evaluation, mean return of an evaluation. Minutes say something only if the run was not stopped and had the cores
-to itself; --minutes draws them too. Curves of one precision have one colour; thick is their mean.
+to itself; --minutes draws them too. `draw` takes several folders. Records equal in the settings --by have one
+colour; thick is their mean.
 """
 
 import argparse
@@ -44,28 +45,31 @@ def record(run: Path, out: Path) -> None:
     print(f"{out}: {len(rows)} evaluations, {rows[-1]['minutes']} minutes")
 
 
-def read(folder: Path) -> tuple[str, Curve]:
-    """(precision, curve) of a record."""
+def read(folder: Path, by: list[str]) -> tuple[str, Curve]:
+    """(the values of the settings ``by``, curve) of a record. A setting that its version did not have is left out."""
     settings = YAML(typ="safe").load((folder / "config.yaml").read_text())
+    values = [f"{key} {'none' if settings[key] == '' else settings[key]}" for key in by if key in settings]
     with (folder / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return settings["precision"], {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+    return ", ".join(values) or "without", {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
 
 
-def draw(folder: Path, out: Path, minutes: bool) -> None:
-    """Return against steps, and with ``minutes`` against these, of all records in ``folder``."""
+def draw(folders: list[Path], out: Path, by: list[str], steps: int, minutes: bool) -> None:
+    """Return against the first ``steps`` steps, and with ``minutes`` against these, of all records in ``folders``."""
     curves = defaultdict(list)
-    for path in sorted(folder.glob("*/curve.csv")):
-        precision, curve = read(path.parent)
-        curves[precision].append(curve)
+    for path in sorted(path for folder in folders for path in folder.glob("*/curve.csv")):
+        name, curve = read(path.parent, by)
+        curves[name].append({key: column[curve["steps"] <= steps] for key, column in curve.items()})
     if not curves:
-        raise BadInput(f"{folder} has no records; make some with `learning.py record`")
+        raise BadInput(f"{folders[0]} has no records; make some with `learning.py record`")
     keys = [("steps", 1000, "agent steps (thousands)"), ("minutes", 1, "minutes")][: 1 + minutes]
     figure, axes = plt.subplots(
         1, len(keys), figsize=(1 + 5 * len(keys), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     panels = axes[0]
-    for color, (precision, group) in zip(("tab:blue", "tab:orange"), sorted(curves.items()), strict=False):
+    for color, (name, group) in zip(
+        plt.rcParams["axes.prop_cycle"].by_key()["color"], sorted(curves.items()), strict=False
+    ):
         for panel, (key, scale, label) in zip(panels, keys, strict=True):
             panel.set_xlabel(label)
             for curve in group:
@@ -77,10 +81,10 @@ def draw(folder: Path, out: Path, minutes: bool) -> None:
                 mean,
                 color=color,
                 linewidth=2.2,
-                label=f"{precision}, {len(group)} seed{'s' * (len(group) > 1)}",
+                label=f"{name}, {len(group)} seed{'s' * (len(group) > 1)}",
             )
     panels[0].set(ylabel="return, mean of 10 episodes", ylim=(0, None))
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
     for panel in panels:
         panel.grid(alpha=0.3)
     write_atomically(out, lambda file: figure.savefig(file, format="png", dpi=110))
@@ -90,14 +94,18 @@ def draw(folder: Path, out: Path, minutes: bool) -> None:
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("record", "draw"))
-    parser.add_argument("source", type=Path, help="a run, or a folder of records")
+    parser.add_argument("source", type=Path, nargs="+", help="a run, or folders of records")
     parser.add_argument("out", type=Path, help="the record's folder, or the picture")
+    parser.add_argument("--by", default="precision", help="with draw: settings, with commas (default: precision)")
+    parser.add_argument("--steps", type=int, help="with draw: of the beginning alone")
     parser.add_argument("--minutes", action="store_true", help="with draw: also against minutes")
     args = parser.parse_args()
     if args.command == "draw":
-        draw(args.source, args.out, args.minutes)
+        draw(args.source, args.out, args.by.split(","), args.steps or sys.maxsize, args.minutes)
+    elif len(args.source) > 1:
+        raise BadInput("record takes one run, and the folder of its record")
     else:
-        record(args.source, args.out)
+        record(args.source[0], args.out)
 
 
 if __name__ == "__main__":

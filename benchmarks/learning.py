@@ -81,7 +81,7 @@ def draw(folders: list[Path], out: Path, by: list[str], steps: int, minutes: boo
                 mean,
                 color=color,
                 linewidth=2.2,
-                label=f"{name}, {len(group)} seed{'s' * (len(group) > 1)}",
+                label=f"{name}, {len(group)} run{'s' * (len(group) > 1)}",
             )
     panels[0].set(ylabel="return, mean of 10 episodes", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)

@@ -197,11 +197,8 @@ class Peer:
         cells = [f"`{self.name}`", f"{self.median(threads[0], 'weights') / 1e6:.1f}"]
         for number in threads:
             seconds = self.median(number, clock)
-            share = (
-                f"{self.median(number, 'share'):.0%}"
-                if self.name in OURS and self.name != "plain" and clock == "seconds"
-                else ""
-            )
+            counted = clock == "seconds" and self.turns[number][0]["share"] is not None
+            share = f"{self.median(number, 'share'):.0%}" if counted else ""
             cells += [f"{seconds:.2f}", f"{seconds / fastest.median(number, clock):.1f}", share]
         return f"| {' | '.join(cells)} |"
 

@@ -188,13 +188,13 @@ class BlockScan(torch.autograd.Function):
         for t in range(given.shape[1]):
             state = zero_where(first, t, state)
             output, saved = step(cell, post, act, eps, latent, given[:, t], embedded[:, t], noise[:, t], state)
-            kept += [state[1], *saved]
+            if any(ctx.needs_input_grad):
+                kept += [state[1], *saved]
             state = output[:2]
             outputs.append(output)
         ctx.latent, ctx.act, ctx.eps, ctx.stoch_dtype = latent, act, eps, stoch.dtype
         ctx.set_materialize_grads(False)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(noise, first, *weights, *kept)
+        ctx.save_for_backward(noise, first, *weights, *kept)
         return tuple(stack(column) for column in zip(*outputs, strict=True))
 
     @staticmethod

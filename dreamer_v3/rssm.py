@@ -18,7 +18,7 @@ from ops.block_scan import BlockScan, CellState, CellWeights, Gates, PosteriorSt
 from ops.blocks import product
 from ops.ensemble import EnsembleLinear
 from ops.norm import norm_activation
-from ops.recurrent import Latent
+from ops.recurrent import Latent, one_hot_sample
 from tools import BadInput
 
 
@@ -157,9 +157,7 @@ class BlockRSSM(StateSpaceModel):
             return parameters["mean"] + parameters["std"] * noise
         logit, dtype = parameters["logit"], compute_dtype(noise.device)
         probs = logit.softmax(-1)
-        # A sum of float32 probabilities may end below 1, and a uniform number may lie above it.
-        index = (probs.detach().cumsum(-1) <= noise.unsqueeze(-1)).sum(-1, keepdim=True).clamp(max=self.discrete - 1)
-        one_hot = torch.zeros_like(probs, dtype=dtype).scatter_(-1, index, 1.0)
+        one_hot = one_hot_sample(probs.detach(), noise, dtype)
         return (one_hot + (probs - probs.detach()).to(dtype)).flatten(-2)
 
     def posterior(

@@ -41,6 +41,13 @@ def mix_uniform(logit: Tensor, share: float) -> Tensor:
     return ((1 - share) * logit.softmax(-1) + share / logit.shape[-1]).log() if share else logit
 
 
+def one_hot_sample(probs: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
+    """One-hot samples (..., K) of probabilities (..., K): the inverse of the cumulative distribution at ``noise``."""
+    # A sum of float32 probabilities may end below 1, and a uniform number may lie above it.
+    index = (probs.cumsum(-1) <= noise.unsqueeze(-1)).sum(-1, keepdim=True).clamp(max=probs.shape[-1] - 1)
+    return torch.zeros_like(probs, dtype=dtype).scatter_(-1, index, 1.0)
+
+
 # The latent's sample ---------------------------------------------------------------------------------------------
 
 
@@ -74,10 +81,7 @@ class Latent(NamedTuple):
             return parameters["mean"] + parameters["std"] * noise, parameters["std"]
         own = stat.float().unflatten(-1, (self.stoch, self.discrete)).softmax(-1)
         probs = (1 - self.unimix) * own + self.unimix / self.discrete if self.unimix else own
-        # A sum of float32 probabilities may end below 1, and a uniform number may lie above it.
-        index = (probs.cumsum(-1) <= noise.unsqueeze(-1)).sum(-1, keepdim=True).clamp(max=self.discrete - 1)
-        one_hot = torch.zeros_like(probs, dtype=dtype).scatter_(-1, index, 1.0)
-        return one_hot.flatten(-2), own
+        return one_hot_sample(probs, noise, dtype).flatten(-2), own
 
     def sample_backward(self, gradient: Tensor, saved: Tensor, noise: Tensor) -> Tensor:
         """The gradient (N, stats) for the sample's gradient (N, S * K); straight-through for a categorical latent."""

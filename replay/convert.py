@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,9 +58,12 @@ def convert(files: list[DataFile], parts: list[Part], to: str, action_range: str
         The number of episodes written into each folder.
 
     Raises:
-        BadInput: a folder is not empty, no episode is usable, or the disk is full. The folders are then not made.
+        BadInput: a folder is not empty or within another one, no episode is usable, or the disk is full. The folders
+            are then not made.
         KeyboardInterrupt: Ctrl-C or SIGTERM, between two episodes. The folders are not made either.
     """
+    for one, other in permutations(parts, 2):
+        refuse_within(one.out, other.out, "new folder")
     stop = StopRequest()  # an exception from a signal handler would be lost in HDF5's finalizers
 
     def raise_if_stopped() -> None:
@@ -86,10 +90,10 @@ def convert(files: list[DataFile], parts: list[Part], to: str, action_range: str
     return counts
 
 
-def refuse_within(out: Path, directory: Path) -> None:
-    """Raise BadInput if the new folder would lie within the dataset."""
+def refuse_within(out: Path, directory: Path, what: str = "dataset") -> None:
+    """Raise BadInput if the new folder would lie within the dataset, or be the same."""
     if out.resolve().is_relative_to(directory.resolve()):
-        raise BadInput(f"{out}: lies within the dataset {directory}; give a folder outside it")
+        raise BadInput(f"{out}: lies within the {what} {directory}; give a folder outside it")
 
 
 def _measured_map(files: list[DataFile], action_range: str) -> ActionMap | None:

@@ -18,6 +18,7 @@ from replay.layouts import npz_names
 from replay.mapping import PLAIN, DataMapping
 from replay.safe_read import CAUSES, named_file
 from replay.slices import whole
+from replay.steps import CAMERA_NAME
 from replay.unfetched import is_pointer, pointer_problem, unfetched_hint
 from tools import BadInput, nearest
 
@@ -119,6 +120,7 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
     """
     if format != "auto" and format not in FORMATS:
         raise BadInput(f"dataset format {format!r} is unknown; {nearest(format, ('auto', *FORMATS))}")
+    mapping.check_lists()
     directory = Path(directory).expanduser()
     if not directory.exists():
         raise BadInput(
@@ -149,7 +151,20 @@ def find_data_files(directory: Path | str, format: str = "auto", mapping: DataMa
         raise BadInput(f"{directory}: {given[0]} has no effect on format {files[0].format.name}; remove it")
     if mapping.split and files[0].format.splits is None:
         raise BadInput(f"{directory}: --split has no effect on format {files[0].format.name}; remove it")
-    return _labelled([replace(file, mapping=mapping) for file in files], directory)
+    return _with_usual_camera(_labelled([replace(file, mapping=mapping) for file in files], directory))
+
+
+def _with_usual_camera(files: list[DataFile]) -> list[DataFile]:
+    """The files, which then must have the camera of the first that can be read, if none is chosen."""
+    mapping = files[0].mapping
+    if len(files) == 1 or not files[0].format.free_cameras or mapping.image_key or mapping.list_only:
+        return files
+    for file in files[:MOST_TRIED]:
+        with suppress(BadInput):
+            _, load = file.with_any_actions().episodes(sliced=True)[0]
+            usual = str(load()[CAMERA_NAME])
+            return [replace(file, mapping=replace(file.mapping, usual_camera=usual)) for file in files]
+    return files
 
 
 def _labelled(files: list[DataFile], directory: Path) -> list[DataFile]:

@@ -42,9 +42,17 @@ def decoded(frames: SlicedArray) -> SlicedArray:
     first = _decode(as_bytes(first_row(frames)))
 
     def read() -> Iterator[np.ndarray]:
-        return stacked(_decode(as_bytes(frame)) for piece in frames for frame in piece)
+        rows = (frame for piece in frames for frame in piece)
+        return stacked(_decode_row(number, frame) for number, frame in enumerate(rows))
 
     return SlicedArray((len(frames), *first.shape), np.uint8, read, frames.where, frames.kind)
+
+
+def _decode_row(number: int, frame: object) -> np.ndarray:
+    try:
+        return _decode(as_bytes(frame))
+    except (ValueError, OSError, SyntaxError) as error:
+        raise ValueError(f"image {number}: {error}") from error
 
 
 def _decode(data: bytes) -> np.ndarray:

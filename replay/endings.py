@@ -42,13 +42,13 @@ def why(endings: Collection[Ending]) -> str:
     return f"no episode terminates, and {reward_share(endings):.0%} of the reward is in last rows"
 
 
-def episode_slices(ends: np.ndarray, least: int = 2) -> list[slice]:
+def episode_slices(ends: np.ndarray) -> list[slice]:
     """The rows of each episode of flat arrays, from booleans (N,) that are true in the last row of an episode.
 
-    The last episode may go on to the end without one. Those of fewer than ``least`` rows have no step: left out.
+    The last episode may go on to the end without one.
     """
     borders = (np.flatnonzero(ends) + 1).tolist()
-    return _between(borders if len(ends) in borders[-1:] else [*borders, len(ends)], least)
+    return _between(borders if len(ends) in borders[-1:] else [*borders, len(ends)])
 
 
 def slices_to(ends: np.ndarray) -> list[slice]:
@@ -62,8 +62,8 @@ def slices_to(ends: np.ndarray) -> list[slice]:
     borders = ends.tolist()
     if any(first >= end for first, end in pairwise(borders)):
         raise ValueError("the ends of episodes do not increase")
-    return _between(borders, 2)
+    return _between(borders)
 
 
-def _between(borders: list[int], least: int) -> list[slice]:
-    return [slice(first, end) for first, end in pairwise([0, *borders]) if end - first >= least]
+def _between(borders: list[int]) -> list[slice]:
+    return [slice(first, end) for first, end in pairwise([0, *borders]) if end > first]

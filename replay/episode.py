@@ -159,7 +159,7 @@ def _numbers(array: np.ndarray, key: str, where: object) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(array).all():
-        raise BadInput(f"{where}: NaN or infinite {key} in row {_first_row(~np.isfinite(array))}; remove the file")
+        raise BadInput(f"{where}: NaN or infinite {key} in row {_first_row(~np.isfinite(array))}; remove it")
     return array
 
 

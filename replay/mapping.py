@@ -45,6 +45,7 @@ class DataMapping:
             need not exist. Formats return zeros.
         list_only: episodes are only listed, so that no array has to be chosen or to exist.
         state_keys: names of arrays of low-dimensional states, separated by commas, see `replay.observations`.
+        usual_camera: the camera that a file must have if none is chosen; "": any.
     """
 
     image_key: str = ""
@@ -61,6 +62,7 @@ class DataMapping:
     labelled: bool = False
     list_only: bool = False
     state_keys: str = ""
+    usual_camera: str = ""
 
     @property
     def cameras(self) -> list[str]:
@@ -71,6 +73,11 @@ class DataMapping:
     def states(self) -> list[str]:
         """The names of ``state_keys``."""
         return listed_names(self.state_keys)
+
+    def check_lists(self) -> None:
+        """Raise BadInput if a camera or a state is given twice, or a state is called like another array."""
+        check_listed("image_key", self.cameras)
+        check_listed("state_keys", self.states, RESERVED)
 
     @property
     def keys(self) -> dict[str, str]:
@@ -98,8 +105,6 @@ class DataMapping:
         for option, name in given:
             if name not in available:
                 raise BadInput(f"{where}: no array {name!r} (--{option}); there are: {by_likeness(name, available)}")
-        check_listed("image_key", self.cameras)
-        check_listed("state_keys", self.states, RESERVED)
         own = defaults | ({"reward": ""} if self.labelled else {})
         return {role: self.keys.get(role) or name for role, name in own.items()}
 
@@ -244,7 +249,7 @@ def moved_down(arrays: Mapping[str, np.ndarray], images: int, where: object) -> 
         BadInput: an array has another number of rows.
     """
     found = dict(arrays)
-    for key in {"action", "reward", "discount"} & arrays.keys():
+    for key in (key for key in ("action", "reward", "discount") if key in arrays):
         array = as_numbers(arrays[key])
         if array.ndim == 0 or len(array) not in (images - 1, images):
             raise BadInput(

@@ -97,7 +97,6 @@ def select(files: list[DataFile], where: str, numbers: str, task: str, directory
         BadInput: a wrong condition or list, no task is known, or no episode is left.
     """
     comparisons = parse_where(where) if where else []
-    used = {comparison.field for comparison in comparisons}
     episodes, problems = numbered(files)
     if numbers:
         episodes = chosen(episodes, numbers, "episodes", directory)
@@ -106,10 +105,8 @@ def select(files: list[DataFile], where: str, numbers: str, task: str, directory
         for episode in episodes:
             bar.update()
             try:
-                facts = {"episode": episode.number, "file": episode.file.name}
-                if not used.isdisjoint(("return", "length", "task")):
-                    facts |= _figures(episode, task)
-                    tasks.add(facts["task"])
+                facts = {"episode": episode.number, "file": episode.file.name, **_figures(episode, task)}
+                tasks.add(facts["task"])
             except BadInput as error:
                 problems.append(str(error))
                 continue
@@ -117,7 +114,7 @@ def select(files: list[DataFile], where: str, numbers: str, task: str, directory
                 found.append(episode)
     for problem in problems:
         print(f"warning: left out: {problem}", file=sys.stderr)
-    if "task" in used and tasks <= {""}:
+    if tasks and any(comparison.field == "task" for comparison in comparisons) and tasks <= {""}:
         raise BadInput(f"--where {where}: {directory} has no dataset.json that names its task; dataset.py describe")
     if not found:
         raise BadInput(f"{directory}: none of its {len(episodes)} episode(s) is selected; see dataset.py info")

@@ -20,6 +20,7 @@ from replay.observations import camera_names, finished
 from replay.slices import SLICE_BYTES, SlicedArray, joined, whole
 from tools import BadInput
 
+CAMERA_NAME = "camera_name"  # array of an episode, not raw, with the text of its camera, where files name it freely
 LEAST_SIDE = 8  # pixels of images that are stored as floating point numbers; smaller arrays are states
 
 
@@ -99,7 +100,10 @@ def choose_names(columns: StepColumns, mapping: DataMapping, where: object, fold
     names = mapping.names(own, [*columns.observed, *columns.acted], where)
     if not images:
         listed = ", ".join(f"{n} {c.dtype} {c.shape}" for n, c in list(columns.observed.items())[:6]) or "none"
-        raise BadInput(f"{where}: no images among the observations ({listed}); {columns.hint}")
+        shapes = [column.shape for column in columns.observed.values() if len(column.shape) == 4]
+        unlike = any({3, 4} & {shape[1], shape[-1]} for shape in shapes)  # of another type, or with an alpha channel
+        hint = "write images as uint8, rows x height x width x 3" if unlike else columns.hint
+        raise BadInput(f"{where}: no images among the observations ({listed}); {hint}")
     for name in [name for name in mapping.cameras if name not in images]:
         listed = by_likeness(name, images)
         raise BadInput(f"{where}: {name!r} (--image_key) has no images; those that have: {listed}")
@@ -107,6 +111,11 @@ def choose_names(columns: StepColumns, mapping: DataMapping, where: object, fold
     for name in [name for name in mapping.states if name not in states]:
         raise BadInput(f"{where}: {name!r} (--state_keys) is no state; those that are: {by_likeness(name, states)}")
     if not mapping.image_key:
+        if mapping.usual_camera and mapping.usual_camera not in images:
+            raise BadInput(
+                f"{where}: no camera {mapping.usual_camera}, which other files have, but {by_likeness('', images)}; "
+                "keep files with different cameras in folders of their own"
+            )
         require_one_camera(names["image"], {name: _image_shape(column) for name, column in images.items()}, where)
         names["image"] = names["image"] if names["image"] in images else next(iter(images))
     available = columns.observed | columns.acted
@@ -126,9 +135,10 @@ def used_names(names: Mapping[str, str], mapping: DataMapping) -> list[str]:
     return [*cameras, *others, *mapping.states]
 
 
-def row_count(columns: StepColumns, names: Mapping[str, str]) -> int:
-    """The rows of the images, of the first camera."""
-    return columns.observed[camera_names(names)[0]].shape[0]
+def row_count(columns: StepColumns, names: Mapping[str, str], mapping: DataMapping) -> int:
+    """The most rows that an array of the episode has, so that no row of a longer one is left out unseen."""
+    available = columns.observed | columns.acted
+    return max(available[name].shape[0] for name in used_names(names, mapping))
 
 
 def read_episode(
@@ -140,9 +150,11 @@ def read_episode(
         BadInput: it is not valid, or not in the file.
         Any of `safe_read.READ_ERRORS`: the file is damaged.
     """
+    available = columns.observed | columns.acted
+    if empty := [name for name in used_names(names, mapping) if available[name].shape[0] == 0]:
+        raise BadInput(f"{where}: no rows in {', '.join(empty)}: an episode without steps; remove it")
     images = {name: _images(columns, name, rows, where) for name in camera_names(names)}
     image = next(iter(images.values()))
-    available = columns.observed | columns.acted
     episode = {role: _numbers(available[names[role]], rows, mapping) for role in ("action", "reward") if names[role]}
     if names["done"]:
         episode["discount"] = discount_of(_numbers(available[names["done"]], rows, mapping), where)
@@ -150,9 +162,10 @@ def read_episode(
             episode["discount"][:-1] = 1
     episode = mapping.with_rewards(episode | {"image": image}, len(image))
     episode = _at_their_images(episode) if columns.led else moved_down(episode, len(image), where)
-    states = _states(columns, used_names(names, mapping), rows, len(image)) if raw else {}
-    states |= {name: _seen(columns, name, rows) for name in mapping.states}
-    return finished(episode | {"image": images if len(images) > 1 else image} | states, where, mapping, raw)
+    states = _states(columns, used_names(names, mapping), rows, len(image), where) if raw else {}
+    states |= {name: _seen(columns, name, rows, where) for name in mapping.states}
+    found = finished(episode | {"image": images if len(images) > 1 else image} | states, where, mapping, raw)
+    return found if raw or columns.own["image"] else found | {CAMERA_NAME: np.array(names["image"])}
 
 
 def _is_image(column: Column) -> bool:
@@ -174,16 +187,21 @@ def _image_shape(column: Column) -> tuple[int, ...]:
 
 def _images(columns: StepColumns, name: str, rows: slice, where: object) -> SlicedArray:
     """The images of a camera as uint8."""
-    image = _seen(columns, name, rows)
+    image = _seen(columns, name, rows, where)
     return decoded(image) if is_encoded(image) else _as_uint8(image, where)
 
 
-def _seen(columns: StepColumns, name: str, rows: slice) -> SlicedArray:
+def _seen(columns: StepColumns, name: str, rows: slice, where: object) -> SlicedArray:
     """What was seen at some steps and, if the file has it, after the last of them."""
     seen = columns.observed[name].rows(rows)
     if (after := columns.after.get(name)) is None or len(seen) == 0:
         return seen
-    end = range(*rows.indices(after.shape[0]))[-1]
+    count = columns.observed[name].shape[0]
+    if after.shape[0] != count:
+        raise BadInput(
+            f"{where}: {name} has {count} rows, but {after.shape[0]} of what was seen next; write it again or remove it"
+        )
+    end = range(*rows.indices(count))[-1]
     return joined([seen, after.rows(slice(end, end + 1))])
 
 
@@ -213,9 +231,15 @@ def _at_their_images(episode: dict) -> dict:
     return episode | changed
 
 
-def _states(columns: StepColumns, names: Iterable[str], rows: slice, count: int) -> dict:
+def _states(columns: StepColumns, names: Iterable[str], rows: slice, count: int, where: object) -> dict:
     """The states that are not among ``names``, if they have ``count`` rows."""
     taken = {*names, *KEYS}
-    found = {name: _seen(columns, name, rows) for name in state_columns(columns.observed) if name not in taken}
+    usual = [name for name in state_columns(columns.observed) if name not in taken]
+    found = {name: _seen(columns, name, rows, where) for name in usual if _same_rows(columns, name)}
     found = {name: array for name, array in found.items() if len(array) == count}
     return {name: np.asarray(array) if array.nbytes <= SLICE_BYTES else array for name, array in found.items()}
+
+
+def _same_rows(columns: StepColumns, name: str) -> bool:
+    """Whether what was seen next has as many rows, if the file has it."""
+    return name not in columns.after or columns.after[name].shape[0] == columns.observed[name].shape[0]

@@ -62,6 +62,15 @@ class ZarrRoot:
             return sum(size for member, size in sizes.items() if member.startswith(start))
         return sum(file.stat().st_size for file in (self.path / name).rglob("*") if file.is_file())
 
+    def stored_chunks(self, name: str) -> int:
+        """The number of files of an array, but for its description."""
+        if self.is_zip:
+            start = f"{self.inside}{name}/"
+            files = [member for member in _members(self.path, self.changed) if member.startswith(start)]
+        else:
+            files = [str(file) for file in (self.path / name).rglob("*") if file.is_file()]
+        return sum(file.rpartition("/")[2][:1].isalnum() and not file.endswith("zarr.json") for file in files)
+
     def metadata(self, name: str) -> tuple[int, dict]:
         """The zarr format of an array, 2 or 3, and its description. Raises ValueError if it is none."""
         for number, file in enumerate(METADATA, 2):
@@ -100,6 +109,19 @@ def zarr_root(path: Path) -> ZarrRoot:
 def _members(path: Path, changed: int) -> dict[str, int]:
     with zipfile.ZipFile(path) as archive:
         return {info.filename: info.compress_size for info in archive.infolist()}
+
+
+def unstored_chunks(root: ZarrRoot, name: str) -> int:
+    """How many chunks of an array of images are not stored, and so read as its fill value; 0 for other arrays.
+
+    Raises any of `READ_ERRORS` if its description is damaged.
+    """
+    version, found = root.metadata(name)
+    if len(found["shape"]) != 4:
+        return 0
+    chunks = found["chunks"] if version == 2 else found["chunk_grid"]["configuration"]["chunk_shape"]
+    whole = math.prod(-(-int(rows) // int(chunk)) for rows, chunk in zip(found["shape"], chunks, strict=True))
+    return max(0, whole - root.stored_chunks(name))
 
 
 def zarr_column(root: ZarrRoot, name: str, where: object, limit: float) -> Column:

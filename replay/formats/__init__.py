@@ -50,6 +50,8 @@ class Format:
         facts: lines for `dataset.py info`, by their names, from a dataset's folder.
         action_names: what the components of the actions are, from a dataset's folder and the name of its actions ("":
             the format's own); [] where the files do not say it.
+        free_cameras: its files name cameras freely, and a file with one needs no ``--image_key``. Then loaders give
+            `replay.steps.CAMERA_NAME`, and all files of a dataset must have the camera of the first.
         seconds: least time limit of the separate process for one slice of an episode, or for the list of a file's
             episodes; None: that of ``--read_seconds``.
         notes: lines on how files are read that differ from the format's own, from their paths and the mapping.
@@ -73,6 +75,7 @@ class Format:
     related: Callable[[Path], list[Path]] = lambda path: []
     facts: Callable[[Path], dict[str, str]] = lambda directory: {}
     action_names: Callable[[Path, str], list[str]] = lambda directory, key: []
+    free_cameras: bool = False
     seconds: int | None = None
     notes: Callable[[list[Path], DataMapping], list[str]] = lambda paths, mapping: []
     shared_episodes: bool = False

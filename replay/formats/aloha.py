@@ -48,7 +48,7 @@ def _load(path: Path, names: dict[str, str], raw: bool, mapping: DataMapping) ->
     with safe_read(path, "HDF5"):
         with open_hdf5(path) as file:
             columns = _columns(file, path, mapping)
-        return read_episode(columns, names, slice(0, row_count(columns, names)), path, raw, mapping)
+        return read_episode(columns, names, slice(0, row_count(columns, names, mapping)), path, raw, mapping)
 
 
 FORMAT = Format(
@@ -56,6 +56,7 @@ FORMAT = Format(
     title="ALOHA",
     list_episodes=list_episodes,
     mapped=True,
+    free_cameras=True,
     suffixes=(".hdf5", ".h5"),
     recognises=recognises,
 )

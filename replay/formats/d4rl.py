@@ -40,14 +40,14 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     with safe_read(path, "D4RL"):
         arrays = _arrays(path, mapping)
         columns = _columns(arrays)
-        ends = [as_numbers(whole(arrays[name].rows(slice(None)), mapping.read_memory)) for name in _ends(arrays)]
+        names = {} if mapping.list_only else choose_names(columns, mapping, path, path.parent)
+        lengths = {name: arrays[name].shape[0] for name in {*used_names(names, mapping), *_ends(arrays, path)}}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{name} {length}" for name, length in sorted(lengths.items()))
+            raise BadInput(f"{path}: arrays differ in length ({listed}); copy the file again or remove it")
+        ends = [as_numbers(whole(arrays[name].rows(slice(None)), mapping.read_memory)) for name in _ends(arrays, path)]
         last = np.any([end.reshape(len(end), -1)[:, 0] != 0 for end in ends], axis=0)
-        pieces = episode_slices(last, least=1 if NEXT in arrays else 2)
-    names = {} if mapping.list_only else choose_names(columns, mapping, path, path.parent)
-    lengths = {name: arrays[name].shape[0] for name in {*used_names(names, mapping), *_ends(arrays)}}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length}" for name, length in sorted(lengths.items()))
-        raise BadInput(f"{path}: arrays differ in length ({listed}); copy the file again or remove it")
+        pieces = episode_slices(last)
     return [
         (f"episode_{number}", partial(_load, path, f"{path} episode_{number}", rows, names, raw, mapping))
         for number, rows in enumerate(pieces)
@@ -62,10 +62,10 @@ def _arrays(path: Path, mapping: DataMapping) -> Columns:
         return hdf5_columns(path, file, path, mapping.read_memory)
 
 
-def _ends(arrays: Columns) -> list[str]:
+def _ends(arrays: Columns, path: Path) -> list[str]:
     if found := [name for name in (TERMINALS, TIMEOUTS) if name in arrays]:
         return found
-    raise ValueError(f"no array {TERMINALS} or {TIMEOUTS}")
+    raise BadInput(f"{path}: no array {TERMINALS} or {TIMEOUTS}; add one that is true in the last row of each episode")
 
 
 def _columns(arrays: Columns) -> StepColumns:

@@ -5,6 +5,7 @@
 images has T rows here, as in `replay.formats.lerobot`.
 """
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import numpy as np
 from replay.endings import slices_to
 from replay.formats import Format, LabelledLoaders
 from replay.mapping import PLAIN, DataMapping
-from replay.safe_read import safe_read
+from replay.safe_read import READ_ERRORS, safe_read
 from replay.slices import whole
 from replay.steps import StepColumns, choose_names, read_episode, used_names
-from replay.zarr_store import METADATA, ZIP, ZarrRoot, zarr_column, zarr_root
+from replay.zarr_store import METADATA, ZIP, ZarrRoot, unstored_chunks, zarr_column, zarr_root
 from tools import BadInput
 
 OWN = {"image": "img", "action": "action", "reward": "reward", "done": ""}
@@ -55,10 +56,32 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
     if pieces and (missing := [name for name, rows in short.items() if rows < pieces[-1].stop]):
         listed = ", ".join(f"{name} has {short[name]} rows" for name in missing)
         raise BadInput(f"{path}: {ENDS} goes to row {pieces[-1].stop}, but {listed}; copy it again")
-    return [
+    found: LabelledLoaders = [
         (f"episode_{number}", partial(_load, path, f"{path} episode_{number}", rows, names, raw, mapping))
         for number, rows in enumerate(pieces)
     ]
+    if pieces and short and pieces[-1].stop < max(short.values()):
+        found.append((f"episode_{len(found)}", partial(_refuse_rest, path, pieces[-1].stop, max(short.values()))))
+    return found
+
+
+def _refuse_rest(path: Path, first: int, end: int) -> dict:
+    raise BadInput(
+        f"{path}: rows {first} to {end - 1} belong to no episode, as {ENDS} ends at {first}; copy it again, or ignore "
+        "them"
+    )
+
+
+def notes(paths: list[Path], mapping: DataMapping) -> list[str]:
+    """Which groups have images of which parts are not stored: zarr reads them as zeros."""
+    found = []
+    for path in paths:
+        with suppress(*READ_ERRORS):
+            root = zarr_root(path)
+            counts = {name: unstored_chunks(root, f"data/{name}") for name in root.names("data")}
+            if listed := ", ".join(f"{count} of {name}" for name, count in counts.items() if count):
+                found.append(f"{path.name}: {listed} chunks are not stored, and read as black: an incomplete copy?")
+    return found
 
 
 def _columns(root: ZarrRoot, where: object, mapping: DataMapping) -> StepColumns:
@@ -80,4 +103,5 @@ FORMAT = Format(
     suffixes=(ZIP,),
     find_below=find_below,
     related=related,
+    notes=notes,
 )

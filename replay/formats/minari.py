@@ -89,7 +89,10 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
         numbers = sorted(int(name[8:]) for name in file if re.fullmatch(r"episode_\d+", name))
         labels = [str(file[f"episode_{number}"].attrs.get("file", f"episode_{number}")) for number in numbers]
     if not numbers:
-        raise BadInput(f"{path}: an HDF5 file without step_type (V-D4RL), episode_0 (Minari) or another known layout")
+        raise BadInput(
+            f"{path}: an HDF5 file without step_type (V-D4RL), episode_0 (Minari) or another known layout; "
+            "--dataset_format NAME says what is missing for that format (docs/datasets.md)"
+        )
     return [
         (label, partial(_load_hdf5, path, number, raw, mapping)) for number, label in zip(numbers, labels, strict=True)
     ]

@@ -43,31 +43,34 @@ def list_episodes(path: Path, raw: bool, mapping: DataMapping = PLAIN) -> Labell
         BadInput: the file is damaged, has no such split or no images, or no camera is chosen of several.
     """
     with safe_read(path, "HDF5"), open_hdf5(path) as file:
-        names = [name for name in file["data"] if isinstance(name, str)]
-        numbers = sorted(int(match[1]) for name in names if (match := DEMO.fullmatch(name)))
+        labels = [name for name in file["data"] if isinstance(name, str) and DEMO.fullmatch(name)]
         if mapping.split:
-            numbers = _part(file, numbers, mapping.split, path)
-        if not numbers:
+            labels = _part(file, labels, mapping.split, path)
+        if not labels:
             raise BadInput(f"{path}: no demonstrations data/demo_0, ... in it; copy the file again or remove it")
-        labels = [f"demo_{number}" for number in numbers]
+        labels = sorted(labels, key=lambda label: int(label.removeprefix("demo_")))
         if mapping.list_only:
             return [(label, partial(_load, path, label, {}, raw, mapping)) for label in labels]
-        names = choose_names(_columns(file, path, labels[0], path, mapping), mapping, path, path.parent)
+        seen = (label for label in labels if "obs" in file["data"][label] and len(file["data"][label]["obs"]))
+        first = _columns(file, path, next(seen, labels[0]), path, mapping)  # an empty one costs only itself
+        names = choose_names(first, mapping, path, path.parent)
     return [(label, partial(_load, path, label, names, raw, mapping)) for label in labels]
 
 
-def _part(file: h5py.File, numbers: list[int], split: str, path: Path) -> list[int]:
+def _part(file: h5py.File, labels: list[str], split: str, path: Path) -> list[str]:
     """The demonstrations of a split, of those that exist."""
     splits = list(file["mask"]) if "mask" in file else []
     if split not in splits:
         listed = by_likeness(split, splits) if splits else "none in this file"
         raise BadInput(f"{path}: no split {split!r} (--split); there are: {listed}")
     wanted = read_hdf5_array(file["mask"][split]).ravel().tolist()
-    matches = [DEMO.fullmatch(name.decode() if isinstance(name, bytes) else str(name)) for name in wanted]
-    found = {int(match[1]) for match in matches if match}
-    if None in matches or not found <= set(numbers):
-        raise BadInput(f"{path}: split {split} names demonstrations that are not in the file; write it again")
-    return sorted(found)
+    found = {name.decode() if isinstance(name, bytes) else str(name) for name in wanted}
+    if absent := sorted(found - set(labels)):
+        raise BadInput(
+            f"{path}: split {split} names {len(absent)} demonstration(s) that are not in the file, such as "
+            f"{absent[0]!r}; write the file again, or its mask"
+        )
+    return [label for label in labels if label in found]
 
 
 def _columns(file: h5py.File, path: Path, label: str, where: object, mapping: DataMapping) -> StepColumns:
@@ -89,7 +92,7 @@ def _load(path: Path, label: str, names: dict[str, str], raw: bool, mapping: Dat
         available = columns.observed | columns.acted
         if missing := [name for name in used_names(names, mapping) if name not in available]:
             raise BadInput(f"{where}: no array named {', '.join(missing)}; write it again or remove it")
-        return read_episode(columns, names, slice(0, row_count(columns, names)), where, raw, mapping)
+        return read_episode(columns, names, slice(0, row_count(columns, names, mapping)), where, raw, mapping)
 
 
 FORMAT = Format(
@@ -97,6 +100,7 @@ FORMAT = Format(
     title="robomimic",
     list_episodes=list_episodes,
     mapped=True,
+    free_cameras=True,
     suffixes=(".hdf5", ".h5"),
     recognises=recognises,
     splits=splits,

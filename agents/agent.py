@@ -124,10 +124,14 @@ class Agent(BaseAgent):
     def weighted(self, post: State, batch: Batch) -> State:
         """Posterior states stoch and deter (B, T, ...) with their ``weight`` (B, T) as start states of imagination.
 
-        It is the batch's discount, 0 where the task terminated. Without a discount head no state has a weight. For the
-        critic's loss on replayed sequences they also have a ``row``, reward, discount and perhaps is_first.
+        It is the batch's discount, 0 where the task terminated. For the critic's loss on replayed sequences they also
+        have a ``row``, reward, discount and perhaps is_first. Without a discount head the agent knows no termination:
+        no state has a weight, and all discounts are 1.
         """
-        found = post if self.world.discount is None else {**post, "weight": batch["discount"]}
+        if self.world.discount is None:
+            found, batch = post, batch | {"discount": torch.ones_like(batch["reward"])}
+        else:
+            found = {**post, "weight": batch["discount"]}
         if not self.config.replay_value_scale:
             return found
         rows = torch.arange(batch["reward"].numel(), device=self.device).view(batch["reward"].shape)

@@ -66,9 +66,9 @@ def add_suite_settings(defaults: CommentedMap) -> None:
 def merge(blocks: CommentedMap, names: list[str], flags: dict[str, str]) -> dict[str, Any]:
     """Values of `defaults`, then of the block of the method's name if there is one, of each named block, of the flags.
 
-    A block `small after dreamerv3` is applied with `small` if `dreamerv3` is named before it.
+    A block `small after dreamerv3` is applied with `small` if `dreamerv3` is named before it, not after.
 
-    Raises BadInput on an unknown name or an invalid value.
+    Raises BadInput on an unknown name, such an order or an invalid value.
     """
     values = dict(blocks["defaults"])
     origin = dict.fromkeys(values, "defaults")
@@ -97,6 +97,10 @@ def with_combinations(blocks: CommentedMap, names: list[str]) -> list[str]:
     """``names``, each followed by the blocks `NAME after EARLIER` of the names before it."""
     found = []
     for i, name in enumerate(names):
+        if late := [later for later in names[i + 1 :] if f"{name}{AFTER}{later}" in blocks]:
+            raise BadInput(
+                f"--configs {name} {late[0]}: {late[0]} would replace what {name} sets; name {late[0]} first"
+            )
         found += [name, *(block for earlier in names[:i] if (block := f"{name}{AFTER}{earlier}") in blocks)]
     return found
 

@@ -99,7 +99,10 @@ class ImageDecoder(nn.Module):
         self.stoch_size, self.blocks = stoch, blocks
         self.shape = outputs[0], sides[0], sides[0]
         if outputs[0] % blocks:
-            raise BadInput(f"cnn_depth {depth}: {outputs[0]} channels are not a multiple of gru_blocks, {blocks}")
+            raise BadInput(
+                f"cnn_depth {depth}: at {size} pixels the decoder begins with {outputs[0]} channels, which are not a "
+                f"multiple of gru_blocks, {blocks}; give --cnn_depth {blocks}, or another multiple"
+            )
         first = math.prod(self.shape)
         self.from_deter = BlockLinear(deter, first, blocks)
         self.from_stoch = nn.Sequential(normed(stoch, 2 * units, act), nn.Linear(2 * units, first))

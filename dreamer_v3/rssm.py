@@ -36,7 +36,8 @@ class BlockGRU(nn.Module):
     def __init__(self, stoch: int, action: int, deter: int, hidden: int, blocks: int, act: str):
         super().__init__()
         if deter % blocks:
-            raise BadInput(f"dyn_deter {deter} is not a multiple of gru_blocks, {blocks}")
+            fitting = ", ".join(str(n) for n in range(1, min(deter, 16) + 1) if deter % n == 0)
+            raise BadInput(f"dyn_deter {deter} is not a multiple of gru_blocks, {blocks}; give gru_blocks {fitting}")
         self.deter_in, self.stoch_in, self.action_in = (normed(size, hidden, act) for size in (deter, stoch, action))
         self.recur = BlockLinear(deter, deter, blocks, bias=False)
         self.mix = nn.Linear(3 * hidden, deter)

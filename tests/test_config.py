@@ -42,7 +42,8 @@ def test_a_combination_is_applied_if_its_block_is_named_after_the_other():
     one, other = merged("dmc", "dreamerv3", "small"), merged("dmc", "small")
     assert (one["cnn_depth"], one["dyn_deter"]) == (8, 200)
     assert (other["cnn_depth"], other["discount"]) == (16, 0.99)
-    assert merged("dmc", "small", "dreamerv3")["cnn_depth"] == 16  # of the block named last
+    with pytest.raises(BadInput, match="dreamerv3 would replace what small sets; name dreamerv3 first"):
+        merged("dmc", "small", "dreamerv3")
     assert merged("dmc", "dreamerv3", "small", "study")["actor_entropy"] == 5e-3
     with pytest.raises(BadInput, match="no such block in"):
         merged("small after dreamerv3")

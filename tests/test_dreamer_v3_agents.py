@@ -1,5 +1,6 @@
 """Agents with the settings of the block `dreamerv3`: updates of every method, resuming, export, what is refused."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -229,10 +230,43 @@ def test_the_block_is_refused_without_a_world_model(tmp_path: Path, capsys):
     assert "dreamerv3: method bc has no world model; remove it" in refused(program.main, arguments, capsys)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "flags", "line"),
+    [
+        (("dmc", "size50m", "debug"), "", "--configs size50m: a size of dreamerv3, .*; name dreamerv3 first"),
+        (("dmc", "size50m", "dreamerv3"), "", "--configs size50m: a size of dreamerv3"),
+        (("dmc", "debug"), "--method bc", "--configs size50m: a size of dreamerv3"),
+        (("dmc", "dreamerv3", "debug"), "--value_layers 0", "value_layers: '0' .* is not 1 or more"),
+        (("dmc", "dreamerv3", "debug"), "--agc 0", "agc: '0' .* is not above 0"),
+        (("dmc", "dreamerv3", "debug"), "--opt_eps 0", "opt_eps: '0' .* is not above 0"),
+        (("dmc", "debug"), "--grad_clip 0", "grad_clip: '0' .* is not above 0"),
+        (("dmc", "dreamerv3", "debug"), "--actor_min_std 2", "actor_min_std 2.0: with actor_dist bounded, 1 is the"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(blocks: tuple, flags: str, line: str, tmp_path: Path, capsys):
+    blocks = (*blocks, *["size50m"] * ("bc" in flags))
+    arguments = co_training(tmp_path / "none", tmp_path / "run", *flags.split(), blocks=blocks)
+    assert re.search(line, refused(program.main, arguments, capsys))
+
+
+def test_without_a_discount_head_replayed_sequences_have_no_termination():
+    """As imagined ones: the critic's two losses mean the same by the end of an episode."""
+    for head, last in ((True, 0.0), (False, 1.0)):
+        _, target = pair(pred_discount=head)
+        batch = target.random_batch()
+        batch["discount"][:, -1] = 0
+        found = target.infer_posterior(batch)
+        assert found["discount"][:, -1].eq(last).all() and ("weight" in found) == head
+
+
 def test_sizes_must_be_multiples_of_the_blocks():
-    with pytest.raises(BadInput, match="dyn_deter 20 is not a multiple of gru_blocks, 8"):
+    with pytest.raises(
+        BadInput, match="dyn_deter 20 is not a multiple of gru_blocks, 8; give gru_blocks 1, 2, 4, 5, 10"
+    ):
         pair(dyn_deter=20)
-    with pytest.raises(BadInput, match="cnn_depth 1: 4 channels are not a multiple of gru_blocks, 8"):
+    with pytest.raises(
+        BadInput, match=r"cnn_depth 1: at 32 pixels .* 4 channels, .* gru_blocks, 8; give --cnn_depth 8"
+    ):
         pair(cnn_depth=1)
 
 

@@ -3,6 +3,7 @@
 A schedule rearranges the phases of Algorithm 1. A new method is one more entry of `METHODS`.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -268,6 +269,7 @@ def source_updates(phases: list[Phase], config: Config) -> int:
 
 
 DREAMER_V3 = "dreamerv3"  # the block of configs.yaml
+SIZE_BLOCK = re.compile(r"size\d+m")  # those of its sizes
 FRAME_STACKS = "transitions frame_stack feature_size q_units"  # settings of model-free agents
 DRQ = f"{FRAME_STACKS} nstep random_shift noise_start noise_end noise_steps noise_clip target_tau"
 
@@ -312,8 +314,12 @@ def find_method(name: str) -> Method:
 
 def check_blocks(names: list[str], method: str = "") -> None:
     """Raises BadInput if one of the blocks ``names`` is of another method than ``method``, "" in collect.py, or of
-    DreamerV3 if the method has no world model."""
-    for name in names:
+    DreamerV3 if the method has no world model, or a size of DreamerV3 that does not come after its block."""
+    for i, name in enumerate(names):
+        if SIZE_BLOCK.fullmatch(name) and DREAMER_V3 not in names[:i]:
+            raise BadInput(
+                f"--configs {name}: a size of {DREAMER_V3}, whose block sets it anew; name {DREAMER_V3} first"
+            )
         if name == DREAMER_V3 and method and not find_method(method).world_model:
             raise BadInput(f"--configs {name}: method {method} has no world model; remove it")
         if name in METHODS and name != method:

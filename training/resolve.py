@@ -96,6 +96,8 @@ def check_against_each_other(config: Config, method: Method) -> None:
         )
     if config.holdout == 1:
         raise BadInput("holdout 1 leaves no episode to learn from; give a share under 1, like 0.1")
+    if config.actor_dist == "bounded" and config.actor_min_std > 1:
+        raise BadInput(f"actor_min_std {config.actor_min_std}: with actor_dist bounded, 1 is the largest; lower it")
     if config.grad_accum > config.batch_size:
         raise BadInput(f"grad_accum {config.grad_accum} is more parts than a batch of {config.batch_size} has")
     state_aligned = config.source_observation == "state" and config.state_alignment

@@ -44,7 +44,7 @@ def finished(episode: dict, where: object, mapping: DataMapping, raw: bool) -> d
     Raises:
         BadInput: see `validate_episode`; or cameras differ in length, or in size if there is no ``image_size``.
     """
-    several = isinstance(episode["image"], dict)
+    several = isinstance(episode.get("image"), dict)  # without any, the validation says so
     if several:
         image, shapes = stacked_cameras(episode["image"], mapping.image_size, where)
         episode = {"image_shape": shapes} | episode | {"image": image}

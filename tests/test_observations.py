@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +204,9 @@ def test_one_camera_of_several_without_a_mapping_is_still_a_choice(tmp_path: Pat
         BadInput, match=r"choose one with --image_key: image, wrist \(or several: separate them by commas"
     ):
         find_data_files(tmp_path / "data")[0].episodes()[0][1]()
+
+
+def test_a_file_without_arrays(tmp_path: Path):
+    zipfile.ZipFile(tmp_path / "a.npz", "w").close()
+    with pytest.raises(BadInput, match="no array named image, action, reward"):
+        OfflineDataset(tmp_path, size=8)

@@ -114,7 +114,7 @@ def select(files: list[DataFile], where: str, numbers: str, task: str, directory
                 found.append(episode)
     for problem in problems:
         print(f"warning: left out: {problem}", file=sys.stderr)
-    if tasks and any(comparison.field == "task" for comparison in comparisons) and tasks <= {""}:
+    if tasks == {""} and any(comparison.field == "task" for comparison in comparisons):
         raise BadInput(f"--where {where}: {directory} has no dataset.json that names its task; dataset.py describe")
     if not found:
         raise BadInput(f"{directory}: none of its {len(episodes)} episode(s) is selected; see dataset.py info")

@@ -197,7 +197,7 @@ def _seen(columns: StepColumns, name: str, rows: slice, where: object) -> Sliced
     if (after := columns.after.get(name)) is None or len(seen) == 0:
         return seen
     count = columns.observed[name].shape[0]
-    if after.shape[0] != count:
+    if not _same_rows(columns, name):
         raise BadInput(
             f"{where}: {name} has {count} rows, but {after.shape[0]} of what was seen next; write it again or remove it"
         )

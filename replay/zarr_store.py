@@ -55,21 +55,12 @@ class ZarrRoot:
     def changed(self) -> int:
         return self.path.stat().st_mtime_ns
 
-    def stored_bytes(self, name: str) -> int:
-        """Bytes of all chunks of an array."""
+    def stored(self, name: str) -> dict[str, int]:
+        """The bytes of each file of an array, by its path: its chunks and its description."""
         if self.is_zip:
             sizes, start = _members(self.path, self.changed), f"{self.inside}{name}/"
-            return sum(size for member, size in sizes.items() if member.startswith(start))
-        return sum(file.stat().st_size for file in (self.path / name).rglob("*") if file.is_file())
-
-    def stored_chunks(self, name: str) -> int:
-        """The number of files of an array, but for its description."""
-        if self.is_zip:
-            start = f"{self.inside}{name}/"
-            files = [member for member in _members(self.path, self.changed) if member.startswith(start)]
-        else:
-            files = [str(file) for file in (self.path / name).rglob("*") if file.is_file()]
-        return sum(file.rpartition("/")[2][:1].isalnum() and not file.endswith("zarr.json") for file in files)
+            return {member: size for member, size in sizes.items() if member.startswith(start)}
+        return {str(file): file.stat().st_size for file in (self.path / name).rglob("*") if file.is_file()}
 
     def metadata(self, name: str) -> tuple[int, dict]:
         """The zarr format of an array, 2 or 3, and its description. Raises ValueError if it is none."""
@@ -121,7 +112,8 @@ def unstored_chunks(root: ZarrRoot, name: str) -> int:
         return 0
     chunks = found["chunks"] if version == 2 else found["chunk_grid"]["configuration"]["chunk_shape"]
     whole = math.prod(-(-int(rows) // int(chunk)) for rows, chunk in zip(found["shape"], chunks, strict=True))
-    return max(0, whole - root.stored_chunks(name))
+    files = [path.rpartition("/")[2] for path in root.stored(name)]
+    return max(0, whole - sum(file[:1].isalnum() and file not in METADATA for file in files))
 
 
 def zarr_column(root: ZarrRoot, name: str, where: object, limit: float) -> Column:
@@ -133,7 +125,7 @@ def zarr_column(root: ZarrRoot, name: str, where: object, limit: float) -> Colum
     """
     require("zarr", "formats", root.path)
     shape, dtype, chunks = _checked(root, name)
-    check_expansion(name, math.prod(shape) * dtype.itemsize, root.stored_bytes(name), OTHER_RATIO)
+    check_expansion(name, math.prod(shape) * dtype.itemsize, sum(root.stored(name).values()), OTHER_RATIO)
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     check_memory(2 * math.prod(chunks) * dtype.itemsize, limit)
     check_memory(4 * row_bytes, limit)

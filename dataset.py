@@ -28,7 +28,7 @@ from replay.episode_numbers import label_episodes
 from replay.mapping import OPTIONS, parse_range
 from replay.presets import describe_dataset
 from replay.selection import description_of_part, divide, merged_description, select
-from replay.summary import SHEET_SIZE, picture_folder, summarize
+from replay.summary import SHEET_SIZE, picture_folder, summarize, unused_states
 from wrappers import parse_task
 
 
@@ -74,6 +74,8 @@ def run_info(args: argparse.Namespace) -> int:
     print("\n".join([*facts, *summary.lines(description, args.batch_length)]))
     if splits := splits_of(files[0]):
         print(f"splits        {', '.join(splits)} (--split)")
+    if unused := unused_states(files):
+        print(f"other states  {unused} (--state_keys)")
     print_notes(args.directory, files)
     for warning in summary.warnings(args.directory, files[0].mapping.action_at):
         print(f"warning: {warning}", file=sys.stderr)

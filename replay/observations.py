@@ -10,16 +10,28 @@ What a format does so that ``--image_key front,wrist`` and ``--state_keys qpos,g
 4. Its loader returns `finished` of that episode.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from replay.episode import as_raw, image_standard, state_standard, validate_episode
-from replay.mapping import DataMapping
+from replay.mapping import DataMapping, is_picture
 from replay.slices import SlicedArray, resized, rows_at_once, shrunk, slices, whole
 from tools import CAMERA, BadInput
 
 Images = np.ndarray | SlicedArray
+
+MOST_NUMBERS = 1024  # of a matrix that is one row of a state
+
+
+def is_state(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether an array can be a low-dimensional state: rows of numbers or booleans.
+
+    One list of numbers a row may be longer. Larger matrices, and arrays of more dimensions, are depth or masks.
+    """
+    few = len(shape) in (1, 2) or (len(shape) == 3 and math.prod(shape[1:]) <= MOST_NUMBERS)
+    return dtype.kind in "fiub" and few and not is_picture(shape, dtype)
 
 
 def camera_names(names: Mapping[str, str]) -> list[str]:

@@ -82,10 +82,10 @@ def clipping(files: list[DataFile]) -> tuple[dict[str, Any], str]:
             counts.append(int((np.abs(action) > 1 + ACTION_ROUNDING).sum()))
             total += action.size
             extremes = [min(extremes[0], float(action.min())), max(extremes[1], float(action.max()))]
-    for problem in problems:
-        print(f"warning: left out: {problem}", file=sys.stderr)
     if not counts:
         raise BadInput(problems[0])
+    for problem in problems:
+        print(f"warning: left out: {problem}", file=sys.stderr)
     if not sum(counts):
         return {}, f"all {total} action components are in [-1, 1]; none is clipped"
     affected = sum(count > 0 for count in counts)

@@ -16,7 +16,7 @@ from replay.encoded import decoded, is_encoded
 from replay.episode import KEYS
 from replay.labels import no_rewards
 from replay.mapping import DataMapping, as_numbers, by_likeness, discount_of, is_picture, moved_down, require_one_camera
-from replay.observations import camera_names, finished
+from replay.observations import camera_names, finished, is_state
 from replay.slices import SLICE_BYTES, SlicedArray, joined, whole
 from tools import BadInput
 
@@ -73,11 +73,11 @@ def image_columns(observed: Columns) -> Columns:
 
 
 def state_columns(observed: Columns) -> Columns:
-    """Those that are low-dimensional: a number or a list of numbers in each row."""
+    """Those that are low-dimensional, see `replay.observations.is_state`."""
     return {
         name: column
         for name, column in observed.items()
-        if column.dtype.kind in "fiub" and len(column.shape) in (1, 2) and not _is_image(column)
+        if is_state(column.shape, column.dtype) and not _is_image(column)
     }
 
 

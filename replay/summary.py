@@ -1,6 +1,8 @@
 """The summary of a dataset: statistics, a histogram of returns, a contact sheet of frames."""
 
+import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +12,13 @@ import numpy as np
 from replay.action_rows import action_rows_note
 from replay.cache import may_write
 from replay.check import outside_of, unusual_sizes
-from replay.data_files import DataFile
+from replay.data_files import MOST_TRIED, DataFile
 from replay.description import read_description
 from replay.endings import Ending, ends_matter, why
 from replay.episode import ACTION_ROUNDING, CLIP_ADVICE, action_extremes, camera_shapes
 from replay.episode_numbers import numbered, numbers_line
-from replay.mapping import ActionMap, action_map
-from replay.observations import names_of_cameras
+from replay.mapping import RESERVED, ActionMap, action_map, by_likeness
+from replay.observations import is_state, names_of_cameras
 from replay.slices import SlicedArray, slices
 from replay.store import LARGE_STATE
 from tools import BadInput, progress_bar, side_by_side, write_atomically
@@ -262,6 +264,25 @@ def summarize(files: list[DataFile], action_range: str = "") -> tuple[Summary, l
     if summary.returns:
         summary.action_map = action_map(action_range, summary.action_low, summary.action_high)
     return summary, problems
+
+
+def unused_states(files: list[DataFile]) -> str:
+    """Names that ``--state_keys`` could add, with the numbers of a row, of the first episode that can be read."""
+    for file in files[:MOST_TRIED]:
+        with suppress(BadInput):
+            _, load = file.episodes(raw=True, sliced=True)[0]
+            episode = load()
+            rows, taken = len(episode["image"]), {*RESERVED, *file.mapping.states}
+            found = [
+                f"{name} ({math.prod(array.shape[1:])})"
+                for name, array in episode.items()
+                if name not in taken
+                and is_state(array.shape, array.dtype)
+                and len(array) == rows
+                and array.dtype != bool
+            ]
+            return by_likeness("", found) if found else ""
+    return ""
 
 
 def picture_folder(directory: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from robot_files import write_robomimic
 
 import dataset
 from replay import OfflineDataset, save_episode
@@ -117,3 +118,10 @@ def test_what_needs_no_clipping(data, capsys):
     before = read_description(data)
     dataset.main(["describe", str(data), "--clip_actions"])
     assert read_description(data) == before | {"clip_actions": True}
+
+
+def test_describe_says_once_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_robomimic(tmp_path / "lift.hdf5", cameras=("agentview_image", "wrist_image"))
+    with pytest.raises(BadInput, match="2 arrays of images; choose one with --image_key"):
+        dataset.main(["describe", str(tmp_path), "--clip_actions"])
+    assert capsys.readouterr().err == ""

@@ -122,3 +122,25 @@ def test_two_cameras_and_states_of_a_robot_to_its_policy(tmp_path: Path, capsys:
         assert action.shape == (2,) and np.isfinite(action).all()
     difference = re.search(r"largest difference (\S+)", capsys.readouterr().out)[1]
     assert float(difference) < 1e-5, "export.py compares the program with load_policy"
+
+
+def test_info_names_the_states_that_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_robomimic(tmp_path / "robomimic" / "lift.hdf5")
+    dataset.main(["info", str(tmp_path / "robomimic"), "--out", str(tmp_path)])
+    assert "other states  robot0_eef_pos (3) (--state_keys)" in capsys.readouterr().out, "depth is no state"
+    dataset.main(["info", str(tmp_path / "robomimic"), "--out", str(tmp_path), "--state_keys", "robot0_eef_pos"])
+    assert "other states" not in capsys.readouterr().out
+
+
+def test_a_matrix_a_row_is_a_state(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Such as poses and keypoints. It is used, listed, and written by `convert`."""
+    write_diffusion_policy(tmp_path / "zarr" / "a.zarr.zip")
+    given, out = ["--reward_key", "n_contacts"], tmp_path / "out"
+    episode = first_episode(tmp_path / "zarr", reward_key="n_contacts", state_keys="keypoint")
+    assert episode["keypoint"].shape == (STEPS[0], 18)
+    dataset.main(["convert", str(tmp_path / "zarr"), str(out), "--to", "npz", *given])
+    with np.load(sorted(out.glob("*.npz"))[0]) as stored:
+        assert stored["keypoint"].shape == (STEPS[0], 9, 2)
+    capsys.readouterr()
+    dataset.main(["info", str(out), "--out", str(tmp_path)])
+    assert "other states  keypoint (18), state (5)" in capsys.readouterr().out

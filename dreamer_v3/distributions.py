@@ -77,8 +77,11 @@ class BoundedNormal:
 
     @staticmethod
     def executed(action: Tensor) -> Tensor:
-        """The action in [-1, 1] that a sample stands for."""
-        return action.clamp(-1, 1)
+        """The action in [-1, 1] that a sample stands for.
+
+        Outside, the gradient is that of the sample divided by its size, as in DreamerV3's code; a clamp has none.
+        """
+        return action / action.detach().abs().clamp(min=1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         z = (value - self.loc) / self.scale

@@ -72,13 +72,15 @@ class NormActivation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, bias, weight, scale = ctx.saved_tensors
-        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
-        dbias = None if bias is None else torch.zeros_like(weight)
+        _, with_bias, with_weight, *_ = ctx.needs_input_grad  # those of frozen networks need none
+        dx = torch.empty_like(x)
+        dbias, dweight = (torch.zeros_like(weight) if needed else None for needed in (with_bias, with_weight))
         for part in parts(x):
             normed = Normed.of(shifted(x[part], bias), scale[part], weight, ctx.eps, ctx.act)
             change, product = normed.gradients(gradient[part], weight, ctx.act)
             dx[part] = change
-            dweight += product.sum(0)
+            if dweight is not None:
+                dweight += product.sum(0)
             if dbias is not None:
                 dbias += change.sum(0)
         return dx, dbias, dweight, None, None

@@ -207,6 +207,14 @@ def test_bounded_normal_equals_r2dreamers():
     equal(policy.mode, [0.8107744, 0.9584997, -0.470788, -0.9269893, -0.1646658, 0.8200203])
 
 
+def test_actions_outside_the_bounds_are_clipped_and_keep_a_gradient():
+    action = torch.tensor([-3.0, -1.0, -0.2, 0.0, 0.7, 1.25], requires_grad=True)
+    executed = BoundedNormal.executed(action)
+    assert torch.equal(executed, action.clamp(-1, 1))
+    (gradient,) = torch.autograd.grad(executed.sum(), action)
+    assert torch.equal(gradient, torch.tensor([1 / 3, 1, 1, 1, 1, 0.8]))
+
+
 def test_samples_of_the_bounded_normal_are_clipped_only_when_they_are_executed():
     policy = BoundedNormal(torch.tensor([0.9]), torch.tensor([1.0]))
     sample = policy.icdf(torch.tensor([0.99]))

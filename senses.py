@@ -4,14 +4,16 @@ Symbols: B sequences, T steps, H x W pixels, C channels (3 for each camera), S n
 F features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from config import Config
 from dreamer_v3 import parts
+from dreamer_v3.distributions import symlog
 from networks import StateEncoder, mlp
 from tools import CAMERA
 
@@ -59,6 +61,48 @@ class Senses:
 
 
 IMAGE = Senses()  # the paper's: one camera
+
+
+class StateScale(nn.Module):
+    """States (..., S) as the networks read and predict them.
+
+    With ``symlog`` on DreamerV3's logarithmic scale. With ``state_standardize``, after that, each number has mean 0 and
+    standard deviation 1 in the data, and is at most `MOST` from 0. What `fit` measures is saved with the weights.
+    """
+
+    MOST = 10.0
+    LEAST = 1e-3  # a smaller deviation counts as this: numbers that hardly change stay small
+
+    def __init__(self, senses: Senses, config: Config):
+        super().__init__()
+        self.keys, self.symlog, self.standardize = tuple(senses.state), config.symlog, config.state_standardize
+        if self.keys and self.standardize:
+            for name, first in (("mean", torch.zeros), ("std", torch.ones), ("rows", torch.zeros)):
+                self.register_buffer(name, first(1 if name == "rows" else senses.width))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(..., S) -> (..., S)."""
+        state = symlog(state) if self.symlog else state
+        if not self.standardize:
+            return state
+        return ((state.float() - self.mean) / self.std).clamp(-self.MOST, self.MOST)
+
+    @torch.no_grad()
+    def fit(self, episodes: Iterable[Mapping[str, np.ndarray]]) -> None:
+        """Measure mean and standard deviation on the states of episodes, by name (N, S of the state). Only once."""
+        if not self.keys or not self.standardize or self.rows.item():
+            return
+        rows, total, squares = 0, 0.0, 0.0
+        for episode in episodes:
+            state = torch.cat([torch.as_tensor(episode[key]) for key in self.keys], -1)
+            state = (symlog(state) if self.symlog else state).double()
+            rows, total, squares = rows + len(state), total + state.sum(0), squares + state.square().sum(0)
+        if rows == 0:
+            return
+        mean = total / rows
+        self.mean.copy_(mean)
+        self.std.copy_((squares / rows - mean.square()).clamp(min=0).sqrt().clamp(min=self.LEAST))
+        self.rows.fill_(rows)
 
 
 class JointEncoder(nn.Module):

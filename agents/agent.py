@@ -144,6 +144,9 @@ class Agent(BaseAgent):
         keys = (*self.senses.keys, "action", "reward", "discount")
         return store.sample(self.config.batch_size, self.config.batch_length, rng, keys)
 
+    def fit_states(self, store: Store) -> None:
+        self.world.state_scale.fit(store.read(i, keys=tuple(self.senses.state)) for i in range(store.episodes))
+
     def random_batch(self) -> Batch:
         config, device = self.config, self.device
         shape, size, observed = (config.batch_size, config.batch_length), config.size[0], {}

@@ -114,6 +114,9 @@ class BaseAgent:
         """The arrays of a batch, drawn from ``store``."""
         raise NotImplementedError
 
+    def fit_states(self, store: Store) -> None:
+        """Measure the scale of the states on all episodes of ``store``, if a setting asks for it. Only once."""
+
     def random_batch(self) -> Batch:
         """A batch of random numbers, for measurements."""
         raise NotImplementedError

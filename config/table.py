@@ -220,6 +220,7 @@ SETTINGS = {
     "gru_blocks": Setting(used_if=(WORLD_MODEL,), affects="sources cost"),
     "unimix": Setting(maximum=1, used_if=(WORLD_MODEL, BLOCK_GRU, CATEGORICAL)),
     "symlog": Setting(used_if=(WORLD_MODEL, STATES)),
+    "state_standardize": Setting(used_if=(WORLD_MODEL, STATES)),
     "heads": Setting(**one_of("gaussian", "twohot"), used_if=(WORLD_MODEL,), affects="sources cost"),
     "reward_layers": Setting(minimum=1, used_if=(WORLD_MODEL,)),
     "discount_layers": Setting(minimum=1, used_if=(WORLD_MODEL, PRED_DISCOUNT)),

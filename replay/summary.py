@@ -154,9 +154,7 @@ class Summary:
         for key, (low, high, _) in self.states.items():
             if max(-low, high) > LARGE_STATE:
                 size = f"has values up to {max(-low, high):.4g}"
-                lines.append(
-                    f"state {key} {size}: train with --symlog True, or scale it to a size near 1 (docs/senses.md#sizes)"
-                )
+                lines.append(f"state {key} {size}: train with --state_standardize True (docs/senses.md#sizes)")
         if self.early:
             lines.append(
                 f"{self.early} episode(s) with discount 0 before the last row: a termination is an episode's end; "

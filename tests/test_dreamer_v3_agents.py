@@ -216,6 +216,7 @@ def test_small_after_dreamerv3():
         ("--optimizer laprop --grad_clip 10", "--grad_clip has no effect without optimizer adam"),
         ("--kl_loss separate --kl_balance 0.5", "--kl_balance has no effect without kl_loss balanced"),
         ("--symlog True", "--symlog has no effect without state_keys"),
+        ("--state_standardize True", "--state_standardize has no effect without state_keys"),
         ("--returns percentile --value_constraint_relative True", "has no effect without returns raw"),
     ],
 )

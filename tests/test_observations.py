@@ -196,6 +196,7 @@ def test_states_far_from_1_are_warned_of(tmp_path: Path):
     (line,) = scale_notes("target", data, data.states, tiny())
     assert line.startswith("warning: target: state ticks has values up to 500, ") and "--symlog True" in line
     assert scale_notes("target", data, data.states, tiny(symlog=True)) == []
+    assert scale_notes("target", data, data.states, tiny(state_standardize=True)) == []
 
 
 def test_one_camera_of_several_without_a_mapping_is_still_a_choice(tmp_path: Path):

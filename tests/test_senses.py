@@ -15,8 +15,9 @@ import models
 from agents.base import BaseAgent
 from agents.coworld import SourceAgent, TargetAgent
 from benchmarks import plain
+from dreamer_v3.distributions import symlog
 from models import WorldModel, weighted_sum
-from senses import JointEncoder, Senses, embedded_parts
+from senses import JointEncoder, Senses, StateScale, embedded_parts
 from tools import BadInput
 from training.domain_senses import check_sources, check_target_simulator, senses_notes
 from training.methods import METHODS, AgentBuilder
@@ -103,6 +104,56 @@ def test_the_states_change_what_an_agent_does():
 
     assert np.abs(act(qpos=5.0) - act()).max() > 1e-4 and np.abs(act(gripper=5.0) - act()).max() > 1e-4
     np.testing.assert_array_equal(act(), act())
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_states_are_standardised_by_the_data(logarithmic: bool):
+    rng = np.random.default_rng(0)
+    lengths = (40, 25)
+    episodes = [
+        {"qpos": rng.normal([0.5, -40, 3], [0.01, 20, 0], (n, 3)).astype(np.float32), "gripper": np.ones((n, 1))}
+        for n in lengths
+    ]
+    scale = StateScale(BOTH, tiny(state_standardize=True, symlog=logarithmic))
+    rows = torch.cat([torch.as_tensor(e["qpos"]) for e in episodes])
+    rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+    seen = symlog(rows) if logarithmic else rows
+    torch.testing.assert_close(scale(rows), seen.clamp(-10, 10), msg="before `fit` nothing is known")
+    scale.fit([])
+    scale.fit(episodes)
+    found = scale(rows)
+    assert scale.rows == sum(lengths) and found.abs().max() < 10
+    torch.testing.assert_close(found.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.std(0, correction=0)[:2], torch.ones(2), atol=1e-3, rtol=0)
+    assert found[:, 2:].abs().max() < 1e-3, "numbers that never change"
+    assert torch.equal(scale(rows + 1e6).max(0).values, torch.full((4,), 10.0))
+    scale.fit([{key: value + 7 for key, value in episodes[0].items()}])
+    assert torch.equal(scale(rows), found), "measured once"
+    other = StateScale(BOTH, tiny(state_standardize=True, symlog=logarithmic))
+    other.load_state_dict(scale.state_dict())
+    assert torch.equal(other(rows), found)
+    assert (
+        not StateScale(BOTH, tiny()).state_dict()
+        and not StateScale(Senses(), tiny(state_standardize=True)).state_dict()
+    )
+
+
+def test_both_networks_of_states_see_standardised_ones():
+    """The encoder's input and the decoder's target; a copy has the scale of the agent that its weights learned with."""
+    agents = built("coworld_warm_start", BOTH, BOTH, state_standardize=True)
+    source, target = agents["source"], agents["target"]
+    episode = {key: np.random.default_rng(0).normal(5, 3, (99, size)) for key, size in JOINTS.items()}
+    source.world.state_scale.fit([episode])
+    batch = source.random_batch()
+    shifted = batch | {key: 3 * batch[key] + 5 for key in JOINTS}
+    assert source.world.observed(shifted)[-1].abs().max() < source.world.observed(batch)[-1].abs().max() + 4
+    torch.testing.assert_close(
+        source.world.observed(shifted)[-1], torch.cat([batch[k] for k in JOINTS], -1), atol=0.8, rtol=0.3
+    )
+    losses = source.world.observation_losses(source.world.observe(shifted).feat, shifted)
+    assert losses["state"] < 10 < losses["state"] * 9, "that of numbers of size 1"
+    target.copy_from(source)
+    assert torch.equal(target.world.observed(shifted)[-1], source.world.observed(shifted)[-1])
 
 
 def test_open_loop_predictions_have_both_cameras():

@@ -34,7 +34,7 @@ from training.visuals import open_loop_video
 from wrappers import make_env
 
 CAMERAS = ("--dmc_camera", "0,back")
-SENSES = (*CAMERAS, "--state_keys", "orientations,height", "--state_embed", "8")
+SENSES = (*CAMERAS, "--state_keys", "orientations,height", "--state_embed", "8", "--state_standardize", "True")
 STATES = {"orientations": 14, "height": 1}
 
 
@@ -102,12 +102,17 @@ def test_two_cameras_of_the_other_suites(task: str, camera: str):
         one.close()
 
 
-def test_a_run_learns_and_shows_both(whole: Path, capsys: pytest.CaptureFixture):
+def test_a_run_learns_and_shows_both(walker: Path, whole: Path, capsys: pytest.CaptureFixture):
     points = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     for name in ("source/model/state_loss", "target/model/state_loss", "target/ties/state_alignment"):
         assert any(name in point for point in points), name
     saved = load_checkpoint(whole / "checkpoint.pt")
     assert saved["channels"] == {"source": 6, "target": 6} and saved["states"] == {"source": STATES, "target": STATES}
+    data = OfflineDataset(walker, size=32, mapping=DataMapping(state_keys="orientations,height"))
+    heights = np.concatenate([data.read(i, keys=("height",))["height"] for i in range(data.episodes)])
+    scale = {name: saved["agents"][name]["world"] for name in ("source", "target")}
+    assert scale["target"]["state_scale.rows"] == len(heights) != scale["source"]["state_scale.rows"] > 0
+    assert scale["target"]["state_scale.mean"][14].item() == pytest.approx(heights.mean(), rel=1e-5)
     assert saved["data"]["cameras"] == {"side": [32, 32, 3], "back": [32, 32, 3]}
     video = next((whole / "videos").glob("target-open_loop*.gif"))
     assert Image.open(video).size == (66 + 3 * (2 * 32 + 2), 2 * 18 + 3 * (32 + 2)), "a row of names above the pictures"

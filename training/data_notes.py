@@ -30,13 +30,13 @@ def data_notes(name: str, store: SequenceStore, config: Config, method: Method) 
 
 def scale_notes(name: str, store: SequenceStore, keys: Iterable[str], config: Config) -> list[str]:
     """That a state has values far from the size near 1 that the networks expect, if one of ``keys`` has."""
-    largest = {} if config.symlog else dict.fromkeys(keys, 0.0)
+    largest = {} if config.symlog or config.state_standardize else dict.fromkeys(keys, 0.0)
     for index in range(store.episodes if largest else 0):
         arrays = store.read(index, keys=tuple(largest))
         largest = {key: max(most, float(np.abs(arrays[key]).max())) for key, most in largest.items()}
     return [
         f"warning: {name}: state {key} has values up to {most:.4g}, which outweigh the images in the loss; give "
-        f"--symlog True, or scale it, in the data and in the simulator, to a size near 1 (docs/senses.md#sizes)"
+        f"--state_standardize True or --symlog True, or scale it to a size near 1 (docs/senses.md#sizes)"
         for key, most in largest.items()
         if most > LARGE_STATE
     ]

@@ -80,7 +80,7 @@ def compared_settings(config: Config, method: Method) -> dict[str, Any]:
     compared = {key for key in vars(config).keys() - unused if "sources" in facts(key).affects.split()}
     settings = {key: value for key, value in vars(config).items() if key in compared}
     if config.source_observation == "image" and config.source_state_keys in ("", "none"):  # only the target has states
-        for key in ("source_state_keys", "state_layers", "state_embed", "state_scale"):
+        for key in ("source_state_keys", "state_layers", "state_embed", "state_scale", "state_standardize", "symlog"):
             settings.pop(key, None)
     return {**settings, "source_task": ",".join(map(str, tasks))}
 

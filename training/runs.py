@@ -144,6 +144,8 @@ def restore_or_clear(trainer: Trainer, saved: dict[str, Any] | None) -> None:
     if saved is None:
         for source in trainer.sources:
             source.clear()
+        if trainer.target is not None:
+            trainer.target.agent.fit_states(trainer.target.store)
         return
     trainer.load_state_dict(saved)
     print(resumed_line(trainer.logdir, trainer.progress, trainer.phases), file=sys.stderr)

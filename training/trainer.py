@@ -203,7 +203,9 @@ class Trainer:
         if phase.kind == PhaseKind.TRAIN_SOURCE and phase.source == SELECTED:
             self.selector.end_round()
         if phase.kind == PhaseKind.PREFILL:
-            self.describe_replay(self.source(phase))
+            source = self.source(phase)
+            source.agent.fit_states(source.store)
+            self.describe_replay(source)
         self.progress.phase += 1
         self.progress.iteration = 0
         self.save()

@@ -1,4 +1,7 @@
-"""Differences of rows to one row, the reference, paired by seed: runs with one seed have the same data held out."""
+"""Differences of rows to one row, the reference, paired by seed.
+
+Runs with one seed, one dataset and one `holdout` hold out the same episodes.
+"""
 
 from typing import Any
 
@@ -28,6 +31,25 @@ def measures(run: RunResult) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def common_measures(run: RunResult, other: RunResult) -> dict[str, tuple[float, float]]:
+    """The measures that two runs of a seed both have; offline figures only of the same held-out episodes."""
+    own, others = measures(run), measures(other)
+    held_out = [(one.settings.get("holdout"), one.data_figures) for one in (run, other)]
+    names = own.keys() & others.keys() if held_out[0] == held_out[1] else RETURN.keys() & own.keys() & others.keys()
+    return {name: (own[name], others[name]) for name in names}
+
+
+def unpaired_notes(runs: list[RunResult], lines: list[dict[str, Any]], reference: str) -> list[str]:
+    """A line for each row and pair of tasks without a difference to the row ``reference``."""
+    found = {(line["pair"], line["row"]) for line in lines}
+    return [
+        f"--reference: {label} ({pair}) has fewer than two seeds in common with {reference}, so no difference is shown"
+        for pair in task_pairs(runs)
+        for label in sorted({run.label for run in runs if pair.includes(run)} - {reference}, key=label_order)
+        if (str(pair), label) not in found
+    ]
+
+
 def paired_differences(runs: list[RunResult], reference: str) -> list[dict[str, Any]]:
     """A line for each pair of tasks, row and measure with two seeds or more in common with the row ``reference``.
 
@@ -38,13 +60,13 @@ def paired_differences(runs: list[RunResult], reference: str) -> list[dict[str, 
         raise BadInput(f"--reference {reference}: no row is called so; {nearest(reference, labels)}")
     for pair in task_pairs(runs):
         rows = group_by(filter(pair.includes, runs), lambda run: run.label)
-        base = {run.seed: measures(run) for run in rows.pop(reference, [])}
+        base = {run.seed: run for run in rows.pop(reference, [])}
         for label in sorted(rows, key=label_order):
-            own = {run.seed: measures(run) for run in rows[label]}
+            both = [common_measures(run, base[run.seed]) for run in rows[label] if run.seed in base]
             for name in (*RETURN, *OFFLINE_TABLE):
-                seeds = [seed for seed in sorted(own) if name in own[seed] and name in base.get(seed, {})]
+                seeds = [found[name] for found in both if name in found]
                 if len(seeds) > 1:
-                    mean, low, high = interval([own[seed][name] - base[seed][name] for seed in seeds])
+                    mean, low, high = interval([own - other for own, other in seeds])
                     bounds = {"mean": mean, "low": low, "high": high, "seeds": len(seeds)}
                     lines.append({"pair": str(pair), "row": label, "reference": reference, "measure": name, **bounds})
     return lines

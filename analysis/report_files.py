@@ -18,7 +18,7 @@ from analysis.markdown import normalised_section, report_text, score_sections
 from analysis.missing import missing_section
 from analysis.offline import correlation_section, correlations, offline_section
 from analysis.offline_curves import draw_offline_curves
-from analysis.paired import paired_differences, paired_section
+from analysis.paired import paired_differences, paired_section, unpaired_notes
 from analysis.profiles import Profile, draw_profiles, performance_profiles, profile_rows, profiles_section
 from analysis.rows import name_rows, set_labels
 from analysis.runs import RunResult, leave_out_short_runs, read_runs, run_folders
@@ -70,6 +70,7 @@ def write_report(
     paired = paired_differences(chosen, reference) if reference else []
     means, profiles, improved = interquartile_means(results), performance_profiles(results), improvements(results)
     notes = [*left_out, *results.notes(), *condition_notes(chosen, by)]
+    notes += unpaired_notes(chosen, paired, reference) if reference else []
     where = "in rows of their own" if unfinished else "not in the tables; --unfinished includes them"
     sections = [*score_sections(results, last), *normalised_section(results, means)]
     sections += [*profiles_section(profiles, results), *improvement_section(improved), *missing_section(results)]

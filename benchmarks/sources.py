@@ -7,7 +7,8 @@
 options of co_training.py. It makes a run that is pretrained, as --pretrain_only does, in a minute or two: the weights
 are those that were kept, and the replay is filled anew, with as many random steps, then with as many steps of the kept
 agents. Optimisers begin anew. So results are not those of the run that was kept, bit for bit; all runs that begin from
-the same restored one share its source. The same options to co_training.py continue it, and --source_from begins others.
+the same restored one share its source. When it is complete, the same options to co_training.py continue it, and
+--source_from begins others. A restoration that is stopped begins anew.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from training.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from training.methods import Phase, PhaseKind, find_method
 from training.pretraining import (
     PRETRAINED,
-    AlreadyPretrained,
     check_networks,
     compared_settings,
     describe_phases,
@@ -54,31 +54,43 @@ def keep(run: Path, out: Path) -> None:
 def restore(kept: Path, arguments: list[str]) -> Path:
     """Make a run with the options ``arguments`` of co_training.py that is pretrained, from kept weights.
 
-    Returns its directory. Raises BadInput if it would pretrain with other settings or phases, or is past pretraining.
+    Returns its directory. Raises BadInput if it would pretrain otherwise, or there is a run already.
     """
     config, args = settings.parse(settings.parser(__doc__), arguments)
     method, saved = find_method(config.method), load_checkpoint(kept / CHECKPOINT, advice="give other kept sources")
+    if not set(KEPT) <= saved.keys():
+        raise BadInput(f"{kept}: no kept sources; write them with `sources.py keep`, and give the folder that it wrote")
+    if config.source_from:
+        raise BadInput(f"--source_from has no effect on restored sources, which are those of {kept}; remove it")
 
     def schedule(config: Config) -> list[Phase]:
         return method.schedule(co_training.algorithm_1(config), config)
 
     co_training.check_given(config, method, schedule, args.given)
     config, _ = resolve(config, method, schedule)
-    differ = difference(compared_settings(*run_of(saved)), compared_settings(config, method))
     phases = schedule(config)
-    if not differ and describe_phases(phases[i] for i in find_pretraining(method, phases)) != saved["pretraining"]:
+    pretraining = describe_phases(phases[i] for i in find_pretraining(method, phases))
+    if not pretraining:
+        raise BadInput(f"method {config.method} does not pretrain sources; give another --method")
+    differ = difference(compared_settings(*run_of(saved)), compared_settings(config, method))
+    if not differ and pretraining != saved["pretraining"]:
         differ = "other phases"
     if differ:
         raise BadInput(f"{kept}: its sources were pretrained with {differ}; give the same settings")
+    checkpoint = Path(config.logdir).expanduser() / CHECKPOINT
+    if checkpoint.exists():
+        raise BadInput(f"{config.logdir} holds a run already; give another --logdir")
     skipped = {PhaseKind.PRETRAIN_SOURCE: without_updates, PhaseKind.TRAIN_SOURCE: collect}
-    try:
-        with open_trainer(config, method, schedule, pretrain_only=True) as trainer:
-            check_networks(config.replace(source_from=str(kept)), saved, trainer.agents)
-            for source in trainer.sources:
-                source.agent.load_models(saved["agents"][source.name])
+    with open_trainer(config, method, schedule, pretrain_only=True) as trainer:
+        check_networks(config.replace(source_from=str(kept)), saved, trainer.agents)
+        for source in trainer.sources:
+            source.agent.load_models(saved["agents"][source.name])
+        try:
             run_to_completion(trainer, co_training.LOOPS | skipped, until=is_pretrained)
-    except AlreadyPretrained:
-        raise BadInput(f"{config.logdir} has pretrained sources already; give another --logdir") from None
+        finally:
+            if not is_pretrained(trainer):  # else co_training.py would go on with updates
+                checkpoint.unlink(missing_ok=True)
+                print(f"{trainer.logdir}: not restored; the same command begins anew", file=sys.stderr)
     return trainer.logdir
 
 

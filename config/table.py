@@ -63,7 +63,7 @@ REWARD_ALIGNMENT = Condition(lambda method, config: config.reward_alignment, "re
 CONSTRAINT = Condition(lambda method, config: config.value_constraint != "off", "value_constraint")
 SOURCE_VALUE = Condition(
     lambda method, config: config.value_constraint in ("minmax", "constant") or config.value_constraint_relative,
-    "a bound by the source's values",
+    "value_constraint minmax or constant, or value_constraint_relative",
 )
 STATES = Condition(
     lambda method, config: config.source_observation == "state" or has_state_keys(config),

@@ -50,3 +50,15 @@ def test_differences_are_of_common_seeds(runs: Path, tmp_path: Path, monkeypatch
 
 def test_a_row_that_is_not_there_is_refused(runs: Path, capsys: pytest.CaptureFixture):
     assert f"no row is called so; nearest: {OFF}" in refused(report.main, [runs, "--reference", OFF[:-1]], capsys)
+
+
+def test_rows_that_cannot_be_compared_are_named(runs: Path, tmp_path: Path):
+    """One common seed, and other episodes held out."""
+    for seed in (0, 1):
+        write_run(runs / f"half{seed}", "my_robot", [None] * 3, [20.0, 15.0, 7.0], seed=seed, holdout=0.5, units=77)
+    report.main([str(runs), "--out", str(tmp_path / "out"), "--reference", OFF, "--by", "units"])
+    text = (tmp_path / "out" / "table.md").read_text()
+    rows = {line["row"] for line in lines(tmp_path / "out" / "paired.csv")}
+    assert len(rows) == 1 and "77" not in "".join(rows), "offline figures are of other episodes"
+    notes = [line for line in text.splitlines() if "has fewer than two seeds in common with" in line]
+    assert len(notes) == 2 and any("brute" in note for note in notes) and any("77" in note for note in notes)

@@ -16,7 +16,7 @@ import co_training as program
 import collect
 import evaluate
 from analysis.run_settings import read_data_figures
-from benchmarks import record, sources
+from benchmarks import record
 from config import Config
 from sweeping.networks import source_networks
 from tools import BadInput
@@ -269,25 +269,6 @@ def test_files_are_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: 
     link_files([tmp_path / "a"], tmp_path / "copies")
     assert [p.read_bytes() for p in (tmp_path / "copies").iterdir()] == [b"episode"]
     assert not (tmp_path / "copies" / "a").samefile(tmp_path / "a")
-
-
-def test_kept_sources_are_restored_without_updates(
-    dots_dataset: Path, leader: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-):
-    sources.keep(leader, tmp_path / "kept")
-    options = [str(a) for a in co_training(dots_dataset, tmp_path / "run", *SHORT, "--envs", 0)]
-    assert sources.restore(tmp_path / "kept", options) == tmp_path / "run"
-    with pytest.raises(BadInput, match="has pretrained sources already"):
-        sources.restore(tmp_path / "kept", options)
-    kept, own = (load_checkpoint(run / "pretrained" / "checkpoint.pt") for run in (leader, tmp_path / "run"))
-    for part in ("world", "behavior"):
-        assert_equal(kept["agents"]["source"][part], own["agents"]["source"][part], part)
-    assert own["progress"] == kept["progress"] | {"source_updates": 0}
-    train(dots_dataset, tmp_path / "run")
-    train(dots_dataset, tmp_path / "follower", "--source_from", tmp_path / "run")
-    assert_same_results(tmp_path / "run", tmp_path / "follower")
-    with pytest.raises(BadInput, match="its sources were pretrained with units 16, not 24; give the same"):
-        sources.restore(tmp_path / "kept", [*options, "--logdir", str(tmp_path / "other"), "--units", "24"])
 
 
 # Refusals

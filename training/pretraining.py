@@ -91,7 +91,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Their seeds may differ, and ``precision`` auto is any.
     """
     for key in sorted((old.keys() | new.keys()) - {"seed"}):
-        values = old.get(key), new.get(key)
+        values = old.get(key, "none"), new.get(key, "none")  # of settings that have no effect
         if values[0] != values[1] and not (key == "precision" and "auto" in values):
             return f"{key} {values[0]}, not {values[1]}"
     return ""

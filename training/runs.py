@@ -235,7 +235,8 @@ def run_to_completion(
     try:
         with trainer.stop.listening():
             trainer.run(loops, before_phase)
-            draw_summary(trainer)
+            if trainer.progress.phase == len(trainer.phases):
+                draw_summary(trainer)
     except Interrupted:
         print(f"stopped and saved; the same command continues {logdir}", file=sys.stderr)
         sys.exit(128 + trainer.stop.signal)

@@ -4,7 +4,7 @@
     python benchmarks/sources.py restore results/study_source/NAME --logdir runs/RUN ... --configs defaults dmc small
 
 `keep` writes the weights of the source agents of a run's ``pretrained/``, with its settings. `restore` takes the
-options of co_training.py. It makes a run that is pretrained, as --pretrain_only does, in a minute or two: the weights
+options of co_training.py. It makes a run that is pretrained, as --pretrain_only does, in minutes: the weights
 are those that were kept, and the replay is filled anew, with as many random steps, then with as many steps of the kept
 agents. Optimisers begin anew. So results are not those of the run that was kept, bit for bit; all runs that begin from
 the same restored one share its source. When it is complete, the same options to co_training.py continue it, and

@@ -20,7 +20,7 @@ from dreamer_v3.distributions import TwoHot
 from dreamer_v3.losses import ReturnRange, constrained_returns, separate_kl
 from networks import ScalarHead, State, StateSpaceModel, UnitNormal, first_rows, pad_action, scalar_nll, scale_image
 from ops.one_hot import Features
-from senses import IMAGE, Senses, StateScale, make_decoder, make_encoder
+from senses import IMAGE, Senses, StateNormalizer, make_decoder, make_encoder
 
 RolloutNoise = tuple[Tensor, Tensor, tuple[Tensor | None, ...]]  # latents, actions, ensemble members
 
@@ -169,7 +169,7 @@ class WorldModel(nn.Module):
 
     def __init__(self, config: Config, action_dim: int, senses: Senses = IMAGE):
         super().__init__()
-        self.action_dim, self.senses, self.state_scale = action_dim, senses, StateScale(senses, config)
+        self.action_dim, self.senses, self.state_normalizer = action_dim, senses, StateNormalizer(senses, config)
         self.encoder = make_encoder(senses, config)
         self.rssm = self.make_rssm(config, self.encoder.embed, action_dim)
         feat = self.rssm.feat_size
@@ -196,9 +196,9 @@ class WorldModel(nn.Module):
         return self.encoder(*self.observed(batch))
 
     def observed(self, batch: dict[str, Tensor]) -> list[Tensor]:
-        """`Senses.observed`, with the states (B, T, S) as `StateScale` has them."""
+        """`Senses.observed`, with the states (B, T, S) as `StateNormalizer` has them."""
         found = self.senses.observed(batch)
-        return [*found[:-1], self.state_scale(found[-1])] if self.senses.state else found
+        return [*found[:-1], self.state_normalizer(found[-1])] if self.senses.state else found
 
     def observe(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> WorldModelOutput:
         """Posterior and prior for observations (B, T, ...) and actions (B, T, own A), from the zero state."""

@@ -63,7 +63,7 @@ class Senses:
 IMAGE = Senses()  # the paper's: one camera
 
 
-class StateScale(nn.Module):
+class StateNormalizer(nn.Module):
     """States (..., S) as the networks read and predict them.
 
     With ``symlog`` on DreamerV3's logarithmic scale. With ``state_standardize``, after that, each number has mean 0 and

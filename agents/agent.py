@@ -145,7 +145,7 @@ class Agent(BaseAgent):
         return store.sample(self.config.batch_size, self.config.batch_length, rng, keys)
 
     def fit_states(self, store: Store) -> None:
-        self.world.state_scale.fit(store.read(i, keys=tuple(self.senses.state)) for i in range(store.episodes))
+        self.world.state_normalizer.fit(store.read(i, keys=tuple(self.senses.state)) for i in range(store.episodes))
 
     def random_batch(self) -> Batch:
         config, device = self.config, self.device

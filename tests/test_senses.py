@@ -17,7 +17,7 @@ from agents.coworld import SourceAgent, TargetAgent
 from benchmarks import plain
 from dreamer_v3.distributions import symlog
 from models import WorldModel, weighted_sum
-from senses import JointEncoder, Senses, StateScale, embedded_parts
+from senses import JointEncoder, Senses, StateNormalizer, embedded_parts
 from tools import BadInput
 from training.domain_senses import check_sources, check_target_simulator, senses_notes
 from training.methods import METHODS, AgentBuilder
@@ -114,7 +114,7 @@ def test_states_are_standardised_by_the_data(logarithmic: bool):
         {"qpos": rng.normal([0.5, -40, 3], [0.01, 20, 0], (n, 3)).astype(np.float32), "gripper": np.ones((n, 1))}
         for n in lengths
     ]
-    scale = StateScale(BOTH, tiny(state_standardize=True, symlog=logarithmic))
+    scale = StateNormalizer(BOTH, tiny(state_standardize=True, symlog=logarithmic))
     rows = torch.cat([torch.as_tensor(e["qpos"]) for e in episodes])
     rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
     seen = symlog(rows) if logarithmic else rows
@@ -129,12 +129,12 @@ def test_states_are_standardised_by_the_data(logarithmic: bool):
     assert torch.equal(scale(rows + 1e6).max(0).values, torch.full((4,), 10.0))
     scale.fit([{key: value + 7 for key, value in episodes[0].items()}])
     assert torch.equal(scale(rows), found), "measured once"
-    other = StateScale(BOTH, tiny(state_standardize=True, symlog=logarithmic))
+    other = StateNormalizer(BOTH, tiny(state_standardize=True, symlog=logarithmic))
     other.load_state_dict(scale.state_dict())
     assert torch.equal(other(rows), found)
     assert (
-        not StateScale(BOTH, tiny()).state_dict()
-        and not StateScale(Senses(), tiny(state_standardize=True)).state_dict()
+        not StateNormalizer(BOTH, tiny()).state_dict()
+        and not StateNormalizer(Senses(), tiny(state_standardize=True)).state_dict()
     )
 
 
@@ -143,7 +143,7 @@ def test_both_networks_of_states_see_standardised_ones():
     agents = built("coworld_warm_start", BOTH, BOTH, state_standardize=True)
     source, target = agents["source"], agents["target"]
     episode = {key: np.random.default_rng(0).normal(5, 3, (99, size)) for key, size in JOINTS.items()}
-    source.world.state_scale.fit([episode])
+    source.world.state_normalizer.fit([episode])
     batch = source.random_batch()
     shifted = batch | {key: 3 * batch[key] + 5 for key in JOINTS}
     assert source.world.observed(shifted)[-1].abs().max() < source.world.observed(batch)[-1].abs().max() + 4

@@ -111,8 +111,8 @@ def test_a_run_learns_and_shows_both(walker: Path, whole: Path, capsys: pytest.C
     data = OfflineDataset(walker, size=32, mapping=DataMapping(state_keys="orientations,height"))
     heights = np.concatenate([data.read(i, keys=("height",))["height"] for i in range(data.episodes)])
     scale = {name: saved["agents"][name]["world"] for name in ("source", "target")}
-    assert scale["target"]["state_scale.rows"] == len(heights) != scale["source"]["state_scale.rows"] > 0
-    assert scale["target"]["state_scale.mean"][14].item() == pytest.approx(heights.mean(), rel=1e-5)
+    assert scale["target"]["state_normalizer.rows"] == len(heights) != scale["source"]["state_normalizer.rows"] > 0
+    assert scale["target"]["state_normalizer.mean"][14].item() == pytest.approx(heights.mean(), rel=1e-5)
     assert saved["data"]["cameras"] == {"side": [32, 32, 3], "back": [32, 32, 3]}
     video = next((whole / "videos").glob("target-open_loop*.gif"))
     assert Image.open(video).size == (66 + 3 * (2 * 32 + 2), 2 * 18 + 3 * (32 + 2)), "a row of names above the pictures"
